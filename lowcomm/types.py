@@ -1,0 +1,78 @@
+"""The shared vocabulary of every stage: Delta, Payload, Contribution, Round, and the errors.
+
+Stages import this module and `lowcomm_kernels`, never each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+Delta = dict[str, Tensor]
+"""Pseudo-gradient by parameter name: fp32, `global_before - local_after` (gradient sign), shapes kept."""
+
+
+class LowcommError(Exception):
+    """Every error that lowcomm raises on purpose; the message is one line with the cause and the fix."""
+
+
+class ConfigError(LowcommError):
+    """Bad input found before anything starts (exit code 2): names field, value, range and fix."""
+
+
+class CoverageError(LowcommError):
+    """A trainable parameter or buffer is not in exactly one fragment; the model does not start."""
+
+
+class SyncError(LowcommError):
+    """An exchange failed. Local weights are untouched and the pseudo-gradient stays pending."""
+
+
+class DivergenceError(LowcommError):
+    """Islands disagree on bits that must be equal (global weights, names, versions, configuration)."""
+
+
+class PayloadError(LowcommError):
+    """A payload is malformed, corrupt, stale or does not match what the receiver expects."""
+
+
+class CheckpointError(LowcommError):
+    """A checkpoint is missing, torn, corrupt or of another run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One round: H inner steps on every island, then one sync of `fragments`.
+
+    All randomness of the round derives from `seed` (64-bit), which is equal on every island.
+    """
+
+    index: int
+    step: int
+    """Inner steps that each island has completed when the sync starts."""
+    fragments: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Payload:
+    """What crosses the link: `data` is a contiguous 1-D uint8 tensor, header included; `nbytes` is what is sent."""
+
+    data: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes handed to the transport."""
+        return self.data.numel()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contribution:
+    """One island's decoded Delta; `weight` is the tokens that it trained since its last sync."""
+
+    island: int
+    delta: Delta
+    weight: float
+    round: int
+    notes: tuple[str, ...] = field(default=())
