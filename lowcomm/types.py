@@ -76,3 +76,9 @@ class Contribution:
     weight: float
     round: int
     notes: tuple[str, ...] = field(default=())
+
+
+def require(ok: bool, field_name: str, value: object, legal: str, fix: str) -> None:
+    """Raise the one-line ConfigError `FIELD = VALUE is not allowed: LEGAL. FIX.` unless `ok`."""
+    if not ok:
+        raise ConfigError(f"{field_name} = {value!r} is not allowed: {legal}. Fix: {fix}.")

@@ -1,1 +1,8 @@
-"""TODO."""
+"""Schedules: when islands exchange what."""
+
+from lowcomm.schedule.base import Action, Schedule
+from lowcomm.schedule.every_h import EveryH
+from lowcomm.schedule.every_step import EveryStep
+from lowcomm.schedule.post_local import PostLocal
+
+__all__ = ["Action", "EveryH", "EveryStep", "PostLocal", "Schedule"]

@@ -1,0 +1,31 @@
+"""The schedule arrow: when islands exchange what."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """What happens around one inner step."""
+
+    average_gradients: bool = False
+    """Average the gradients of this step over the islands before the inner optimizer uses them (DDP)."""
+    sync: tuple[int, ...] = ()
+    """Fragments whose exchange starts right after this step, in the order in which all islands send them."""
+
+
+class Schedule(ABC):
+    """A pure function of the step, so that every island decides alike without talking."""
+
+    fragments: int = 1
+    """Number of fragments that the model is cut into."""
+
+    @abstractmethod
+    def __call__(self, step: int, every: int) -> Action:
+        """The action around inner step `step` (counted from 1) for a sync period of `every` inner steps."""
+
+    @abstractmethod
+    def check(self, every: int, steps: int | None) -> None:
+        """Raise ConfigError if it does not fit a run of `steps` inner steps (None: open-ended)."""
