@@ -25,9 +25,7 @@ class Outer(ABC):
 
 def check_lr(name: str, lr: float) -> None:
     """An outer learning rate must be finite and positive."""
-    require(
-        0 < lr < float("inf"), f"{name}.lr", lr, "a finite number above 0", "0.7 suits DiLoCo, 1.0 averaging"
-    )
+    require(0 < lr < float("inf"), f"{name}.lr", lr, "a finite number above 0", "0.7 suits DiLoCo, 1.0 averaging")
 
 
 def check_unit(name: str, value: float) -> None:

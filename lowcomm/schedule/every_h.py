@@ -24,6 +24,4 @@ class EveryH(Schedule):
     def check(self, every: int, steps: int | None) -> None:
         top = steps if steps is not None else "any"
         ok = every >= 1 and (steps is None or every <= steps)
-        require(
-            ok, "sync.every", every, f"1 <= every <= steps ({top})", "lower --sync.every or raise --steps"
-        )
+        require(ok, "sync.every", every, f"1 <= every <= steps ({top})", "lower --sync.every or raise --steps")

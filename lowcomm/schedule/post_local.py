@@ -30,7 +30,5 @@ class PostLocal(Schedule):
         top = "any" if steps is None else steps
         ok = self.warmup_steps >= 0 and (steps is None or self.warmup_steps <= steps)
         fix = "a tenth of the steps is usual"
-        require(
-            ok, "sync.schedule.warmup_steps", self.warmup_steps, f"0 <= warmup_steps <= steps ({top})", fix
-        )
+        require(ok, "sync.schedule.warmup_steps", self.warmup_steps, f"0 <= warmup_steps <= steps ({top})", fix)
         require(every >= 1, "sync.every", every, "1 or more", "32 suits short runs")
