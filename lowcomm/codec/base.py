@@ -10,7 +10,7 @@ from torch import Tensor
 from lowcomm.types import Delta, Payload, Round
 
 State = dict[str, Tensor]
-"""What a codec carries from round to round (error feedback, warm starts): fp32 or uint8 tensors by name, checkpointed."""
+"""What a codec carries from round to round (error feedback, warm starts): tensors by name, checkpointed."""
 
 
 class Codec(ABC):

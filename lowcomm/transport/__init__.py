@@ -1,1 +1,7 @@
-"""TODO."""
+"""Transports: how bytes get from island to island, counted."""
+
+from lowcomm.transport.base import Transport
+from lowcomm.transport.collective import Collective
+from lowcomm.transport.simulated import Simulated
+
+__all__ = ["Collective", "Simulated", "Transport"]

@@ -1,0 +1,73 @@
+"""A fragment: the part of the model that is synchronised together, as flat fp32 vectors with named views.
+
+Flat, since one exchange of one vector beats a hundred small ones; views, since codecs and outer optimizers want shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lowcomm.types import Delta
+
+
+class Fragment:
+    """Global weights, their pseudo-gradient scratch and the outer parameters of some named tensors.
+
+    `weights` is fp32 of `size` elements (padded with zeros to a multiple of `islands`), on the outer device.
+    """
+
+    def __init__(self, params: dict[str, Tensor], islands: int, device: torch.device) -> None:
+        self.names = tuple(params)
+        self.shapes = tuple(p.shape for p in params.values())
+        self.numel = sum(p.numel() for p in params.values())
+        self.size = -(-self.numel // islands) * islands
+        self.device = device
+        self.weights = self._empty()
+        self.mean = self._empty()
+        self.deltas: list[Tensor] = []
+        self.outer_params = [v.detach() for v in self.views(self.weights).values()]
+        self._mean_views = list(self.views(self.mean).values())
+        self._weight_views = list(self.views(self.weights).values())
+
+    def _empty(self) -> Tensor:
+        flat = torch.zeros(self.size, dtype=torch.float32)
+        return flat.pin_memory() if self.device.type == "cpu" and torch.cuda.is_available() else flat.to(self.device)
+
+    def views(self, flat: Tensor) -> Delta:
+        """Named views of a flat vector of `size` elements."""
+        views: Delta = {}
+        start = 0
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            views[name] = flat[start : start + shape.numel()].view(shape)
+            start += shape.numel()
+        return views
+
+    @torch.no_grad()
+    def read(self, params: Sequence[Tensor]) -> None:
+        """Global weights <- these (any float dtype)."""
+        for view, p in zip(self._weight_views, params, strict=True):
+            view.copy_(p)
+
+    @torch.no_grad()
+    def write(self, params: Sequence[Tensor]) -> None:
+        """These <- global weights, cast to their dtype."""
+        for view, p in zip(self._weight_views, params, strict=True):
+            p.copy_(view)
+
+    @torch.no_grad()
+    def compute_delta(self, params: Sequence[Tensor], island: int) -> Tensor:
+        """`global - local` in fp32 for local island `island`: flat, of `size` elements, valid until the next call."""
+        while len(self.deltas) <= island:
+            self.deltas.append(self._empty())
+        flat = self.deltas[island]
+        for view, weight, p in zip(self.views(flat).values(), self._weight_views, params, strict=True):
+            torch.sub(weight, p.detach().to(self.device), out=view)
+        return flat
+
+    def set_outer_grad(self) -> None:
+        """`p.grad = mean` for the outer optimizer: views, no copy."""
+        for p, g in zip(self.outer_params, self._mean_views, strict=True):
+            p.grad = g

@@ -1,0 +1,72 @@
+"""The transport arrow: how bytes get from island to island, counted."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+BLOCK = 1 << 16
+"""Elements summed at a time: accumulator and scratch stay in the L2 cache (2 x 256 KB)."""
+
+
+class Transport(ABC):
+    """Collectives among `islands` islands, of which this process holds `local`, in ascending order.
+
+    Lists of tensors have one entry per local island. All islands call the same methods in the same order.
+    `sent_bytes[i]` and `received_bytes[i]` count, for local island i, the buffers that cross its link; a part that an
+    island keeps for itself is not counted. Raises SyncError if an exchange fails; arguments are then unchanged.
+    """
+
+    islands: int
+    local: tuple[int, ...]
+    sent_bytes: list[int]
+    received_bytes: list[int]
+
+    @abstractmethod
+    def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+        """`out = sum_k weights[k] * vector_k` over all islands in island order, the same bits everywhere.
+
+        vectors: fp32, 1-D, of equal length (a multiple of `islands`); one with weight 0 is skipped, not multiplied.
+        out: fp32, 1-D, of that length, none of the vectors.
+        """
+
+    @abstractmethod
+    def gather(self, rows: Sequence[Tensor]) -> Tensor:
+        """All islands' rows: 1-D tensors of one size and dtype -> [islands, size]."""
+
+    @abstractmethod
+    def gather_sized(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        """All islands' rows, uint8, 1-D, of any sizes (which are exchanged first), in island order."""
+
+    @abstractmethod
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite each local island's tensor with that of island 0."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the group; safe to call twice."""
+
+    def count(self, sent_bytes: int, received_bytes: int) -> None:
+        """Count the same traffic for each local island."""
+        for i in range(len(self.local)):
+            self.sent_bytes[i] += sent_bytes
+            self.received_bytes[i] += received_bytes
+
+
+def ordered_sum(vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor, scratch: Tensor) -> None:
+    """`out = sum_k weights[k] * vectors[k]` in order; product and sum rounded apart, so cuts do not change bits.
+
+    All fp32, 1-D; scratch holds BLOCK elements; a vector with weight 0 is skipped. Raises ValueError if all are.
+    """
+    used = [(v, w) for v, w in zip(vectors, weights, strict=True) if w != 0]
+    if not used:
+        raise ValueError("every weight is 0: nothing to sum")
+    for start in range(0, out.numel(), BLOCK):
+        part = out[start : start + BLOCK]
+        stop = start + part.numel()
+        torch.mul(used[0][0][start:stop], used[0][1], out=part)
+        for vector, weight in used[1:]:
+            part.add_(torch.mul(vector[start:stop], weight, out=scratch[: stop - start]))

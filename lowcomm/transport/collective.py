@@ -1,0 +1,98 @@
+"""Islands as processes under torch.distributed: gloo for tensors on the CPU, NCCL for tensors on a GPU.
+
+The sum is an all-to-all of chunks, a sum in island order and an all-gather: the bytes of a ring all-reduce, but with
+bits that do not depend on the ring. Results go to scratch first: a failed collective tears the buffer that it writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lowcomm.transport.base import BLOCK, Transport, ordered_sum
+from lowcomm.types import SyncError
+
+
+class Collective(Transport):
+    """One island per process of an initialised process group (default: the world)."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.islands = dist.get_world_size(group)
+        self.local = (dist.get_rank(group),)
+        self.sent_bytes = [0]
+        self.received_bytes = [0]
+        self._received: Tensor | None = None
+        self._summed: Tensor | None = None
+        self._scratch: Tensor | None = None
+
+    @classmethod
+    def open(cls, device: torch.device, timeout_s: float) -> Collective:
+        """Join the group that torchrun's environment describes; `timeout_s` bounds each exchange."""
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        return cls()
+
+    def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+        (vector,) = vectors
+        n, size = self.islands, out.numel()
+        received, summed, scratch = self._buffers(size, out.device)
+        self._run("all-to-all", lambda: dist.all_to_all_single(received, vector, group=self.group))
+        ordered_sum(list(received.view(n, size // n)), weights, summed, scratch)
+        self._run("all-gather", lambda: dist.all_gather_single(out, summed, group=self.group))
+        crossing_bytes = 2 * (n - 1) * (size // n) * 4
+        self.count(crossing_bytes, crossing_bytes)
+
+    def gather(self, rows: Sequence[Tensor]) -> Tensor:
+        (row,) = rows
+        out = torch.empty(self.islands * row.numel(), dtype=row.dtype, device=row.device)
+        self._run("all-gather", lambda: dist.all_gather_single(out, row.contiguous(), group=self.group))
+        crossing_bytes = (self.islands - 1) * row.numel() * row.element_size()
+        self.count(crossing_bytes, crossing_bytes)
+        return out.view(self.islands, -1)
+
+    def gather_sized(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        (row,) = rows
+        sizes = self.gather([torch.tensor([row.numel()], dtype=torch.int64, device=row.device)]).flatten().tolist()
+        # gloo gathers equal sizes only: an all-to-all of unequal parts sends everybody the same row, without a copy
+        out = [torch.empty(size, dtype=torch.uint8, device=row.device) for size in sizes]
+        self._run("all-to-all", lambda: dist.all_to_all(out, [row] * self.islands, group=self.group))
+        self.count((self.islands - 1) * row.numel(), sum(sizes) - row.numel())
+        return out
+
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
+        (tensor,) = tensors
+        copy = tensor.detach().clone()
+        self._run("broadcast", lambda: dist.broadcast(copy, group_src=0, group=self.group))
+        tensor.copy_(copy)
+        size_bytes = tensor.numel() * tensor.element_size()
+        if self.local[0] == 0:
+            self.count((self.islands - 1) * size_bytes, 0)
+        else:
+            self.count(0, size_bytes)
+
+    def close(self) -> None:
+        if self.group is None and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _buffers(self, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        if self._received is None or self._received.numel() < size or self._received.device != device:
+            self._received = torch.empty(size, device=device)
+            self._summed = torch.empty(size // self.islands, device=device)
+            self._scratch = torch.empty(BLOCK, device=device)
+        assert self._summed is not None and self._scratch is not None
+        return self._received[:size], self._summed[: size // self.islands], self._scratch
+
+    def _run(self, what: str, exchange: Callable[[], object]) -> None:
+        try:
+            exchange()
+        except RuntimeError as error:
+            cause = str(error).strip().splitlines()[0]
+            raise SyncError(
+                f"the {what} among {self.islands} islands failed on island {self.local[0]}: {cause}. "
+                "Nothing was committed: local weights are kept and the pseudo-gradient stays pending."
+            ) from error

@@ -1,0 +1,58 @@
+"""n islands in one process: the same trainer and the same sums as real processes, bit for bit.
+
+It counts the bytes that the collective transport would send for the same call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lowcomm.transport.base import BLOCK, Transport, ordered_sum
+from lowcomm.types import require
+
+
+class Simulated(Transport):
+    """All islands are local; nothing crosses a socket."""
+
+    def __init__(self, islands: int) -> None:
+        require(islands >= 1, "islands", islands, "1 or more", "pass --islands 4")
+        self.islands = islands
+        self.local = tuple(range(islands))
+        self.sent_bytes = [0] * islands
+        self.received_bytes = [0] * islands
+        self._scratch: Tensor | None = None
+
+    def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+        if self._scratch is None or self._scratch.device != out.device:
+            self._scratch = torch.empty(BLOCK, device=out.device)
+        ordered_sum(vectors, weights, out, self._scratch)
+        crossing_bytes = 2 * (self.islands - 1) * (out.numel() // self.islands) * 4
+        self.count(crossing_bytes, crossing_bytes)
+
+    def gather(self, rows: Sequence[Tensor]) -> Tensor:
+        stacked = torch.stack(list(rows))
+        crossing_bytes = (self.islands - 1) * rows[0].numel() * rows[0].element_size()
+        self.count(crossing_bytes, crossing_bytes)
+        return stacked
+
+    def gather_sized(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        total_bytes = sum(r.numel() for r in rows)
+        for i, row in enumerate(rows):
+            self.sent_bytes[i] += (self.islands - 1) * (row.numel() + 8)
+            self.received_bytes[i] += total_bytes - row.numel() + (self.islands - 1) * 8
+        return list(rows)
+
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
+        for tensor in tensors[1:]:
+            tensor.copy_(tensors[0])
+        if self.islands > 1:
+            size_bytes = tensors[0].numel() * tensors[0].element_size()
+            self.sent_bytes[0] += (self.islands - 1) * size_bytes
+            for i in range(1, self.islands):
+                self.received_bytes[i] += size_bytes
+
+    def close(self) -> None:
+        return None
