@@ -1,1 +1,35 @@
-"""lowcomm."""
+"""lowcomm: train and fine-tune language models over slow, unequal or unreliable links."""
+
+from lowcomm import aggregate, codec, outer, schedule, transport
+from lowcomm.presets import DiLoCo, FedAvg
+from lowcomm.sync import LocalSGD, SyncReport
+from lowcomm.types import (
+    CheckpointError,
+    ConfigError,
+    CoverageError,
+    DivergenceError,
+    LowcommError,
+    PayloadError,
+    SyncError,
+)
+from lowcomm.version import VERSION as __version__
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "CoverageError",
+    "DiLoCo",
+    "DivergenceError",
+    "FedAvg",
+    "LocalSGD",
+    "LowcommError",
+    "PayloadError",
+    "SyncError",
+    "SyncReport",
+    "__version__",
+    "aggregate",
+    "codec",
+    "outer",
+    "schedule",
+    "transport",
+]

@@ -60,12 +60,29 @@ class Fragment:
     @torch.no_grad()
     def compute_delta(self, params: Sequence[Tensor], island: int) -> Tensor:
         """`global - local` in fp32 for local island `island`: flat, of `size` elements, valid until the next call."""
-        while len(self.deltas) <= island:
-            self.deltas.append(self._empty())
-        flat = self.deltas[island]
+        flat = self._scratch(island)
         for view, weight, p in zip(self.views(flat).values(), self._weight_views, params, strict=True):
             torch.sub(weight, p.detach().to(self.device), out=view)
         return flat
+
+    @torch.no_grad()
+    def flatten(self, tensors: Sequence[Tensor], island: int) -> Tensor:
+        """Tensors of this fragment's shapes as one fp32 vector; valid until the next call for this local island."""
+        flat = self._scratch(island)
+        for view, t in zip(self.views(flat).values(), tensors, strict=True):
+            view.copy_(t)
+        return flat
+
+    @torch.no_grad()
+    def unflatten_mean(self, tensors: Sequence[Tensor]) -> None:
+        """These <- `mean`, cast to their dtype."""
+        for view, t in zip(self._mean_views, tensors, strict=True):
+            t.copy_(view)
+
+    def _scratch(self, island: int) -> Tensor:
+        while len(self.deltas) <= island:
+            self.deltas.append(self._empty())
+        return self.deltas[island]
 
     def set_outer_grad(self) -> None:
         """`p.grad = mean` for the outer optimizer: views, no copy."""

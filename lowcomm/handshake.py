@@ -6,25 +6,36 @@ A difference is refused with both sides' values, since a run with two shapes of 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
+from lowcomm.coverage import BufferRule, Coverage, check_partition, prove
+from lowcomm.digest import digest_all
+from lowcomm.fragment import Fragment
+from lowcomm.replica import Replica
 from lowcomm.transport.base import Transport
 from lowcomm.types import DivergenceError
+from lowcomm.version import VERSION
+
+if TYPE_CHECKING:
+    from lowcomm.sync import LocalSGD
 
 Facts = Mapping[str, str | int | float | Mapping[str, str]]
 """What must be equal everywhere: JSON scalars, or a mapping (tensor name -> shape and dtype)."""
 
 
-def compare(transport: Transport, facts: Facts) -> None:
-    """Raise DivergenceError on every island if any island's facts differ, naming the first that does."""
-    text = json.dumps(facts, sort_keys=True).encode()
-    row = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    rows = transport.gather_sized([row] * len(transport.local))
-    own = json.loads(text)
-    for island, other in enumerate(rows):
-        theirs = json.loads(bytes(other.numpy()))
+def compare(transport: Transport, facts: Sequence[Facts]) -> None:
+    """Raise DivergenceError on every island if any island's facts differ, naming the first that does.
+
+    facts: one per local island.
+    """
+    texts = [json.dumps(f, sort_keys=True).encode() for f in facts]
+    rows = transport.gather_sized([torch.frombuffer(bytearray(t), dtype=torch.uint8) for t in texts])
+    own = json.loads(texts[0])
+    for island, row in enumerate(rows):
+        theirs = json.loads(bytes(row.numpy()))
         for key in sorted({*own, *theirs}):
             if own.get(key) != theirs.get(key):
                 _refuse(key, own.get(key), theirs.get(key), transport.local[0], island)
@@ -35,5 +46,54 @@ def _refuse(key: str, mine: object, theirs: object, me: int, them: int) -> None:
         name = next(n for n in [*mine, *theirs] if mine.get(n) != theirs.get(n))
         key, mine, theirs = f"{key}[{name}]", mine.get(name), theirs.get(name)
     raise DivergenceError(
-        f"islands {me} and {them} disagree on {key}: {mine!r} against {theirs!r}. Start all with the same code and recipe."
+        f"islands {me} and {them} disagree on {key}: {mine!r} against {theirs!r}. "
+        "Start all with the same code, recipe and model."
     )
+
+
+def prepare(
+    sync: LocalSGD, buffers: Mapping[str, BufferRule], outer_device: torch.device | str | None
+) -> tuple[list[Fragment], Fragment | None]:
+    """Prove coverage, shake hands, agree on the first weights.
+
+    Returns the fragments, which hold the global weights, and a pseudo-fragment of the buffers to average, if any.
+    Islands that start from other weights take those of island 0, as under DDP.
+    """
+    coverages = [prove(r.model, [p for g in r.inner.param_groups for p in g["params"]], buffers) for r in sync.replicas]
+    coverage, first = coverages[0], sync.replicas[0]
+    parts = sync.schedule.partition({n: p.numel() for n, p in first.params.items()})
+    check_partition(coverage.trainable, parts)
+    compare(sync.transport, [_facts(sync, r, c) for r, c in zip(sync.replicas, coverages, strict=True)])
+    device = torch.device(outer_device) if outer_device is not None else next(iter(first.params.values())).device
+    islands = sync.transport.islands
+    fragments = [Fragment({n: first.params[n] for n in part}, islands, device) for part in parts]
+    averaged = {n: first.buffers[n] for n in coverage.averaged_buffers}
+    _agree_on_weights(sync)
+    for fragment in fragments:
+        fragment.read(first.tensors(fragment))
+    return fragments, Fragment(averaged, islands, device) if averaged else None
+
+
+def _agree_on_weights(sync: LocalSGD) -> None:
+    rows = [torch.frombuffer(bytearray(digest_all(r.params)), dtype=torch.uint8) for r in sync.replicas]
+    table = sync.transport.gather(rows)
+    if bool((table != table[0]).any()):
+        for name in sync.replicas[0].params:
+            sync.transport.broadcast([r.params[name].data for r in sync.replicas])
+
+
+def _facts(sync: LocalSGD, replica: Replica, coverage: Coverage) -> Facts:
+    parameters = dict(replica.model.named_parameters())
+    return {
+        "version": VERSION,
+        "islands": sync.transport.islands,
+        "every": sync.every,
+        "seed": sync.seed,
+        "outer": repr(sync.outer),
+        "codec": repr(sync.codec),
+        "schedule": repr(sync.schedule),
+        "aggregator": repr(sync.aggregator),
+        "tensors": {n: f"{tuple(t.shape)} {t.dtype}" for n, t in {**parameters, **replica.buffers}.items()},
+        "trainable": " ".join(coverage.trainable),
+        "frozen weights": digest_all({n: parameters[n] for n in coverage.frozen}).hex(),
+    }

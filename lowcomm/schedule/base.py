@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -25,6 +26,10 @@ class Schedule(ABC):
     @abstractmethod
     def __call__(self, step: int, every: int) -> Action:
         """The action around inner step `step` (counted from 1) for a sync period of `every` inner steps."""
+
+    def partition(self, sizes: Mapping[str, int]) -> list[list[str]]:
+        """Parameter names by fragment, for names and element counts in the model's order; here one fragment."""
+        return [list(sizes)]
 
     @abstractmethod
     def check(self, every: int, steps: int | None) -> None:

@@ -1,0 +1,232 @@
+"""LocalSGD: the object that a user's own loop holds; trainer.py uses the same one.
+
+It hooks the inner optimizer, counts steps, and after every H of them exchanges pseudo-gradients and takes the outer
+step. What it guarantees is listed in the docs under "What a sync guarantees".
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lowcomm.aggregate import Aggregator, Mean
+from lowcomm.codec import Codec, Fp32
+from lowcomm.coverage import BufferRule
+from lowcomm.exchange import aggregate_into_mean, call_roll
+from lowcomm.fragment import Fragment
+from lowcomm.handshake import prepare
+from lowcomm.outer import Nesterov, Outer
+from lowcomm.replica import Replica
+from lowcomm.schedule import Action, EveryH, Schedule
+from lowcomm.transport import Transport, default_transport
+from lowcomm.types import Round, SyncError, require
+from lowcomm.verify import check_still_covered, verify_equal
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncReport:
+    """What one sync did, for logs; lists have one entry per island, in island order."""
+
+    round: Round
+    seconds_s: float
+    """Whole sync."""
+    blocked_s: float
+    """Part of it in which the island could not train."""
+    delta_norms: list[float]
+    weights: list[float]
+    dropped: dict[int, str] = field(default_factory=dict)
+
+
+class LocalSGD:
+    """Train `model` with `inner` for `every` steps, then merge with the other islands; repeat.
+
+    Args:
+        model: the island's model, or a list of models: several islands simulated in this process.
+        inner: the optimizer(s) over the trainable parameters.
+        every: inner steps per round (H).
+        outer: outer optimizer; codec, schedule, aggregator: the other arrows of the flow.
+        transport: None takes the default process group if there is one, else the models given.
+        buffers: rule by name pattern for persistent buffers: "average" or "local".
+        outer_device: where global weights and outer state live (None: with the parameters); fp32 either way.
+        seed: 64-bit seed from which each round's randomness derives; equal on every island.
+        quorum: fraction of the islands that must be usable for a round to be committed.
+
+    Raises CoverageError or DivergenceError at construction, SyncError from the step that could not sync.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Sequence[nn.Module],
+        inner: Optimizer | Sequence[Optimizer],
+        *,
+        every: int,
+        outer: Outer | None = None,
+        codec: Codec | None = None,
+        schedule: Schedule | None = None,
+        aggregator: Aggregator | None = None,
+        transport: Transport | None = None,
+        buffers: Mapping[str, BufferRule] | None = None,
+        outer_device: torch.device | str | None = None,
+        seed: int = 0,
+        quorum: float = 0.5,
+    ) -> None:
+        models = [model] if isinstance(model, nn.Module) else list(model)
+        inners = [inner] if isinstance(inner, Optimizer) else list(inner)
+        require(0 < quorum <= 1, "quorum", quorum, "0 < quorum <= 1", "0.5 needs half of the islands")
+        self.every, self.seed, self.quorum = every, seed, quorum
+        self.outer, self.codec = outer or Nesterov(), codec or Fp32()
+        self.schedule, self.aggregator = schedule or EveryH(), aggregator or Mean()
+        for part in (self.outer, self.codec):
+            part.check()
+        self.schedule.check(every, None)
+        self.transport = transport or default_transport(len(models))
+        self.replicas = [Replica(m, i) for m, i in zip(models, inners, strict=True)]
+        self.step = 0
+        self.round = 0
+        self.pending: tuple[int, ...] = ()
+        """Fragments whose exchange was due and has not been committed."""
+        self.listeners: list[Callable[[SyncReport], None]] = []
+        self._averaged_step: int | None = None
+        self._must_rebase = False
+        self.fragments, self._buffers = prepare(self, buffers or {}, outer_device)
+        self.outers = [self.outer.build(f.outer_params) for f in self.fragments]
+        self.codec_states = [[self.codec.init(f.views(f.weights)) for f in self.fragments] for _ in self.replicas]
+        for index, replica in enumerate(self.replicas):
+            replica.inner.register_step_pre_hook(lambda *_: self._before_step())
+            replica.inner.register_step_post_hook(lambda *_, i=index: self._after_step(i))
+
+    @property
+    def next_action(self) -> Action:
+        """What the schedule says about the inner step that comes next."""
+        return self.schedule(self.step + 1, self.every)
+
+    def count_tokens(self, tokens: int, island: int = 0) -> None:
+        """Say how many tokens the next inner step of local island `island` trains on (weights of the mean).
+
+        A loop that never calls it has one unit per step, so that all weights are equal.
+        """
+        self.replicas[island].next_tokens += tokens
+
+    @torch.no_grad()
+    def average_gradients(self) -> None:
+        """Replace every gradient by its mean over the islands; call it before clipping. Once per step.
+
+        The step hook does it for a loop that does not, in steps where the schedule asks for it (DDP).
+        """
+        self._averaged_step = self.step
+        self._must_rebase = True
+        uniform = [1 / self.transport.islands] * self.transport.islands
+        for fragment in self.fragments:
+            flats = [fragment.flatten(_grads(r.tensors(fragment)), i) for i, r in enumerate(self.replicas)]
+            self.transport.weighted_sum(flats, uniform, fragment.mean)
+            for replica in self.replicas:
+                fragment.unflatten_mean(_grads(replica.tensors(fragment)))
+
+    def finish(self) -> None:
+        """Merge what has been trained since the last sync; the models then hold the global weights."""
+        if self._must_rebase:
+            self._rebase()
+        due = tuple(i for i in range(len(self.fragments)) if any(r.unsynced(i) > 0 for r in self.replicas))
+        if due:
+            self.sync(due)
+
+    def sync(self, fragments: Sequence[int]) -> None:
+        """Exchange these fragments now. On SyncError nothing has changed and they stay in `pending`."""
+        start = time.perf_counter()
+        self.pending = tuple(fragments)
+        check_still_covered(self.replicas)
+        for index in self.pending:
+            self._sync_fragment(index, start)
+            self.pending = tuple(i for i in self.pending if i != index)
+            start = time.perf_counter()
+
+    @torch.no_grad()
+    def _sync_fragment(self, index: int, start: float) -> None:
+        fragment = self.fragments[index]
+        current = Round(index=self.round, step=self.step, fragments=(index,), seed=self._round_seed())
+        deltas = [fragment.compute_delta(r.tensors(fragment), i) for i, r in enumerate(self.replicas)]
+        norms = [float(torch.linalg.vector_norm(d)) for d in deltas]
+        tokens = [r.unsynced(index) for r in self.replicas]
+        roll = call_roll(self.transport, self.aggregator, current, tokens, norms, self.quorum)
+        states = [s[index] for s in self.codec_states]
+        after = aggregate_into_mean(
+            fragment, deltas, self.transport, self.codec, self.aggregator, states, roll, current
+        )
+        if self._buffers is not None:
+            self._average_buffers(self._buffers, roll.weights)
+        fragment.set_outer_grad()
+        self.outers[index].step()
+        self.round += 1
+        for i, (replica, island) in enumerate(zip(self.replicas, self.transport.local, strict=True)):
+            fragment.write(replica.tensors(fragment))
+            replica.mark_synced(index)
+            if island in roll.dropped:
+                replica.inner.state.clear()  # moments of a diverged island are as bad as its weights
+            else:
+                self.codec_states[i][index] = after[i]
+        verify_equal(self.transport, fragment, current)
+        elapsed = time.perf_counter() - start
+        report = SyncReport(
+            round=current,
+            seconds_s=elapsed,
+            blocked_s=elapsed,
+            delta_norms=roll.norms,
+            weights=roll.weights,
+            dropped=roll.dropped,
+        )
+        for listener in self.listeners:
+            listener(report)
+
+    def _average_buffers(self, buffers: Fragment, weights: Sequence[float]) -> None:
+        flats = [buffers.flatten(r.tensors(buffers), i) for i, r in enumerate(self.replicas)]
+        self.transport.weighted_sum(flats, weights, buffers.mean)
+        for replica in self.replicas:
+            buffers.unflatten_mean(replica.tensors(buffers))
+
+    def _before_step(self) -> None:
+        if self.next_action.average_gradients and self._averaged_step != self.step:
+            if len(self.replicas) > 1:
+                raise SyncError("with several islands in one process, call average_gradients() before the first step()")
+            self.average_gradients()
+        elif self._must_rebase and not self.next_action.average_gradients:
+            self._rebase()
+
+    def _after_step(self, island: int) -> None:
+        self.replicas[island].take_step()
+        if any(r.steps == self.step for r in self.replicas):
+            return
+        self.step += 1
+        due = (*self.pending, *self.schedule(self.step, self.every).sync)
+        if due:
+            self.sync(tuple(dict.fromkeys(due)))
+
+    @torch.no_grad()
+    def _rebase(self) -> None:
+        """After steps with averaged gradients the islands are equal: their weights are the global weights."""
+        self._must_rebase = False
+        for index, fragment in enumerate(self.fragments):
+            current = Round(index=self.round, step=self.step, fragments=(index,), seed=self._round_seed())
+            for replica in self.replicas:
+                fragment.read(replica.tensors(fragment))
+                verify_equal(self.transport, fragment, current)
+                replica.mark_synced(index)
+
+    def _round_seed(self) -> int:
+        return (self.seed * 0x9E3779B97F4A7C15 + (self.round + 1) * 0xBF58476D1CE4E5B9) % 2**64
+
+    def weights(self) -> dict[str, Tensor]:
+        """The global weights by name: fp32 views on the outer device."""
+        return {name: view for f in self.fragments for name, view in f.views(f.weights).items()}
+
+
+def _grads(params: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients, made of zeros where this island had none: the others may have one."""
+    for p in params:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    return [p.grad for p in params if p.grad is not None]

@@ -1,0 +1,44 @@
+"""Checks around every sync: the model is still covered, the islands still agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lowcomm.digest import digest
+from lowcomm.fragment import Fragment
+from lowcomm.replica import Replica
+from lowcomm.transport.base import Transport
+from lowcomm.types import CoverageError, DivergenceError, Round
+
+
+def check_still_covered(replicas: Sequence[Replica]) -> None:
+    """Raise CoverageError if a parameter was unfrozen, frozen or replaced since the start."""
+    for replica in replicas:
+        now = {name: id(p) for name, p in replica.model.named_parameters() if p.requires_grad}
+        then = {name: id(p) for name, p in replica.params.items()}
+        if now != then:
+            changed = sorted(set(now.items()) ^ set(then.items()))[0][0]
+            raise CoverageError(
+                f"parameter {changed} was frozen, unfrozen or replaced since the sync was set up: build a new LocalSGD"
+            )
+
+
+def verify_equal(transport: Transport, fragment: Fragment, round: Round) -> None:
+    """Compare the islands' global weights (16 bytes each); raise DivergenceError naming the first tensor that differs."""
+    own = torch.frombuffer(bytearray(digest(fragment.weights)), dtype=torch.uint8)
+    table = transport.gather([own] * len(transport.local))
+    if bool((table == table[0]).all()):
+        return
+    digests = [digest(view) for view in fragment.views(fragment.weights).values()]
+    own = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8)
+    table = transport.gather([own] * len(transport.local)).view(transport.islands, -1, 16)
+    for index, name in enumerate(fragment.names):
+        differing = [i for i in range(transport.islands) if bool((table[i, index] != table[0, index]).any())]
+        if differing:
+            raise DivergenceError(
+                f"after round {round.index} (step {round.step}) the global weights differ: {name} on islands "
+                f"{differing} is not what island 0 has. The run stops; resume from the last checkpoint."
+            )
+    raise DivergenceError(f"after round {round.index} the digests of the global weights differ but no tensor does")
