@@ -1,0 +1,52 @@
+# Needs python >= 3.11, its pip and make; git may be absent.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.lowcomm-installed
+TORCH := torch==2.13.0
+# Extra pip flags for torch alone, for instance the index of the CPU-only wheels (2 GB less to fetch).
+TORCH_FLAGS ?=
+BENCH ?= $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+PYTEST_FLAGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv train test lint bench clean
+
+help:
+	@echo "make train   install, then pretrain a small model on four islands of this machine (minutes)"
+	@echo "make test    install, lint, then run the whole test suite"
+	@echo "make lint    ruff and basedpyright"
+	@echo "make bench   run the benchmarks (hours); one of them: make bench BENCH=benchmarks/NAME.py"
+	@echo "make clean   remove $(VENV), caches and build output; runs/ stays"
+
+venv: $(STAMP)
+
+# torch comes first and alone: the others then accept the build that is there (CPU or CUDA).
+# A system without the venv module's own pip lends the pip it has.
+$(STAMP): pyproject.toml setup.py constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: no python >= 3.11 found: install python3.11 or set PYTHON=" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) 2>/dev/null || \
+		{ $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; } || \
+		{ echo "make: cannot create $(VENV): install python3-venv or pip" >&2; exit 2; }
+	$(BIN)/python -m pip install --disable-pip-version-check $(TORCH_FLAGS) $(TORCH)
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+train: $(STAMP)
+	$(BIN)/lowcomm train recipes/diloco.py:pretrain_cpu --islands 4
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+bench: $(STAMP)
+	@for file in $(BENCH); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
