@@ -1,0 +1,86 @@
+"""A byte-level BPE trained once on the training documents and cached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowcomm.data import cache
+from lowcomm.data.errors import bad
+from lowcomm.data.tokenizer import BackendTokenizer, Tokenizer, TokenizerSpec, save_backend
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedBPE(TokenizerSpec):
+    """Byte-level BPE trained by `tokenizers` on the training documents only; same text, same tokenizer."""
+
+    vocab_size: int = 4096
+    """Number of ids: 256 bytes, one end-of-text token, the rest merges; 257 to 1048576."""
+    train_bytes: int = 20_000_000
+    """At most about this many bytes of training text are read to learn the merges."""
+
+    def check(self) -> None:
+        if not 257 <= self.vocab_size <= 2**20:
+            raise bad("tokenizer.vocab_size", self.vocab_size, "257 to 1048576", "use 4096")
+        if self.train_bytes < 1:
+            raise bad("tokenizer.train_bytes", self.train_bytes, "1 byte or more", "use 20000000")
+
+    def load(self, training_text: Callable[[], Iterator[bytes]], cache_dir: Path) -> Tokenizer:
+        """Trains on the first run; later runs and other processes read the cache."""
+        from tokenizers import Tokenizer as Backend
+        from tokenizers import __version__
+
+        texts = list(_head(training_text(), self.train_bytes))
+        digest = sha256(f"{__version__} {self.vocab_size}".encode())
+        for text in texts:
+            digest.update(sha256(text).digest())
+        path = cache_dir / "bpe" / f"{digest.hexdigest()}.json"
+        stored = cache.read(path)
+        if stored is None:
+            stored = self._train(texts).to_str().encode()
+            cache.write(path, stored)
+        # Always the parsed form, so that the first run and the cached one cannot differ.
+        backend = Backend.from_str(stored.decode())
+        end_of_text = backend.get_vocab(with_added_tokens=True)[END_OF_TEXT]
+        return BackendTokenizer(
+            Backend.from_str(stored.decode()),
+            vocab_size=self.vocab_size,
+            end_of_text=end_of_text,
+            special=frozenset({end_of_text}),
+            save=partial(save_backend, backend, END_OF_TEXT),
+        )
+
+    def _train(self, texts: list[bytes]) -> Backend:
+        from tokenizers import Tokenizer as Backend
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+
+        backend = Backend(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+        backend.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocab_size,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator((text.decode("utf-8") for text in texts), trainer=trainer)
+        return backend
+
+
+def _head(texts: Iterator[bytes], limit_bytes: int) -> Iterator[bytes]:
+    """Documents until the limit is passed; the last one whole."""
+    total = 0
+    for text in texts:
+        yield text
+        total += len(text)
+        if total >= limit_bytes:
+            return

@@ -1,0 +1,54 @@
+"""Settings of the data of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from lowcomm.data.bytes_tokenizer import Bytes
+from lowcomm.data.errors import bad
+from lowcomm.data.python_corpus import PythonCorpus
+from lowcomm.data.source import Source
+from lowcomm.data.tokenizer import TokenizerSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which text is read, how it becomes tokens, and how islands share it."""
+
+    source: Source = field(default_factory=PythonCorpus)
+    """Where the text comes from."""
+    tokenizer: TokenizerSpec = field(default_factory=Bytes)
+    """How text becomes tokens."""
+    seq_len: int = 128
+    """Tokens per sequence."""
+    batch_size: int = 8
+    """Sequences per micro-batch and island."""
+    sharding: Literal["iid", "by_file"] = "iid"
+    """How islands share the text: iid deals single sequences at random, by_file deals whole files."""
+    validation_fraction: float = 0.05
+    """Part of the files (of the rows, where a file has many) that is held out, chosen by a hash of its name."""
+    validation_sequences: int = 128
+    """At most this many held-out sequences are evaluated, spread evenly over the held-out text."""
+    tuning: bool = False
+    """Validate on a part of the training files instead, so that settings are never tuned on the reported set."""
+    cache_dir: Path = Path("~/.cache/lowcomm")
+    """Directory of trained tokenizers and tokenised text; may be deleted at any time."""
+
+    def check(self, islands: int) -> None:
+        """Raises ConfigError for the first field out of range; reads no text."""
+        if islands < 1:
+            raise bad("islands", islands, "1 or more", "use 1 island for a plain run")
+        for name in ("seq_len", "batch_size", "validation_sequences"):
+            value = getattr(self, name)
+            if value < 1:
+                raise bad(name, value, "1 or more", f"use {DataConfig.__dataclass_fields__[name].default}")
+        if self.sharding not in ("iid", "by_file"):
+            raise bad("sharding", self.sharding, "'iid' or 'by_file'", "use 'iid'")
+        if not 0 < self.validation_fraction <= 0.5:
+            raise bad("validation_fraction", self.validation_fraction, "above 0 and at most 0.5", "use 0.05")
+        if self.cache_dir.expanduser().is_file():
+            raise bad("cache_dir", str(self.cache_dir), "a directory", "name a directory, not a file")
+        self.source.check()
+        self.tokenizer.check()

@@ -1,0 +1,71 @@
+"""The data of a run: shards, validation batches, and what a report says about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowcomm.data.config import DataConfig
+from lowcomm.data.errors import bad
+from lowcomm.data.shard import Shard, pair
+from lowcomm.data.tokenizer import Tokenizer
+from lowcomm.data.windows import evenly, gather, window_count
+
+Stats = dict[str, int | float | str]
+
+
+class Data:
+    """Made by build_data; every process of a run builds the same one."""
+
+    vocab_size: int
+    token_bytes: Tensor
+    """int64 [vocab_size]: bytes of text that each token stands for, 0 for special tokens."""
+    stats: Stats
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        islands: int,
+        tokenizer: Tokenizer,
+        validation: np.ndarray,
+        stats: Mapping[str, int | float | str],
+        make_shard: Callable[[int], Shard],
+    ) -> None:
+        """`validation` is the held-out stream [tokens]; raises ConfigError if no window fits into it."""
+        total = window_count(len(validation), config.seq_len)
+        if total == 0:
+            raise bad(
+                "seq_len",
+                config.seq_len,
+                f"at most {max(len(validation) - 1, 0)}, the held-out text has {len(validation)} tokens",
+                "shorten the sequences, raise data.validation_fraction or add text",
+            )
+        self.vocab_size = tokenizer.vocab_size
+        self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
+        chosen = evenly(total, config.validation_sequences)
+        self.stats = {**stats, "validation_sequences": len(chosen)}
+        self._windows = gather(validation, chosen, config.seq_len)
+        self._config = config
+        self._islands = islands
+        self._tokenizer = tokenizer
+        self._make_shard = make_shard
+
+    def shard(self, island: int) -> Shard:
+        """A new reader of the island's training text, at its beginning."""
+        if not 0 <= island < self._islands:
+            raise bad("shard", island, f"0 to {self._islands - 1}", "name an island of this run")
+        return self._make_shard(island)
+
+    def validation_batches(self) -> list[tuple[Tensor, Tensor]]:
+        """int64 (inputs, targets) [up to batch_size, seq_len]: the same held-out windows every time."""
+        size = self._config.batch_size
+        return [pair(self._windows[i : i + size]) for i in range(0, len(self._windows), size)]
+
+    def save_tokenizer(self, directory: Path) -> None:
+        """Write a transformers tokenizer that AutoTokenizer.from_pretrained(directory) loads."""
+        self._tokenizer.save(directory)
