@@ -19,7 +19,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from lowcomm import doctor_host as host
-from lowcomm import doctor_links as net
+from lowcomm import doctor_links
+from lowcomm import doctor_network as net
 from lowcomm.types import ConfigError
 
 _MIN_PAYLOAD_BYTES, _MAX_PAYLOAD_BYTES = 1024, 1_000_000_000
@@ -44,13 +45,13 @@ def run_doctor(json_path: Path | None = None, run_dir: Path = Path("runs"), payl
     if world > 1:
         label = "|".join((socket.gethostname(), torch.__version__, host.installed_version("lowcomm") or "source"))
         try:
-            links, rank = net.measure_links(str(facts["backend"]), label, payload_bytes)
+            links, rank = doctor_links.measure_links(str(facts["backend"]), label, payload_bytes)
         except (RuntimeError, ValueError) as error:  # what torch raises for a peer that does not answer
             reason = (str(error).splitlines() or ["no reason given"])[0]
             problems.append(f"rank {rank} could not measure the links: {reason}")
         else:
-            warnings += _version_notes(links.labels)
-            facts["links"] = asdict(links) | {"verdict": _verdict(links)}
+            warnings += doctor_links.version_notes(links.labels)
+            facts["links"] = doctor_links.as_facts(links)
     facts |= {"warnings": warnings, "problems": problems}
     if rank == 0:
         _print_report(facts)
@@ -146,31 +147,6 @@ def _host_warnings(facts: Facts, disk: host.DiskSpeed, world: int) -> list[str]:
     return notes
 
 
-def _version_notes(labels: list[str]) -> list[str]:
-    versions = sorted({label.partition("|")[2] for label in labels})
-    if len(versions) == 1:
-        return []
-    return [f"ranks run different torch|lowcomm versions: {', '.join(versions)}; install the same everywhere"]
-
-
-def _verdict(links: net.Links) -> str:
-    pairs = [(i, j) for i, row in enumerate(links.bandwidth_mb_per_s) for j, v in enumerate(row) if v is not None]
-    slow = min(pairs, key=lambda p: links.bandwidth_mb_per_s[p[0]][p[1]] or 0.0)
-    fast = max(pairs, key=lambda p: links.bandwidth_mb_per_s[p[0]][p[1]] or 0.0)
-    far = max(pairs, key=lambda p: links.latency_ms[p[0]][p[1]] or 0.0)
-    return (
-        f"slowest link: rank {_arrow(slow, links)} at {links.bandwidth_mb_per_s[slow[0]][slow[1]]:.1f} MB/s "
-        f"(fastest {links.bandwidth_mb_per_s[fast[0]][fast[1]]:.1f}); "
-        f"longest latency: rank {_arrow(far, links)} at {links.latency_ms[far[0]][far[1]]:.3f} ms; "
-        "a sync with every island waits for the slowest"
-    )
-
-
-def _arrow(pair: tuple[int, int], links: net.Links) -> str:
-    names = [links.labels[rank].partition("|")[0] for rank in pair]
-    return f"{pair[0]} -> {pair[1]} ({names[0]} -> {names[1]})"
-
-
 def _print_report(facts: Facts) -> None:
     # A pipe or a log file has no width: 80 columns would cut the matrix.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
@@ -180,7 +156,7 @@ def _print_report(facts: Facts) -> None:
     console.print(table)
     console.print(_extras_table(facts["extras"]))
     if "links" in facts:
-        _print_links(console, facts["links"])
+        print_links(console, facts["links"])
     for note in facts["warnings"]:
         console.print(f"[yellow]warning:[/yellow] {escape(note)}")
     for problem in facts["problems"]:
@@ -233,7 +209,7 @@ def _extras_table(extras: dict[str, dict[str, str | None]]) -> Table:
     return table
 
 
-def _print_links(console: Console, links: dict[str, Any]) -> None:
+def print_links(console: Console, links: dict[str, Any]) -> None:
     labels = [f"{rank} {label.partition('|')[0]}" for rank, label in enumerate(links["labels"])]
     size = f"{links['payload_bytes'] / 1e6:g} MB payloads, row sends to column"
     parts = (("latency_ms", "latency, ms one way", ".3f"), ("bandwidth_mb_per_s", f"bandwidth, MB/s ({size})", ".1f"))
