@@ -12,7 +12,7 @@ from lowcomm.types import (
     PayloadError,
     SyncError,
 )
-from lowcomm.version import VERSION as __version__
+from lowcomm.version import __version__
 
 __all__ = [
     "CheckpointError",

@@ -16,7 +16,7 @@ from torch import Tensor
 def digest(tensor: Tensor) -> bytes:
     """16 bytes over the raw bits of a tensor of any dtype and device."""
     data = tensor.detach().contiguous().reshape(-1).cpu().view(torch.uint8)
-    return xxhash.xxh3_128_digest(data.numpy())
+    return xxhash.xxh3_128_digest(data.numpy().data)
 
 
 def digest_all(tensors: Mapping[str, Tensor]) -> bytes:

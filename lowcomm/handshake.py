@@ -17,7 +17,7 @@ from lowcomm.fragment import Fragment
 from lowcomm.replica import Replica
 from lowcomm.transport.base import Transport
 from lowcomm.types import DivergenceError
-from lowcomm.version import VERSION
+from lowcomm.version import __version__
 
 if TYPE_CHECKING:
     from lowcomm.sync import LocalSGD
@@ -85,7 +85,7 @@ def _agree_on_weights(sync: LocalSGD) -> None:
 def _facts(sync: LocalSGD, replica: Replica, coverage: Coverage) -> Facts:
     parameters = dict(replica.model.named_parameters())
     return {
-        "version": VERSION,
+        "version": __version__,
         "islands": sync.transport.islands,
         "every": sync.every,
         "seed": sync.seed,

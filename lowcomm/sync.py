@@ -91,8 +91,12 @@ class LocalSGD:
         self.pending: tuple[int, ...] = ()
         """Fragments whose exchange was due and has not been committed."""
         self.listeners: list[Callable[[SyncReport], None]] = []
+        self.sync_s = 0.0
+        self.blocked_s = 0.0
+        self.gradient_steps = 0
+        """Steps whose gradients were averaged (DDP)."""
         self._averaged_step: int | None = None
-        self._must_rebase = False
+        self.must_rebase = False
         self.fragments, self._buffers = prepare(self, buffers or {}, outer_device)
         self.outers = [self.outer.build(f.outer_params) for f in self.fragments]
         self.codec_states = [[self.codec.init(f.views(f.weights)) for f in self.fragments] for _ in self.replicas]
@@ -118,18 +122,22 @@ class LocalSGD:
 
         The step hook does it for a loop that does not, in steps where the schedule asks for it (DDP).
         """
-        self._averaged_step = self.step
-        self._must_rebase = True
+        start = time.perf_counter()
         uniform = [1 / self.transport.islands] * self.transport.islands
         for fragment in self.fragments:
             flats = [fragment.flatten(_grads(r.tensors(fragment)), i) for i, r in enumerate(self.replicas)]
             self.transport.weighted_sum(flats, uniform, fragment.mean)
             for replica in self.replicas:
                 fragment.unflatten_mean(_grads(replica.tensors(fragment)))
+        self._averaged_step = self.step
+        self.must_rebase = True
+        self.gradient_steps += 1
+        self.sync_s += time.perf_counter() - start
+        self.blocked_s += time.perf_counter() - start
 
     def finish(self) -> None:
         """Merge what has been trained since the last sync; the models then hold the global weights."""
-        if self._must_rebase:
+        if self.must_rebase:
             self._rebase()
         due = tuple(i for i in range(len(self.fragments)) if any(r.unsynced(i) > 0 for r in self.replicas))
         if due:
@@ -171,6 +179,8 @@ class LocalSGD:
                 self.codec_states[i][index] = after[i]
         verify_equal(self.transport, fragment, current)
         elapsed = time.perf_counter() - start
+        self.sync_s += elapsed
+        self.blocked_s += elapsed
         report = SyncReport(
             round=current,
             seconds_s=elapsed,
@@ -193,7 +203,7 @@ class LocalSGD:
             if len(self.replicas) > 1:
                 raise SyncError("with several islands in one process, call average_gradients() before the first step()")
             self.average_gradients()
-        elif self._must_rebase and not self.next_action.average_gradients:
+        elif self.must_rebase and not self.next_action.average_gradients:
             self._rebase()
 
     def _after_step(self, island: int) -> None:
@@ -208,7 +218,9 @@ class LocalSGD:
     @torch.no_grad()
     def _rebase(self) -> None:
         """After steps with averaged gradients the islands are equal: their weights are the global weights."""
-        self._must_rebase = False
+        self.must_rebase = False
+        if self._buffers is not None:
+            self._average_buffers(self._buffers, [1 / self.transport.islands] * self.transport.islands)
         for index, fragment in enumerate(self.fragments):
             current = Round(index=self.round, step=self.step, fragments=(index,), seed=self._round_seed())
             for replica in self.replicas:
@@ -218,6 +230,11 @@ class LocalSGD:
 
     def _round_seed(self) -> int:
         return (self.seed * 0x9E3779B97F4A7C15 + (self.round + 1) * 0xBF58476D1CE4E5B9) % 2**64
+
+    @property
+    def rounds_done(self) -> int:
+        """Rounds committed, a period of averaged gradients counting as one: what checkpoints are named by."""
+        return self.round + self.gradient_steps // self.every
 
     def weights(self) -> dict[str, Tensor]:
         """The global weights by name: fp32 views on the outer device."""

@@ -26,7 +26,7 @@ def check_still_covered(replicas: Sequence[Replica]) -> None:
 
 
 def verify_equal(transport: Transport, fragment: Fragment, round: Round) -> None:
-    """Compare the islands' global weights (16 bytes each); raise DivergenceError naming the first tensor that differs."""
+    """Compare the islands' global weights (16 bytes each); DivergenceError names the first tensor that differs."""
     own = torch.frombuffer(bytearray(digest(fragment.weights)), dtype=torch.uint8)
     table = transport.gather([own] * len(transport.local))
     if bool((table == table[0]).all()):

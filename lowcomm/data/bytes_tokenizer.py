@@ -27,6 +27,7 @@ class BytesTokenizer(Tokenizer):
 
     vocab_size = 260  # a multiple of 4: odd row counts are slow in matrix products
     key = None
+    end_of_text_id = END_OF_TEXT
 
     def encode(self, documents: Sequence[bytes]) -> Iterator[np.ndarray]:
         """uint16 arrays."""

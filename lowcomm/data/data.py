@@ -22,6 +22,8 @@ class Data:
     """Made by build_data; every process of a run builds the same one."""
 
     vocab_size: int
+    eos_id: int
+    """Token between documents, also end-of-text."""
     token_bytes: Tensor
     """int64 [vocab_size]: bytes of text that each token stands for, 0 for special tokens."""
     stats: Stats
@@ -46,6 +48,7 @@ class Data:
                 "shorten the sequences, raise data.validation_fraction or add text",
             )
         self.vocab_size = tokenizer.vocab_size
+        self.eos_id = tokenizer.end_of_text_id
         self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
         chosen = evenly(total, config.validation_sequences)
         self.stats = {**stats, "validation_sequences": len(chosen)}

@@ -24,6 +24,7 @@ class Tokenizer(ABC):
 
     vocab_size: int
     key: str | None
+    end_of_text_id: int
 
     @abstractmethod
     def encode(self, documents: Sequence[bytes]) -> Iterator[np.ndarray]:
@@ -71,7 +72,7 @@ class BackendTokenizer(Tokenizer):
         backend.encode_special_tokens = True
         self.vocab_size = vocab_size
         self.key = sha256(f"{backend.to_str()}\0{end_of_text}".encode()).hexdigest()
-        self._end_of_text = end_of_text
+        self.end_of_text_id = end_of_text
         self._special = special
         self._save = save
 
@@ -80,7 +81,7 @@ class BackendTokenizer(Tokenizer):
         for chunk in _chunks(documents):
             texts = [text.decode("utf-8") for text in chunk]
             for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False):
-                yield np.array([*encoding.ids, self._end_of_text], dtype=np.int32)
+                yield np.array([*encoding.ids, self.end_of_text_id], dtype=np.int32)
 
     def token_bytes(self) -> np.ndarray:
         """Exact for byte-level and byte-fallback vocabularies; a normaliser that lowers case is not undone."""

@@ -1,0 +1,192 @@
+"""Builds the parts of a run from its configuration. Whatever bad input can be found is found before a group starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import torch
+from torch import nn
+
+from lowcomm.config import RunConfig, check
+from lowcomm.data import Data, Shard, build_data
+from lowcomm.island import PlainIsland
+from lowcomm.model import build_model, token_losses
+from lowcomm.report.metrics import Metrics
+from lowcomm.report.progress import Progress
+from lowcomm.run_dir import available_cores, check_directory, lock
+from lowcomm.signals import StopFlag
+from lowcomm.sync import LocalSGD
+from lowcomm.transport import Collective, Simulated, Transport
+from lowcomm.types import ConfigError
+
+DEFAULT_ISLANDS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """Who this process is, from torchrun's environment (or alone)."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+    @classmethod
+    def from_environment(cls) -> World:
+        """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as torchrun sets them."""
+        get = os.environ.get
+        return cls(
+            rank=int(get("RANK", "0")),
+            size=int(get("WORLD_SIZE", "1")),
+            local_rank=int(get("LOCAL_RANK", "0")),
+            local_size=int(get("LOCAL_WORLD_SIZE", "1")),
+        )
+
+    @property
+    def under_torchrun(self) -> bool:
+        """Whether torchrun (or another launcher with its variables) started this process."""
+        return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+@dataclass(kw_only=True)
+class Run:
+    """Everything that the trainer orders; lists have one entry per local island."""
+
+    config: RunConfig
+    world: World
+    data: Data
+    shards: list[Shard]
+    islands: list[PlainIsland]
+    sync: LocalSGD
+    metrics: Metrics
+    progress: Progress
+    stop: StopFlag
+    lock: IO[str] | None
+    resumes: int = 0
+    base_time_s: float = 0.0
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return self.config.directory
+
+
+def count_islands(config: RunConfig, world: World) -> int:
+    """The number of islands; raises ConfigError if it does not fit torchrun's world."""
+    if config.transport == "simulated":
+        if world.size > 1:
+            raise ConfigError(
+                f"transport = 'simulated' runs in one process, but torchrun started {world.size}. "
+                "Fix: leave out torchrun, or use --transport collective"
+            )
+        return DEFAULT_ISLANDS if config.islands is None else config.islands
+    if not world.under_torchrun:
+        return DEFAULT_ISLANDS if config.islands is None else config.islands
+    if config.islands is not None and config.islands != world.size:
+        raise ConfigError(
+            f"islands = {config.islands} is not allowed: torchrun started {world.size} processes and each is an island. "
+            f"Fix: pass --islands {world.size}, leave it out, or start {config.islands} processes"
+        )
+    return world.size
+
+
+def preflight(config: RunConfig, world: World) -> tuple[RunConfig, Data]:
+    """Find bad input: ranges, combinations, run directory, text, tokenizer. Starts nothing and writes no run.
+
+    Returns the configuration with its number of islands filled in, and the data.
+    """
+    islands = count_islands(config, world)
+    check(config, islands)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device = 'cuda' is not allowed: torch sees no GPU here. Fix: pass --device cpu")
+    check_directory(config.directory, config.resume)
+    data = build_data(config.data, islands, config.seed)
+    for island in range(islands):
+        data.shard(island)  # an empty shard is bad input too
+    return dataclasses.replace(config, islands=islands), data
+
+
+def pick_device(config: RunConfig, world: World) -> torch.device:
+    """The device of this process's models."""
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def build_models(config: RunConfig, data: Data, count: int, device: torch.device) -> list[nn.Module]:
+    """One model per local island, all from the same seed."""
+    first = build_model(
+        config.model,
+        vocab_size=data.vocab_size,
+        max_tokens=config.data.seq_len,
+        seed=config.seed,
+        eos_id=data.eos_id,
+    ).to(device)  # pyright: ignore[reportArgumentType]
+    models: list[nn.Module] = [first]
+    for _ in range(count - 1):
+        twin = type(first)(first.config)
+        twin.load_state_dict(first.state_dict())
+        models.append(twin.to(device).train())
+    return models
+
+
+def assemble(config: RunConfig, data: Data, world: World) -> Run:
+    """Build models, join the group, shake hands, create the run directory."""
+    assert config.islands is not None
+    simulated = config.transport == "simulated"
+    processes_here = 1 if simulated else world.local_size
+    torch.set_num_threads(config.threads or max(1, available_cores() // processes_here))
+    device = pick_device(config, world)
+    models = build_models(config, data, config.islands if simulated else 1, device)
+    transport: Transport
+    if simulated or not world.under_torchrun:
+        transport = Simulated(config.islands)
+    else:
+        transport = Collective.open(device, config.sync.timeout_s)
+    islands = [_island(config, model, k) for model, k in zip(models, transport.local, strict=True)]
+    sync = LocalSGD(
+        models,
+        [i.inner for i in islands],
+        every=config.sync.every,
+        outer=config.sync.outer,
+        codec=config.sync.codec,
+        schedule=config.sync.schedule,
+        aggregator=config.sync.aggregator,
+        transport=transport,
+        outer_device=None if config.sync.outer_device == "model" else "cpu",
+        seed=config.seed,
+        quorum=config.sync.quorum,
+    )
+    handle = lock(config.directory) if world.local_rank == 0 else None
+    transport.gather([torch.zeros(1)] * len(transport.local))  # the directory exists from here on
+    return Run(
+        config=config,
+        world=world,
+        data=data,
+        shards=[data.shard(k) for k in transport.local],
+        islands=islands,
+        sync=sync,
+        metrics=Metrics(config.directory, config.tensorboard),
+        progress=Progress(name=config.name, steps=config.steps, enabled=world.rank == 0),
+        stop=StopFlag(),
+        lock=handle,
+    )
+
+
+def _island(config: RunConfig, model: nn.Module, number: int) -> PlainIsland:
+    forward = torch.compile(model) if config.model.compile else model
+    return PlainIsland(
+        model,
+        config.inner,
+        steps=config.steps,
+        seed=config.seed * 1_000_003 + number,
+        losses=token_losses,
+        forward=forward,  # pyright: ignore[reportArgumentType]
+        autocast_bf16=config.model.autocast_bf16,
+    )

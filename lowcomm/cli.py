@@ -1,0 +1,179 @@
+"""The command line: `lowcomm train | simulate | report | recipes | doctor`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lowcomm.types import ConfigError, LowcommError
+from lowcomm.version import __version__
+
+USAGE = f"""\
+lowcomm {__version__}: train language models when the links between the machines are slow
+
+  lowcomm train RECIPE.py:FUNCTION [--islands N] [--steps N] [--sync.every H] ...   train; --help lists every field
+  lowcomm simulate RECIPE.py:FUNCTION ...      the same run with all islands in one process (same bits)
+  lowcomm report RUN [RUN ...] [--out FILE]    one HTML page of one or several runs
+  lowcomm recipes                              the recipes that came with the package
+  lowcomm recipes copy NAME                    put one into the current directory to edit it
+  lowcomm doctor [--json FILE]                 what is installed, which network would be used; link speeds under torchrun
+
+On several machines: torchrun --nnodes ... -m lowcomm.cli train RECIPE.py:FUNCTION
+Exit codes: 0 done, 1 failed, 2 bad input (nothing started), 3 stopped by a signal with everything saved.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if command == "--version":
+        print(f"lowcomm {__version__}")
+        return 0
+    commands = {
+        "train": lambda a: _train(a, []),
+        "simulate": lambda a: _train(a, ["--transport", "simulated"]),
+        "report": _report,
+        "recipes": _recipes,
+        "doctor": _doctor,
+    }
+    if command not in commands:
+        return _fail(f"there is no command {command!r}. Fix: use one of {', '.join(commands)}", 2)
+    try:
+        return commands[command](arguments[1:])
+    except ConfigError as error:
+        return _fail(str(error), 2)
+    except LowcommError as error:
+        return _fail(str(error), 1)
+    except OSError as error:
+        return _fail(f"{error.strerror or error} ({error.filename or 'no file named'}): the run stops", 1)
+
+
+def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: lowcomm train RECIPE.py:FUNCTION [--help] [--FIELD VALUE ...]; `lowcomm recipes` lists recipes")
+        return 0 if arguments else 2
+    from lowcomm.assembly import World, preflight
+    from lowcomm.config import RunConfig
+    from lowcomm.recipe import load
+
+    overrides = [*extra, *arguments[1:]]
+    default = load(arguments[0])
+    config: RunConfig = _parse(default, overrides, f"lowcomm train {arguments[0]}")
+    world = World.from_environment()
+    if world.under_torchrun or config.transport == "simulated":
+        return _train_here(config, world.rank)
+    checked, _ = preflight(config, world)
+    if checked.islands == 1:
+        return _train_here(config, 0)
+    from lowcomm.launch import launch
+
+    code = launch(checked, ["train", arguments[0], *overrides, "--islands", str(checked.islands)])
+    return _after(checked.directory, code)
+
+
+def _train_here(config: object, rank: int) -> int:
+    from lowcomm.assembly import World
+    from lowcomm.config import RunConfig
+    from lowcomm.trainer import train
+
+    assert isinstance(config, RunConfig)
+    try:
+        code = train(config)
+    except ConfigError as error:
+        return _fail(str(error), 2) if rank == 0 else 2  # every process found the same
+    return code if World.from_environment().under_torchrun else _after(config.directory, code)
+
+
+def _after(directory: Path, code: int) -> int:
+    """Show the table and write the report of a run that is done."""
+    if code != 0:
+        return code
+    from rich.console import Console
+
+    from lowcomm.report.load import load_run
+    from lowcomm.report.table import summary_table
+
+    console = Console()
+    console.print(summary_table([load_run(directory)]))
+    try:
+        from lowcomm.report.html import write_report
+
+        console.print(f"report: {write_report([directory])}", soft_wrap=True, highlight=False)
+    except ConfigError as error:
+        console.print(f"no HTML report: {error}", soft_wrap=True, markup=False)
+    return code
+
+
+def _parse(default: object, arguments: Sequence[str], prog: str):
+    import tyro
+
+    caught = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(caught):
+            return tyro.cli(type(default), default=default, args=arguments, prog=prog)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        words = re.sub(r"[─-╿]+", " ", caught.getvalue())
+        raise ConfigError(" ".join(words.split())) from None
+
+
+def _report(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="lowcomm report", description="Write one HTML page of one or several runs.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, runs/NAME")
+    parser.add_argument("--out", type=Path, default=None, help="file to write (default: report.html in the first run)")
+    options = parser.parse_args(arguments)
+    from rich.console import Console
+
+    from lowcomm.report.html import write_report
+    from lowcomm.report.load import load_run
+    from lowcomm.report.table import summary_table
+
+    console = Console()
+    console.print(summary_table([load_run(run) for run in options.runs]))
+    console.print(f"report: {write_report(options.runs, options.out)}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _recipes(arguments: Sequence[str]) -> int:
+    from lowcomm.recipe import copy, packaged
+
+    if not arguments:
+        width = max((len(r.name) for r in packaged()), default=0)
+        for recipe in packaged():
+            print(f"{recipe.name:<{width}}  {recipe.summary}")
+        return 0
+    if arguments[0] != "copy" or len(arguments) != 2:
+        raise ConfigError("usage: lowcomm recipes | lowcomm recipes copy NAME")
+    print(f"wrote {copy(arguments[1], Path.cwd())}")
+    return 0
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="lowcomm doctor", description="Check this machine and, under torchrun, links."
+    )
+    parser.add_argument("--json", type=Path, default=None, help="also write the findings to this file")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs"), help="where runs would be written")
+    options = parser.parse_args(arguments)
+    from lowcomm.doctor import run_doctor
+
+    return run_doctor(json_path=options.json, run_dir=options.run_dir)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"lowcomm: error: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

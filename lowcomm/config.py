@@ -1,0 +1,176 @@
+"""The configuration of a run: frozen dataclasses that recipes return and the command line edits.
+
+`check` refuses what can't work before anything starts; each message names field, value, legal range and fix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+from lowcomm.aggregate import Aggregator, Mean
+from lowcomm.codec import Codec, Fp32
+from lowcomm.data import DataConfig
+from lowcomm.island import InnerConfig
+from lowcomm.model import ModelConfig
+from lowcomm.outer import Nesterov, Outer
+from lowcomm.schedule import EveryH, Schedule
+from lowcomm.types import ConfigError, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncConfig:
+    """What happens between islands."""
+
+    every: int = 32
+    """Inner steps per round (H)."""
+    outer: Outer = field(default_factory=Nesterov)
+    codec: Codec = field(default_factory=Fp32)
+    schedule: Schedule = field(default_factory=EveryH)
+    aggregator: Aggregator = field(default_factory=Mean)
+    outer_device: Literal["model", "cpu"] = "model"
+    """Where global weights and outer state live: with the model, or in (pinned) CPU memory."""
+    quorum: float = 0.5
+    """Fraction of the islands whose contributions must be usable for a round to be committed."""
+    timeout_s: float = 1800.0
+    """Seconds after which a silent peer fails an exchange."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """When the global weights are evaluated on the validation part."""
+
+    every: int | None = None
+    """Inner steps between evaluations, counted at the next sync; None: only at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When and how many checkpoints are kept."""
+
+    every_rounds: int | None = None
+    """Rounds between checkpoints (with DDP: multiples of sync.every steps); None: only when stopped by a signal."""
+    keep: int = 2
+    """Complete checkpoints kept; older ones are removed after a newer one is complete."""
+    stop_at_step: int | None = None
+    """Save, leave with status "stopped" and exit code 3 after this inner step (resume later); None: run to the end."""
+    export: bool = True
+    """Write the final weights and the tokenizer as a transformers directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: what is trained, on what, and how islands talk to each other."""
+
+    name: str = "run"
+    """Name of the run; the default run directory is runs/NAME."""
+    islands: int | None = None
+    """Number of islands. None: torchrun's world size, or 4 on one machine."""
+    steps: int = 640
+    """Inner steps per island over the whole run."""
+    seed: int = 0
+    """Seed of weights, data order and each round's randomness."""
+    transport: Literal["collective", "simulated"] = "collective"
+    """collective: one process per island (torch.distributed); simulated: all islands in one process, same bits."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of the models; auto takes the GPU if there is one."""
+    threads: int | None = None
+    """CPU threads per island process. None: cores / processes on this machine, at least 1."""
+    run_dir: Path | None = None
+    """Directory of everything the run leaves behind. None: runs/NAME."""
+    resume: bool = False
+    """Continue from the newest complete checkpoint of the run directory."""
+    log_every: int = 10
+    """Inner steps between two lines of metrics per island."""
+    tensorboard: bool = True
+    """Also write TensorBoard scalars, where the package is installed."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    inner: InnerConfig = field(default_factory=InnerConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return self.run_dir if self.run_dir is not None else Path("runs") / self.name
+
+
+def check(config: RunConfig, islands: int) -> None:
+    """Raise ConfigError for the first field out of range or the first pair of parts that do not fit."""
+    require(islands >= 1, "islands", islands, "1 or more", "pass --islands 4")
+    require(config.steps >= 1, "steps", config.steps, "1 or more", "pass --steps 640")
+    require(0 <= config.seed < 2**63, "seed", config.seed, "0 <= seed < 2^63", "pass --seed 0")
+    name = config.name
+    ok = name not in ("", ".", "..") and "/" not in name and "\0" not in name
+    require(ok, "name", name, "a file name without slashes", "pass --name my-run")
+    threads = config.threads
+    require(threads is None or threads >= 1, "threads", threads, "1 or more, or None", "leave it out")
+    require(config.log_every >= 1, "log_every", config.log_every, "1 or more", "10 is usual")
+    config.data.check(islands)
+    config.model.check()
+    config.inner.check()
+    _check_sync(config)
+    for field_name, value in (
+        ("eval.every", config.eval.every),
+        ("checkpoint.every_rounds", config.checkpoint.every_rounds),
+        ("checkpoint.stop_at_step", config.checkpoint.stop_at_step),
+    ):
+        require(value is None or value >= 1, field_name, value, "1 or more, or None for off", "leave it out")
+    require(config.checkpoint.keep >= 1, "checkpoint.keep", config.checkpoint.keep, "1 or more", "2 is usual")
+
+
+def _check_sync(config: RunConfig) -> None:
+    sync = config.sync
+    require(sync.every >= 1, "sync.every", sync.every, "1 or more", "32 suits short runs, 500 long ones")
+    sync.schedule.check(sync.every, config.steps)
+    sync.outer.check()
+    sync.codec.check()
+    require(0 < sync.quorum <= 1, "sync.quorum", sync.quorum, "0 < quorum <= 1", "0.5 needs half of the islands")
+    timeout_ok = 0 < sync.timeout_s < float("inf")
+    require(timeout_ok, "sync.timeout_s", sync.timeout_s, "a finite number above 0", "1800 is half an hour")
+
+
+def to_dict(value: Any) -> Any:
+    """JSON-able form; each dataclass becomes a dict with its class under "type"."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, (list, tuple)):
+        return [to_dict(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): to_dict(v) for k, v in value.items()}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ConfigError(f"{value!r} of type {type(value).__name__} can't be stored in config.json: use a dataclass")
+
+
+MAY_CHANGE = {"run_dir", "resume", "log_every", "tensorboard", "transport", "threads", "checkpoint", "eval", "device"}
+"""Fields that a resumed run may set anew; everything else would change what is being trained."""
+
+
+def check_resumable(stored: dict[str, Any], config: RunConfig, islands: int) -> None:
+    """Raise ConfigError if a resumed run would train something else than the stored one."""
+    now = to_dict(dataclasses.replace(config, islands=islands))
+    for key, value in now.items():
+        if key not in MAY_CHANGE and stored.get(key) != value:
+            raise ConfigError(
+                f"{_first_difference(key, stored.get(key), value)} differs from the run that is to be resumed. "
+                "Fix: resume with the same recipe and flags, or start a new run with --run-dir."
+            )
+
+
+def _first_difference(path: str, old: Any, new: Any) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            if old.get(key) != new.get(key):
+                return _first_difference(f"{path}.{key}", old.get(key), new.get(key))
+    return f"{path} = {new!r} (stored: {old!r})"

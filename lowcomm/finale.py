@@ -1,0 +1,100 @@
+"""Evaluation of the global weights, export, and the summary of a run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from lowcomm.assembly import Run
+from lowcomm.digest import sha256_weights
+from lowcomm.model import token_losses
+from lowcomm.run_dir import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Loss in nats per token and bits per byte of the text that the tokens stand for."""
+
+    loss: float
+    bits_per_byte: float
+
+
+@torch.no_grad()
+def evaluate(run: Run) -> Evaluation:
+    """Validation loss; the batches are shared out over the processes and summed in batch order: the same bits for all."""
+    batches = run.data.validation_batches()
+    transport = run.sync.transport
+    alone = len(transport.local) == transport.islands
+    mine = range(len(batches)) if alone else range(transport.local[0], len(batches), transport.islands)
+    island = run.islands[0]
+    island.model.eval()
+    sums = torch.zeros(len(batches), 3, dtype=torch.float64)
+    for index, (inputs, targets) in enumerate(batches):
+        if index in mine:
+            losses = token_losses(island.model, inputs.to(island.device), targets.to(island.device))
+            text_bytes = run.data.token_bytes[targets].sum()
+            sums[index] = torch.tensor([float(losses.double().sum()), float(targets.numel()), float(text_bytes)])
+    island.model.train()
+    zeros = torch.zeros_like(sums)
+    rows = [sums.flatten()] + [zeros.flatten()] * (len(transport.local) - 1)
+    total = transport.gather(rows).sum(dim=0).view_as(sums).sum(dim=0)
+    nats, tokens, text_bytes = total.tolist()
+    return Evaluation(loss=nats / tokens, bits_per_byte=nats / math.log(2) / max(text_bytes, 1.0))
+
+
+def export(run: Run) -> None:
+    """Write the global weights and the tokenizer as a transformers directory (island 0 only)."""
+    if run.world.rank != 0 or not run.config.checkpoint.export:
+        return
+    directory: Path = run.directory / "export"
+    model = cast("PreTrainedModel", run.islands[0].model)
+    model.save_pretrained(directory)
+    run.data.save_tokenizer(directory)
+
+
+def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation | None = None) -> None:
+    """summary.json. With an evaluation every island takes part, since means over islands are asked for."""
+    sync, transport = run.sync, run.sync.transport
+    rows = [
+        torch.tensor(
+            [r.tokens, transport.sent_bytes[i], transport.received_bytes[i], sync.blocked_s, sync.sync_s, wall_s],
+            dtype=torch.float64,
+        )
+        for i, r in enumerate(sync.replicas)
+    ]
+    table = torch.stack(rows)
+    if evaluation is not None:
+        table = transport.gather(rows)
+    if run.world.rank != 0:
+        return
+    tokens, sent, received, blocked_s, sync_s, wall = table.mean(dim=0).tolist()
+    parameters = list(run.islands[0].model.parameters())
+    write_json(
+        run.directory / "summary.json",
+        {
+            "status": status,
+            "name": run.config.name,
+            "parameters": sum(p.numel() for p in parameters),
+            "parameters_trainable": sum(p.numel() for p in parameters if p.requires_grad),
+            "val_loss": evaluation.loss if evaluation else None,
+            "val_bpb": evaluation.bits_per_byte if evaluation else None,
+            "tokens": round(tokens * transport.islands),
+            "steps": sync.step,
+            "rounds": sync.round,
+            "islands": transport.islands,
+            "bytes_sent": round(sent),
+            "bytes_received": round(received),
+            "wall_s": wall,
+            "blocked_s": blocked_s,
+            "sync_s": sync_s,
+            "utilisation": 1 - blocked_s / wall if wall > 0 else None,
+            "weights_sha256": sha256_weights(sync.weights()),
+        },
+    )

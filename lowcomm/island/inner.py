@@ -1,0 +1,95 @@
+"""The inner optimizer and its learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from lowcomm.types import require
+
+
+class Inner(ABC):
+    """The hyper-parameters of an inner optimizer: a frozen dataclass."""
+
+    lr: float
+
+    @abstractmethod
+    def build(self, model: nn.Module) -> Optimizer:
+        """The optimizer over the model's trainable parameters."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise ConfigError for a hyper-parameter out of range."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Inner):
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101); no weight decay on vectors (norms, biases)."""
+
+    lr: float = 3e-3
+    """Peak inner learning rate (no unit)."""
+    beta1: float = 0.9
+    """Decay of the first moment, 0 <= beta1 < 1."""
+    beta2: float = 0.95
+    """Decay of the second moment, 0 <= beta2 < 1."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay on matrices (no unit)."""
+
+    def build(self, model: nn.Module) -> Optimizer:
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        used = [g for g in groups if g["params"]]
+        return torch.optim.AdamW(used, lr=self.lr, betas=(self.beta1, self.beta2), fused=True)
+
+    def check(self) -> None:
+        ok = math.isfinite(self.lr) and self.lr > 0
+        require(ok, "inner.optimizer.lr", self.lr, "a finite number above 0", "3e-3 suits small models")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"inner.optimizer.{name}", value, "0 <= value < 1", "0.9 and 0.95 are usual")
+        require(self.weight_decay >= 0, "inner.optimizer.weight_decay", self.weight_decay, "0 or more", "0.1 is usual")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerConfig:
+    """How an island trains between syncs."""
+
+    optimizer: Inner = field(default_factory=AdamW)
+    warmup_fraction: float = 0.05
+    """Part of all steps in which the learning rate rises linearly from 0 to its peak."""
+    min_lr_fraction: float = 0.1
+    """Learning rate at the end of the cosine, as a fraction of the peak."""
+    clip_norm: float | None = 1.0
+    """Gradient norm above which gradients are scaled down, inside the island; None: no clipping."""
+    accumulation: int = 1
+    """Micro-batches per inner step and island (gradient accumulation)."""
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of range."""
+        self.optimizer.check()
+        for name in ("warmup_fraction", "min_lr_fraction"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"inner.{name}", value, "0 to 1", "0.05 and 0.1 are usual")
+        clip = self.clip_norm
+        require(clip is None or clip > 0, "inner.clip_norm", clip, "above 0, or None for off", "1.0 is usual")
+        require(self.accumulation >= 1, "inner.accumulation", self.accumulation, "1 or more", "1 is no accumulation")
+
+
+def lr_factor(step: int, steps: int, warmup_fraction: float, min_lr_fraction: float) -> float:
+    """Fraction of the peak learning rate for inner step `step` (from 0) of `steps`: linear warm-up, then cosine.
+
+    `step` is global progress: the same for an island that joined late.
+    """
+    warmup = round(steps * warmup_fraction)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return min_lr_fraction + (1 - min_lr_fraction) * 0.5 * (1 + math.cos(math.pi * progress))

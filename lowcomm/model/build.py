@@ -1,0 +1,93 @@
+"""Causal language models of transformers, from a preset shape or a local directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lowcomm.model.presets import SHAPES, Shape
+from lowcomm.types import ConfigError, require
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model is trained."""
+
+    preset: Literal["nano", "tiny", "3m", "30m", "150m", "1b"] = "tiny"
+    """Llama shape for a model from scratch (about 0.12M, 0.8M, 3M, 30M, 150M, 1B parameters)."""
+    directory: Path | None = None
+    """Local transformers directory to start from instead of a preset."""
+    compile: bool = False
+    """Compile the forward and backward with torch.compile (needs a C++ compiler; slow start, faster steps)."""
+    autocast_bf16: bool = True
+    """On a GPU, run forward and backward under bf16 autocast; weights and optimizer stay fp32."""
+
+    def check(self) -> None:
+        """Raise ConfigError for an unknown preset or a directory that holds no model."""
+        require(self.preset in SHAPES, "model.preset", self.preset, f"one of {', '.join(SHAPES)}", "pick one of these")
+        if self.directory is not None:
+            is_model = (self.directory / "config.json").is_file()
+            fix = "give a directory saved by save_pretrained"
+            require(is_model, "model.directory", str(self.directory), "a directory with config.json", fix)
+
+
+def build_model(config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: int, eos_id: int) -> PreTrainedModel:
+    """A causal LM in fp32 on the CPU, ready to train.
+
+    vocab_size: tokens of the tokenizer; max_tokens: longest sequence; the same seed gives the same weights.
+    Raises ConfigError for an unknown model type, a vocabulary that is too small or sequences that are too long.
+    """
+    if config.directory is not None:
+        return _load(config.directory, vocab_size, max_tokens)
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape: Shape = SHAPES[config.preset]
+    llama = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        intermediate_size=shape.intermediate,
+        max_position_embeddings=max(max_tokens, 512),
+        tie_word_embeddings=config.preset != "1b",
+        bos_token_id=eos_id,
+        eos_token_id=eos_id,
+        pad_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(llama)
+    return model.train()
+
+
+def _load(directory: Path, vocab_size: int, max_tokens: int) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"model.directory = {str(directory)!r} does not load as a transformers causal LM: {cause}. "
+            "Fix: give a directory saved by save_pretrained with safetensors weights."
+        ) from error
+    size = model.get_input_embeddings().weight.shape[0]
+    fix = "use the model's own tokenizer (--data.tokenizer)"
+    require(vocab_size <= size, "data.tokenizer", vocab_size, f"at most the model's {size} tokens", fix)
+    longest = getattr(model.config, "max_position_embeddings", None) or max_tokens
+    require(max_tokens <= longest, "data.seq_len", max_tokens, f"at most the model's {longest}", "shorten sequences")
+    return model.train()
+
+
+def token_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each target in nats, fp32 [batch * seq_len]; inputs, targets: int64 [batch, seq_len]."""
+    logits = model(input_ids=inputs, use_cache=False).logits
+    return nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")

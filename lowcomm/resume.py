@@ -1,0 +1,87 @@
+"""What a run leaves on disk while it goes on, and how it comes back from it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from lowcomm import checkpoint
+from lowcomm.assembly import Run
+from lowcomm.config import check_resumable, to_dict
+from lowcomm.run_dir import environment, write_json
+from lowcomm.sync_state import global_part, island_part, load_global, load_island
+from lowcomm.types import CheckpointError, ConfigError
+
+
+def start_files(run: Run) -> None:
+    """Write config.json and environment.json (once per node); a resumed run must match the stored configuration."""
+    if run.world.local_rank != 0:
+        return
+    path = run.directory / "config.json"
+    assert run.config.islands is not None
+    if run.config.resume:
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{path} is not JSON ({error}). Fix: start a new run with --run-dir") from error
+        check_resumable(stored, run.config, run.config.islands)
+    write_json(path, to_dict(run.config))
+    write_json(run.directory / "environment.json", environment())
+
+
+def save_now(run: Run, name: str, time_s: float) -> None:
+    """Save this process's islands as checkpoint `name`. Raises CheckpointError; nothing older is touched."""
+    root = run.directory / "checkpoints"
+    for i, island in enumerate(run.islands):
+        number = run.sync.transport.local[i]
+        tensors, values = island_part(run.sync, i)
+        tensors["rng.cpu"] = island.cpu_rng
+        if island.cuda_rng is not None:
+            tensors["rng.cuda"] = island.cuda_rng
+        values = {**values, "data": run.shards[i].state_dict(), "time_s": time_s, "resumes": run.resumes}
+        parts: dict[str, checkpoint.Part] = {"island": (tensors, values)}
+        if run.world.local_rank == 0 and i == 0:
+            parts["global"] = global_part(run.sync)
+        checkpoint.save(root, name, number, parts)
+    if run.world.local_rank == 0:
+        assert run.config.islands is not None
+        checkpoint.prune(root, run.config.checkpoint.keep, run.config.islands)
+
+
+def load_newest(run: Run) -> None:
+    """Load the newest checkpoint that is whole on every island. Raises CheckpointError if there is none."""
+    root = run.directory / "checkpoints"
+    name = _newest_common(run)
+    if name is None:
+        raise CheckpointError(f"{root} holds no checkpoint that is whole on every island: start again without --resume")
+    for i, number in enumerate(run.sync.transport.local):
+        parts = checkpoint.load(root, name, number)
+        if i == 0:
+            load_global(run.sync, parts["global"])
+        load_island(run.sync, i, parts["island"])
+        tensors, values = parts["island"]
+        run.islands[i].cpu_rng = tensors["rng.cpu"]
+        run.islands[i].cuda_rng = tensors.get("rng.cuda")
+        run.shards[i].load_state_dict(values["data"])
+        run.base_time_s = max(run.base_time_s, values["time_s"])
+        run.resumes = values["resumes"] + 1
+    skipped = [n for n in checkpoint.names(root) if n > name]
+    note = f"resumed from checkpoint {name} at inner step {run.sync.step}"
+    run.progress.note(note + (f"; skipped as incomplete: {', '.join(skipped)}" if skipped else ""))
+    if run.world.rank == 0:
+        line: dict[str, Any] = {"event": "note", "note": note, "step": run.sync.step, "time_s": run.base_time_s}
+        run.metrics.write(line)
+
+
+def _newest_common(run: Run) -> str | None:
+    transport = run.sync.transport
+    root = run.directory / "checkpoints"
+    rows = [
+        torch.frombuffer(bytearray(json.dumps(checkpoint.verified(root, k)).encode()), dtype=torch.uint8)
+        for k in transport.local
+    ]
+    lists = [json.loads(bytes(row.numpy())) for row in transport.gather_sized(rows)]
+    common = [name for name in lists[0] if all(name in other for other in lists)]
+    return common[-1] if common else None

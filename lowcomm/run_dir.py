@@ -1,0 +1,122 @@
+"""The run directory: a contract that reports, benchmarks and other people's scripts read."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from lowcomm.types import ConfigError
+from lowcomm.version import __version__
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomic: write beside it, fsync, rename."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as f:
+        json.dump(value, f, indent=2)
+        f.write("\n")
+        f.flush()
+        os.fsync(f.fileno())
+    partial.replace(path)
+
+
+def check_directory(directory: Path, resume: bool) -> None:
+    """Raise ConfigError if a run can't start in (or resume from) this directory. Creates nothing."""
+    has_run = (directory / "config.json").exists()
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"run_dir = {str(directory)!r} is a file. Fix: pass --run-dir DIR")
+    if resume and not has_run:
+        raise ConfigError(f"run_dir = {str(directory)!r} holds no run to resume. Fix: leave out --resume")
+    if has_run and not resume:
+        raise ConfigError(
+            f"run_dir = {str(directory)!r} already holds a run. Fix: pass --resume, another --run-dir, or remove it"
+        )
+    parent = directory
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK):
+        raise ConfigError(f"run_dir = {str(directory)!r} can't be written. Fix: pass --run-dir with a writable place")
+
+
+def lock(directory: Path) -> IO[str]:
+    """Create the directory and take its lock; keep the file open as long as the run. Two runs in one are refused."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = (directory / ".lock").open("w", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"run_dir = {str(directory)!r} can't be written ({error.strerror}). Fix: pass another --run-dir"
+        ) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        handle.close()
+        raise ConfigError(
+            f"run_dir = {str(directory)!r} is in use by another run. Fix: pass another --run-dir"
+        ) from error
+    return handle
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit, hardware, interfaces and the command."""
+    packages = (
+        "torch",
+        "numpy",
+        "transformers",
+        "tokenizers",
+        "safetensors",
+        "datasets",
+        "peft",
+        "deepspeed",
+        "triton",
+    )
+    versions = {"lowcomm": __version__, "python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "commit": git_commit(),
+        "hardware": hardware(),
+        "interfaces": sorted(p.name for p in Path("/sys/class/net").glob("*")),
+        "command": sys.argv,
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory and accelerators of this machine."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [x for x in info.read_text(encoding="utf-8").splitlines() if x.startswith("model name")]
+        cpu = lines[0].split(":", 1)[1].strip() if lines else cpu
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"cpu": cpu, "cores": available_cores(), "memory_bytes": memory_bytes, "gpus": gpus}
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that this package runs from, with "+changes" if it is not clean; None outside git."""
+    here = Path(__file__).resolve().parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
