@@ -167,7 +167,7 @@ def test_tokenizer_without_pad_or_end_token(tmp_path: Path):
 
 
 def test_broken_tokenizer_directories(tmp_path: Path):
-    with pytest.raises(ConfigError, match="data.tokenizer.path"):
+    with pytest.raises(ConfigError, match=r"data\.tokenizer\.path"):
         HFTokenizer(path=tmp_path / "missing").check()
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ConfigError, match="save_pretrained") as info:

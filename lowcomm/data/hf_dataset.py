@@ -85,9 +85,10 @@ class HFDataset(Source):
         except Exception as error:  # datasets raises many kinds, from network errors to broken files
             raise bad(
                 "source",
-                f"{self.name} split {split}",
+                f"{self.name} split {split} data_files {self.data_files}",
                 "a dataset that can be loaded",
-                f"check name, subset, split, data_files and network ({type(error).__name__}: {error})",
+                # A stream whose pattern matches nothing ends with a bare StopIteration.
+                f"check name, subset, split, data_files and network ({str(error) or 'no file matches'})",
             ) from error
         if self.column not in columns:
             raise missing_column(self.column, f"{self.name} {split}", columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,6 +47,8 @@ class StreamShard(Shard):
         self._epoch = self._rows = self._tokens = 0
         self._leftover = np.zeros(0, dtype=np.int64)
         self._dataset, self._iterator = self._start(None)
+        # A dataset forgets a state that it was given until its first row is read (datasets 5.2).
+        self._given: dict[str, Any] | None = None
         self._fill(seq_len + 1)
 
     def _start(self, state: dict[str, Any] | None) -> tuple[IterableDataset, Iterator[dict[str, Any]]]:
@@ -94,13 +97,14 @@ class StreamShard(Shard):
             try:
                 row = next(self._iterator)
             except StopIteration:
+                self._given = None
                 return None
             except Exception as error:  # broken files and lost connections, of many kinds
                 raise ConfigError(
                     f"data.source: reading row {self._rows + 1} failed ({type(error).__name__}: {one_line(error)}); "
                     "legal: readable rows; fix: repair the files or the connection, then resume"
                 ) from error
-            self._rows += 1
+            self._rows, self._given = self._rows + 1, None
             document = row_document("", f"row {self._rows}", row[self._column])
             if document and self._keep(document.key):
                 return next(iter(self._tokenizer.encode([document.text]))).astype(np.int64)
@@ -125,7 +129,7 @@ class StreamShard(Shard):
             "rows": self._rows,
             "tokens": self._tokens,
             "leftover": self._leftover.tolist(),
-            "dataset": self._dataset.state_dict(),
+            "dataset": self._dataset.state_dict() if self._given is None else deepcopy(self._given),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -134,7 +138,8 @@ class StreamShard(Shard):
         try:
             leftover = np.array([int(i) for i in state["leftover"]], dtype=np.int64)
             in_range = bool((leftover >= 0).all() and (leftover < self._tokenizer.vocab_size).all())
-            started = self._start(dict(state["dataset"]))
+            given = deepcopy(dict(state["dataset"]))
+            started = self._start(deepcopy(given))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(
                 f"data position: the stream's state is malformed ({type(error).__name__}); "
@@ -145,5 +150,5 @@ class StreamShard(Shard):
                 "data position: leftover has ids outside the vocabulary; legal: ids of this tokenizer; "
                 "fix: resume with the tokenizer of the first run"
             )
-        self._dataset, self._iterator = started
+        (self._dataset, self._iterator), self._given = started, given
         self._epoch, self._rows, self._tokens, self._leftover = epoch, rows, tokens, leftover
