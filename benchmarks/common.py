@@ -47,7 +47,7 @@ def _run(cell: Cell, work_dir: Path) -> None:
     command = [
         *(sys.executable, "-m", "lowcomm.cli", "simulate", *cell.arguments),
         *("--run-dir", str(directory), "--threads", "1", "--no-tensorboard", "--log-every", "50"),
-        *("--checkpoint.every-rounds", "None", "--no-checkpoint.export"),
+        *("--checkpoint.every-rounds", "None", "--checkpoint.no-export"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
     start = time.monotonic()
