@@ -1,0 +1,114 @@
+"""Triton form of chunked top-k, alone and fused with error feedback; the specification is in `__init__.py`.
+
+One program for each chunk. The kept entries go through global memory once (they are in the L1 cache) so that the coding
+works on k values and not on the whole chunk.
+"""
+
+# Triton's language is not typed as Python is.
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportIndexIssue=false
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lowcomm_kernels.topk.layout import Chunks, chunk_code_bytes
+from lowcomm_kernels.topk.select_triton import INFINITY, magnitude_keys, select
+from lowcomm_kernels.topk.values_triton import decode_kept, encode_kept, keep_block, store_codes
+
+MAX_BLOCK = 16384
+"""Above this a chunk does not fit the registers of one program."""
+
+
+@triton.jit
+def _topk_kernel(x, indices, values, bad, numel, chunk, k, full, tail_k, BLOCK: tl.constexpr):  # noqa: N803
+    c = tl.program_id(0).to(tl.int64)
+    keep = tl.where(c < full, k, tail_k)
+    lane = tl.arange(0, BLOCK)
+    inside = (lane < chunk) & (c * chunk + lane < numel)
+    v = tl.load(x + c * chunk + lane, mask=inside, other=0.0)
+    take, place, top = select(magnitude_keys(v, inside), keep, BLOCK)
+    tl.store(indices + c * k + place, lane.to(tl.uint16), mask=take)
+    tl.store(values + c * k + place, v, mask=take)
+    tl.store(bad + c, (top >= INFINITY).to(tl.int32))
+
+
+@triton.jit
+def _delta_topk_kernel(
+    old, new, error, beta, indices, values, codes, scales, bad, numel, chunk, k, full, tail_k, size,
+    HAS_NEW: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr, KEEP: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    c = tl.program_id(0).to(tl.int64)
+    keep = tl.where(c < full, k, tail_k)
+    lane = tl.arange(0, BLOCK)
+    inside = (lane < chunk) & (c * chunk + lane < numel)
+    d = tl.load(old + c * chunk + lane, mask=inside, other=0.0)
+    if HAS_NEW:
+        d = d - tl.load(new + c * chunk + lane, mask=inside, other=0.0)
+    d = d + beta * tl.load(error + c * chunk + lane, mask=inside, other=0.0)
+    tl.store(error + c * chunk + lane, d, mask=inside)
+    take, place, top = select(magnitude_keys(d, inside), keep, BLOCK)
+    tl.store(indices + c * k + place, lane.to(tl.uint16), mask=take)
+    tl.store(values + c * k + place, d, mask=take)
+    tl.store(bad + c, (top >= INFINITY).to(tl.int32))
+    tl.debug_barrier()  # the kept entries, written by other threads of this program, are read back
+    entry = tl.arange(0, KEEP)
+    v = tl.load(values + c * k + entry, mask=entry < keep, other=0.0)
+    where = tl.load(indices + c * k + entry, mask=entry < keep, other=0).to(tl.int32)
+    code, word = encode_kept(v, keep, BITS, KEEP)
+    store_codes(codes + c * size, code, keep, BITS, KEEP)
+    if BITS != 16:
+        tl.store(scales + c, word.to(tl.uint16))
+    sent, _ = decode_kept(code, word, BITS)
+    tl.store(error + c * chunk + where, v - sent, mask=entry < keep)
+
+
+def block_of(chunks: Chunks) -> tuple[int, int]:
+    """Power of two that holds a chunk, and warps for 16 elements a thread.
+
+    Raises:
+        ValueError: the chunk is too long for one program.
+    """
+    block = max(64, triton.next_power_of_2(chunks.chunk))
+    if block > MAX_BLOCK:
+        raise ValueError(f"chunk={chunks.chunk}: expected at most {MAX_BLOCK} on a GPU; lower chunk and k together")
+    return block, min(32, max(1, block // 512))
+
+
+def topk(x: Tensor, chunks: Chunks, indices: Tensor, values: Tensor) -> bool:
+    """Fill `indices` and `values`; False if an element is not finite."""
+    block, warps = block_of(chunks)
+    bad = torch.zeros(chunks.count, dtype=torch.int32, device=x.device)
+    if chunks.count:
+        shape = (chunks.numel, chunks.chunk, chunks.k, chunks.full, chunks.tail_k)
+        _topk_kernel[(chunks.count,)](x, indices, values, bad, *shape, block, num_warps=warps)
+    return not bool(bad.any())
+
+
+def delta_topk(
+    old: Tensor,
+    new: Tensor | None,
+    error: Tensor,
+    beta: float,
+    chunks: Chunks,
+    bits: int,
+    indices: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+) -> bool:
+    """Fill the outputs and update `error`; False if a sum is not finite."""
+    block, warps = block_of(chunks)
+    bad = torch.zeros(chunks.count, dtype=torch.int32, device=old.device)
+    if chunks.count:
+        values = torch.empty(chunks.kept, device=old.device)
+        size = chunk_code_bytes(chunks.k, bits)
+        shape = (chunks.numel, chunks.chunk, chunks.k, chunks.full, chunks.tail_k, size)
+        second = old if new is None else new
+        _delta_topk_kernel[(chunks.count,)](
+            old, second, error, beta, indices, values, codes, scales, bad, *shape,
+            new is not None, bits, block, keep_block(chunks), num_warps=warps, enable_fp_fusion=False,
+        )  # fmt: skip
+    return not bool(bad.any())
