@@ -55,7 +55,9 @@ def _run(cell: Cell, work_dir: Path) -> None:
     if done.returncode != 0:
         raise RuntimeError(f"{cell.name} failed ({done.returncode}):\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     bpb = json.loads(summary.read_text(encoding="utf-8"))["val_bpb"]
-    print(f"{datetime.now(UTC):%H:%M:%S} {cell.name}: {bpb:.4f} bits/byte in {time.monotonic() - start:.0f} s", flush=True)
+    print(
+        f"{datetime.now(UTC):%H:%M:%S} {cell.name}: {bpb:.4f} bits/byte in {time.monotonic() - start:.0f} s", flush=True
+    )
 
 
 def _row(cell: Cell, work_dir: Path) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def count_islands(config: RunConfig, world: World) -> int:
         return DEFAULT_ISLANDS if config.islands is None else config.islands
     if config.islands is not None and config.islands != world.size:
         raise ConfigError(
-            f"islands = {config.islands} is not allowed: torchrun started {world.size} processes and each is an island. "
+            f"islands = {config.islands} is not allowed: torchrun started {world.size} processes, each an island. "
             f"Fix: pass --islands {world.size}, leave it out, or start {config.islands} processes"
         )
     return world.size

@@ -21,7 +21,7 @@ lowcomm {__version__}: train language models when the links between the machines
   lowcomm report RUN [RUN ...] [--out FILE]    one HTML page of one or several runs
   lowcomm recipes                              the recipes that came with the package
   lowcomm recipes copy NAME                    put one into the current directory to edit it
-  lowcomm doctor [--json FILE]                 what is installed, which network would be used; link speeds under torchrun
+  lowcomm doctor [--json FILE]                 what is installed, which network is used; link speeds under torchrun
 
 On several machines: torchrun --nnodes ... -m lowcomm.cli train RECIPE.py:FUNCTION
 Exit codes: 0 done, 1 failed, 2 bad input (nothing started), 3 stopped by a signal with everything saved.
@@ -159,9 +159,7 @@ def _recipes(arguments: Sequence[str]) -> int:
 
 
 def _doctor(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="lowcomm doctor", description="Check this machine and, under torchrun, links."
-    )
+    parser = argparse.ArgumentParser(prog="lowcomm doctor", description="Check this machine and its links.")
     parser.add_argument("--json", type=Path, default=None, help="also write the findings to this file")
     parser.add_argument("--run-dir", type=Path, default=Path("runs"), help="where runs would be written")
     options = parser.parse_args(arguments)

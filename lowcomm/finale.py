@@ -28,7 +28,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(run: Run) -> Evaluation:
-    """Validation loss; the batches are shared out over the processes and summed in batch order: the same bits for all."""
+    """Validation loss; the batches are shared out over the processes and summed in batch order: the same bits."""
     batches = run.data.validation_batches()
     transport = run.sync.transport
     alone = len(transport.local) == transport.islands

@@ -52,9 +52,7 @@ def load(reference: str) -> RunConfig:
         raise ConfigError(f"recipe {path} has no function {function_name!r}. Fix: use one of {known}")
     config = function()
     if not isinstance(config, RunConfig):
-        raise ConfigError(
-            f"recipe {reference} returned {type(config).__name__}. Fix: return a lowcomm.config.RunConfig"
-        )
+        raise ConfigError(f"recipe {reference} returned {type(config).__name__}. Fix: return a RunConfig")
     return config
 
 
@@ -88,9 +86,7 @@ def _find(path_text: str) -> Path:
     packaged_path = packaged_directory() / path.name
     if packaged_path.is_file():
         return packaged_path
-    raise ConfigError(
-        f"recipe file {path_text!r} does not exist here or among the packaged ones. Fix: `lowcomm recipes`"
-    )
+    raise ConfigError(f"recipe file {path_text!r} is neither here nor packaged. Fix: see `lowcomm recipes`")
 
 
 def _functions(path: Path) -> list[tuple[str, str]]:
