@@ -127,7 +127,8 @@ def build_models(config: RunConfig, data: Data, count: int, device: torch.device
         max_tokens=config.data.seq_len,
         seed=config.seed,
         eos_id=data.eos_id,
-    ).to(device)  # pyright: ignore[reportArgumentType]
+    )
+    first.to(device)  # pyright: ignore[reportArgumentType]
     models: list[nn.Module] = [first]
     for _ in range(count - 1):
         twin = type(first)(first.config)

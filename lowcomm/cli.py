@@ -9,9 +9,13 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lowcomm.types import ConfigError, LowcommError
 from lowcomm.version import __version__
+
+if TYPE_CHECKING:
+    from lowcomm.config import RunConfig
 
 USAGE = f"""\
 lowcomm {__version__}: train language models when the links between the machines are slow
@@ -62,12 +66,11 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
         print("usage: lowcomm train RECIPE.py:FUNCTION [--help] [--FIELD VALUE ...]; `lowcomm recipes` lists recipes")
         return 0 if arguments else 2
     from lowcomm.assembly import World, preflight
-    from lowcomm.config import RunConfig
     from lowcomm.recipe import load
 
     overrides = [*extra, *arguments[1:]]
     default = load(arguments[0])
-    config: RunConfig = _parse(default, overrides, f"lowcomm train {arguments[0]}")
+    config = _parse(default, overrides, f"lowcomm train {arguments[0]}")
     world = World.from_environment()
     if world.under_torchrun or config.transport == "simulated":
         return _train_here(config, world.rank)
@@ -80,12 +83,10 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
     return _after(checked.directory, code)
 
 
-def _train_here(config: object, rank: int) -> int:
+def _train_here(config: RunConfig, rank: int) -> int:
     from lowcomm.assembly import World
-    from lowcomm.config import RunConfig
     from lowcomm.trainer import train
 
-    assert isinstance(config, RunConfig)
     try:
         code = train(config)
     except ConfigError as error:

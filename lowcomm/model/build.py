@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,10 +79,10 @@ def _load(directory: Path, vocab_size: int, max_tokens: int) -> PreTrainedModel:
             f"model.directory = {str(directory)!r} does not load as a transformers causal LM: {cause}. "
             "Fix: give a directory saved by save_pretrained with safetensors weights."
         ) from error
-    size = model.get_input_embeddings().weight.shape[0]
+    size = int(cast("Tensor", model.get_input_embeddings().weight).shape[0])
     fix = "use the model's own tokenizer (--data.tokenizer)"
     require(vocab_size <= size, "data.tokenizer", vocab_size, f"at most the model's {size} tokens", fix)
-    longest = getattr(model.config, "max_position_embeddings", None) or max_tokens
+    longest = int(getattr(model.config, "max_position_embeddings", None) or max_tokens)
     require(max_tokens <= longest, "data.seq_len", max_tokens, f"at most the model's {longest}", "shorten sequences")
     return model.train()
 
