@@ -162,6 +162,17 @@ def validation_letters(data: Data) -> set[int]:
     return {t for x, _ in data.validation_batches() for t in x.unique().tolist()} - {256}
 
 
+def test_built_islands_share_each_epoch(tmp_path: Path):
+    """Each window is one number: no two islands hand out the same one in an epoch."""
+    (tmp_path / "a.txt").write_text("".join(f"{i:04}" for i in range(2000)))
+    config = DataConfig(source=TextFiles(glob=f"{tmp_path}/a.txt"), seq_len=4, batch_size=1)
+    data = build_data(config, 3, 0)
+    readers = [data.shard(island) for island in range(3)]
+    per_epoch = int(data.stats["train_tokens"]) // 4 // 3 - 1
+    starts = [tuple(r.next_batch()[0][0].tolist()) for r in readers for _ in range(per_epoch)]
+    assert len(set(starts)) == len(starts) > 1700
+
+
 def test_by_file_islands_read_different_files(corpus: DataConfig):
     data = build_data(replace(corpus, sharding="by_file"), 3, 0)
     parts = [letters(data, island) for island in range(3)]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lowcomm.data import Data, DataConfig, HFDataset, Shard, TrainedBPE, build_data
 from lowcomm.data.bytes_tokenizer import END_OF_TEXT
+from lowcomm.data.streamed import _roles
 from lowcomm.types import CheckpointError, ConfigError
 
 ROWS = [f"[{i:03}]" + "x" * (i % 7) for i in range(60)]
@@ -148,6 +149,18 @@ def test_tuning_and_named_validation_split(folder: Path):
         trained = set(rows_read(tuning.shard(0), 50))
         assert validation_rows(tuning) and not validation_rows(tuning) & (trained | reported)
         assert not trained & reported
+
+
+@given(st.binary(max_size=8), st.sampled_from([None, "test"]))
+def test_a_row_has_one_role(key: bytes, validation_split: str | None):
+    base = DataConfig(validation_fraction=0.5)
+    source = HFDataset(name="json", validation_split=validation_split)
+    trained, reported = _roles(base, source)
+    tuning_trained, tuned = _roles(replace(base, tuning=True), source)
+    assert not (tuning_trained(key) and tuned(key))
+    assert trained(key) == (tuning_trained(key) or tuned(key))
+    if validation_split is None:
+        assert trained(key) != reported(key)
 
 
 def test_streamed_and_loaded_hold_out_the_same_rows(folder: Path):
