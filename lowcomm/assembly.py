@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import torch
 from torch import nn
@@ -121,20 +122,18 @@ def pick_device(config: RunConfig, world: World) -> torch.device:
 
 def build_models(config: RunConfig, data: Data, count: int, device: torch.device) -> list[nn.Module]:
     """One model per local island, all from the same seed."""
-    first = build_model(
-        config.model,
-        vocab_size=data.vocab_size,
-        max_tokens=config.data.seq_len,
-        seed=config.seed,
-        eos_id=data.eos_id,
+    first = cast(
+        "nn.Module",
+        build_model(
+            config.model,
+            vocab_size=data.vocab_size,
+            max_tokens=config.data.seq_len,
+            seed=config.seed,
+            eos_id=data.eos_id,
+        ),
     )
-    first.to(device)  # pyright: ignore[reportArgumentType]
-    models: list[nn.Module] = [first]
-    for _ in range(count - 1):
-        twin = type(first)(first.config)
-        twin.load_state_dict(first.state_dict())
-        models.append(twin.to(device).train())
-    return models
+    first.to(device)
+    return [first, *(copy.deepcopy(first) for _ in range(count - 1))]
 
 
 def assemble(config: RunConfig, data: Data, world: World) -> Run:

@@ -114,7 +114,7 @@ def _after(directory: Path, code: int) -> int:
     return code
 
 
-def _parse(default: object, arguments: Sequence[str], prog: str):
+def _parse(default: RunConfig, arguments: Sequence[str], prog: str) -> RunConfig:
     import tyro
 
     caught = io.StringIO()

@@ -1,0 +1,84 @@
+"""Validation bits per byte at equal tokens: DDP beside DiLoCo at H = 16, 32, 64, and DiLoCo after a DDP warm-up.
+
+    python -m benchmarks.quality --preset nano [--seeds 3] [--jobs 2]
+    python -m benchmarks.quality --preset tiny
+
+Every run is a `lowcomm simulate` process; bytes are counted by its transport. The outer momentum was chosen by number
+of rounds in benchmarks/tuning.py, on training files. Runs that are done are not repeated: an interrupted call goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import Cell, run_cells, write_result
+from benchmarks.tables import write_quality_table
+
+PRESETS = {
+    # steps, sequence length in tokens, validation sequences
+    "nano": (5120, 64, 512),
+    "tiny": (2560, 128, 256),
+}
+PERIODS = (16, 32, 64)
+
+
+def momentum_for(rounds: int) -> float:
+    """Outer momentum by number of rounds: few rounds overshoot at 0.9 (benchmarks/results/tuning.json)."""
+    return 0.9 if rounds >= 120 else 0.8 if rounds >= 60 else 0.6
+
+
+def cells(preset: str, seeds: int) -> list[Cell]:
+    """Seed by seed, so that an interrupted call leaves whole columns."""
+    return [cell for seed in range(seeds) for cell in _one_seed(preset, seed)]
+
+
+def _one_seed(preset: str, seed: int) -> list[Cell]:
+    steps, seq_len, sequences = PRESETS[preset]
+    shared = (
+        *("--model.preset", preset, "--steps", str(steps), "--seed", str(seed), "--data.seq-len", str(seq_len)),
+        *("--data.validation-sequences", str(sequences), "--eval.every", str(steps // 10)),
+    )
+    found = [_cell(preset, seed, "DDP", None, None, ("recipes/ddp.py:pretrain_cpu", *shared))]
+    for every in PERIODS:
+        momentum = momentum_for(steps // every)
+        sync = ("--sync.every", str(every), "--sync.outer.momentum", str(momentum))
+        found.append(
+            _cell(
+                preset, seed, f"DiLoCo H={every}", every, momentum, ("recipes/diloco.py:pretrain_cpu", *shared, *sync)
+            )
+        )
+    if preset == "nano":
+        warmup = steps // 10
+        sync = ("--sync.outer.momentum", "0.9", "--sync.schedule.warmup-steps", str(warmup))
+        found.append(
+            _cell(preset, seed, "DDP warm-up, DiLoCo H=32", 32, 0.9, ("recipes/diloco.py:warmup", *shared, *sync))
+        )
+    return found
+
+
+def _cell(
+    preset: str, seed: int, method: str, every: int | None, momentum: float | None, arguments: tuple[str, ...]
+) -> Cell:
+    name = f"{preset}-{method.replace(' ', '').replace(',', '-').replace('=', '')}-seed{seed}"
+    columns: dict[str, Any] = {"preset": preset, "method": method, "H": every, "momentum": momentum, "seed": seed}
+    return Cell(name=name, arguments=arguments, columns=columns)
+
+
+def main() -> None:
+    """Run what is missing and write benchmarks/results/quality_PRESET.json and its table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="nano")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--work-dir", type=Path, default=Path("runs/bench/quality"))
+    options = parser.parse_args()
+    rows = run_cells(cells(options.preset, options.seeds), options.work_dir, options.jobs)
+    command = f"python -m benchmarks.quality --preset {options.preset} --seeds {options.seeds}"
+    path = write_result(f"quality_{options.preset}", command, rows)
+    print(write_quality_table(path))
+
+
+if __name__ == "__main__":
+    main()

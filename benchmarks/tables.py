@@ -1,0 +1,43 @@
+"""Markdown tables and plots from result files; nothing in them is computed from anything else."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+
+def write_quality_table(path: Path) -> Path:
+    """RESULTS/quality_PRESET.md: mean and spread over seeds, penalty against DDP seed by seed, counted bytes."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    target = path.with_suffix(".md")
+    target.write_text(quality_table(result), encoding="utf-8")
+    return target
+
+
+def quality_table(result: dict[str, Any]) -> str:
+    """The table, DDP first. Penalty: mean over seeds of (bits per byte / DDP's with the same seed) - 1."""
+    rows = result["rows"]
+    base = {r["seed"]: r for r in rows if r["method"] == "DDP"}
+    lines = [
+        "| method | rounds | bits per byte, mean | min to max | against DDP | MB sent per island | of DDP's bytes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for method in dict.fromkeys(r["method"] for r in rows):
+        mine = [r for r in rows if r["method"] == method]
+        bpb = [r["val_bpb"] for r in mine]
+        penalty = statistics.mean(r["val_bpb"] / base[r["seed"]]["val_bpb"] - 1 for r in mine)
+        sent = statistics.mean(r["bytes_sent"] for r in mine)
+        share = base[mine[0]["seed"]]["bytes_sent"] / sent
+        lines.append(
+            f"| {method} | {mine[0]['rounds'] or '-'} | {statistics.mean(bpb):.4f} | {min(bpb):.4f} to {max(bpb):.4f} "
+            f"| {penalty:+.2%} | {sent / 1e6:,.1f} | 1/{share:.1f} |"
+        )
+    first = rows[0]
+    lines.append(
+        f"\n{first['parameters']:,} parameters, {first['islands']} islands, {first['steps']} inner steps, "
+        f"{first['tokens']:,} tokens, {len(base)} seeds. `{result['command']}`, {result['hardware']['cpu']}, "
+        f"{result['created'][:10]}."
+    )
+    return "\n".join(lines) + "\n"
