@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 
 from lowcomm.assembly import Run, World, assemble, preflight
 from lowcomm.config import RunConfig
@@ -146,7 +147,7 @@ class Loop:
         if self.save(name):
             note = f"{status} ({cause}) at inner step {run.sync.step}, saved as {name}; continue with --resume"
             run.progress.note(note)
-            self.write(None, "note", note=note)
+            self.write(None, "note", {"note": note})
         write_summary(run, status, self.time_s())
         return STOPPED
 
@@ -168,14 +169,16 @@ class Loop:
             self.write(
                 i,
                 "sync",
-                sync_s=report.seconds_s,
-                blocked_s=report.blocked_s,
-                delta_norm=_finite(report.delta_norms[island]),
+                {
+                    "sync_s": report.seconds_s,
+                    "blocked_s": report.blocked_s,
+                    "delta_norm": _finite(report.delta_norms[island]),
+                },
             )
         for island, why in report.dropped.items():
             note = f"island {island} was left out of round {report.round.index}: {why}"
             run.progress.note(f"warning: {note}")
-            self.write(None, "note", note=note)
+            self.write(None, "note", {"note": note})
         run.progress.synced(seconds_s=report.seconds_s, sent_bytes=run.sync.transport.sent_bytes[0])
 
     def log(self) -> None:
@@ -185,7 +188,7 @@ class Loop:
         step_s = (time.monotonic() - self.logged_s) / steps
         for i, island in enumerate(run.islands):
             lr, norm = island.lr(sync.step - 1), _finite(island.grad_norm)
-            self.write(i, "step", loss=self.losses[i] / steps, step_s=step_s, lr=lr, grad_norm=norm)
+            self.write(i, "step", {"loss": self.losses[i] / steps, "step_s": step_s, "lr": lr, "grad_norm": norm})
         share = sync.transport.islands / len(sync.replicas)  # islands elsewhere do the same work
         tokens = sum(r.tokens for r in sync.replicas) * share
         run.progress.stepped(
@@ -204,10 +207,10 @@ class Loop:
         result = evaluate(run)
         run.progress.evaluated(bits_per_byte=result.bits_per_byte)
         if run.world.rank == 0:
-            self.write(None, "eval", val_loss=result.loss, val_bpb=result.bits_per_byte)
+            self.write(None, "eval", {"val_loss": result.loss, "val_bpb": result.bits_per_byte})
         return result
 
-    def write(self, local: int | None, event: str, **values: float | str | None) -> None:
+    def write(self, local: int | None, event: str, values: Mapping[str, float | str | None]) -> None:
         """One metrics line of a local island, or of the whole run (None)."""
         sync = self.run.sync
         chosen = range(len(sync.replicas)) if local is None else [local]
