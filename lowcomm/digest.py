@@ -19,6 +19,22 @@ def digest(tensor: Tensor) -> bytes:
     return xxhash.xxh3_128_digest(data.numpy().data)
 
 
+class Digest:
+    """The same digest, tensor by tensor."""
+
+    def __init__(self) -> None:
+        self._state = xxhash.xxh3_128()
+
+    def update(self, tensor: Tensor) -> None:
+        """Append the raw bits of a tensor."""
+        data = tensor.detach().contiguous().reshape(-1).cpu().view(torch.uint8)
+        self._state.update(data.numpy().data)
+
+    def value(self) -> bytes:
+        """16 bytes over everything so far."""
+        return self._state.digest()
+
+
 def digest_all(tensors: Mapping[str, Tensor]) -> bytes:
     """16 bytes over names, shapes, dtypes and bits, in order."""
     state = xxhash.xxh3_128()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lowcomm.digest import Digest
 from lowcomm.types import Delta
 
 
@@ -46,24 +47,39 @@ class Fragment:
         return views
 
     @torch.no_grad()
-    def read(self, params: Sequence[Tensor]) -> None:
-        """Global weights <- these (any float dtype)."""
+    def read(self, params: Sequence[Tensor]) -> bytes:
+        """Global weights <- these (any float dtype); returns their digest."""
+        hashed = Digest()
         for view, p in zip(self._weight_views, params, strict=True):
             view.copy_(p)
+            hashed.update(view)
+        return hashed.value()
 
     @torch.no_grad()
-    def write(self, params: Sequence[Tensor]) -> None:
-        """These <- global weights, cast to their dtype."""
-        for view, p in zip(self._weight_views, params, strict=True):
-            p.copy_(view)
+    def write(self, replicas: Sequence[Sequence[Tensor]]) -> bytes:
+        """Each replica's tensors <- global weights, cast to their dtype; returns the digest of the global weights.
+
+        Tensor by tensor, so that the digest reads what is in the cache.
+        """
+        hashed = Digest()
+        for view, copies in zip(self._weight_views, zip(*replicas, strict=True), strict=True):
+            for p in copies:
+                p.copy_(view)
+            hashed.update(view)
+        return hashed.value()
 
     @torch.no_grad()
-    def compute_delta(self, params: Sequence[Tensor], island: int) -> Tensor:
-        """`global - local` in fp32 for local island `island`: flat, of `size` elements, valid until the next call."""
+    def compute_delta(self, params: Sequence[Tensor], island: int) -> tuple[Tensor, float]:
+        """`global - local` in fp32 for local island `island`, and its L2 norm.
+
+        Flat, of `size` elements, valid until the next call. The norm is inf or NaN if any element is, or is absurd.
+        """
         flat = self._scratch(island)
+        norms: list[Tensor] = []
         for view, weight, p in zip(self.views(flat).values(), self._weight_views, params, strict=True):
             torch.sub(weight, p.detach().to(self.device), out=view)
-        return flat
+            norms.append(torch.linalg.vector_norm(view))
+        return flat, float(torch.linalg.vector_norm(torch.stack(norms)))
 
     @torch.no_grad()
     def flatten(self, tensors: Sequence[Tensor], island: int) -> Tensor:

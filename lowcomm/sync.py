@@ -157,8 +157,8 @@ class LocalSGD:
     def _sync_fragment(self, index: int, start: float) -> None:
         fragment = self.fragments[index]
         current = Round(index=self.round, step=self.step, fragments=(index,), seed=self._round_seed())
-        deltas = [fragment.compute_delta(r.tensors(fragment), i) for i, r in enumerate(self.replicas)]
-        norms = [float(torch.linalg.vector_norm(d)) for d in deltas]
+        computed = [fragment.compute_delta(r.tensors(fragment), i) for i, r in enumerate(self.replicas)]
+        deltas, norms = [d for d, _ in computed], [n for _, n in computed]
         tokens = [r.unsynced(index) for r in self.replicas]
         roll = call_roll(self.transport, self.aggregator, current, tokens, norms, self.quorum)
         states = [s[index] for s in self.codec_states]
@@ -169,15 +169,15 @@ class LocalSGD:
             self._average_buffers(self._buffers, roll.weights)
         fragment.set_outer_grad()
         self.outers[index].step()
+        digest = fragment.write([r.tensors(fragment) for r in self.replicas])
         self.round += 1
         for i, (replica, island) in enumerate(zip(self.replicas, self.transport.local, strict=True)):
-            fragment.write(replica.tensors(fragment))
             replica.mark_synced(index)
             if island in roll.dropped:
                 replica.inner.state.clear()  # moments of a diverged island are as bad as its weights
             else:
                 self.codec_states[i][index] = after[i]
-        verify_equal(self.transport, fragment, current)
+        verify_equal(self.transport, fragment, [digest] * len(self.replicas), current)
         elapsed = time.perf_counter() - start
         self.sync_s += elapsed
         self.blocked_s += elapsed
@@ -223,9 +223,9 @@ class LocalSGD:
             self._average_buffers(self._buffers, [1 / self.transport.islands] * self.transport.islands)
         for index, fragment in enumerate(self.fragments):
             current = Round(index=self.round, step=self.step, fragments=(index,), seed=self._round_seed())
+            digests = [fragment.read(r.tensors(fragment)) for r in self.replicas]
+            verify_equal(self.transport, fragment, digests, current)
             for replica in self.replicas:
-                fragment.read(replica.tensors(fragment))
-                verify_equal(self.transport, fragment, current)
                 replica.mark_synced(index)
 
     def _round_seed(self) -> int:

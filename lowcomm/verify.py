@@ -25,14 +25,13 @@ def check_still_covered(replicas: Sequence[Replica]) -> None:
             )
 
 
-def verify_equal(transport: Transport, fragment: Fragment, round: Round) -> None:
+def verify_equal(transport: Transport, fragment: Fragment, digests: Sequence[bytes], round: Round) -> None:
     """Compare the islands' global weights (16 bytes each); DivergenceError names the first tensor that differs."""
-    own = torch.frombuffer(bytearray(digest(fragment.weights)), dtype=torch.uint8)
-    table = transport.gather([own] * len(transport.local))
+    table = transport.gather([torch.frombuffer(bytearray(d), dtype=torch.uint8) for d in digests])
     if bool((table == table[0]).all()):
         return
-    digests = [digest(view) for view in fragment.views(fragment.weights).values()]
-    own = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8)
+    parts = [digest(view) for view in fragment.views(fragment.weights).values()]
+    own = torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.uint8)
     table = transport.gather([own] * len(transport.local)).view(transport.islands, -1, 16)
     for index, name in enumerate(fragment.names):
         differing = [i for i in range(transport.islands) if bool((table[i, index] != table[0, index]).any())]

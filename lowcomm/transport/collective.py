@@ -2,6 +2,8 @@
 
 The sum is an all-to-all of chunks, a sum in island order and an all-gather: the bytes of a ring all-reduce, but with
 bits that do not depend on the ring. Results go to scratch first: a failed collective tears the buffer that it writes.
+Vectors go by paired sends and receives straight from and into their slices: gloo's own all-gather of 60 MB between two
+processes took 100 ms on the loopback device where these take 27 ms.
 """
 
 from __future__ import annotations
@@ -27,7 +29,6 @@ class Collective(Transport):
         self.sent_bytes = [0]
         self.received_bytes = [0]
         self._received: Tensor | None = None
-        self._summed: Tensor | None = None
         self._scratch: Tensor | None = None
 
     @classmethod
@@ -40,10 +41,13 @@ class Collective(Transport):
     def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
         (vector,) = vectors
         n, size = self.islands, out.numel()
-        received, summed, scratch = self._buffers(size, out.device)
-        self._run("all-to-all", lambda: dist.all_to_all_single(received, vector, group=self.group))
-        ordered_sum(list(received.view(n, size // n)), weights, summed, scratch)
-        self._run("all-gather", lambda: dist.all_gather_single(out, summed, group=self.group))
+        received, scratch = self._buffers(size, out.device)
+        chunks, arrived, results = (list(t.view(n, size // n)) for t in (vector, received, out))
+        me = self.local[0]
+        self._swap("all-to-all", chunks, arrived)
+        in_order = [chunks[k] if k == me else arrived[k] for k in range(n)]
+        ordered_sum(in_order, weights, results[me], scratch)
+        self._swap("all-gather", [results[me]] * n, results)
         crossing_bytes = 2 * (n - 1) * (size // n) * 4
         self.count(crossing_bytes, crossing_bytes)
 
@@ -58,9 +62,9 @@ class Collective(Transport):
     def gather_sized(self, rows: Sequence[Tensor]) -> list[Tensor]:
         (row,) = rows
         sizes = self.gather([torch.tensor([row.numel()], dtype=torch.int64, device=row.device)]).flatten().tolist()
-        # gloo gathers equal sizes only: an all-to-all of unequal parts sends everybody the same row, without a copy
         out = [torch.empty(size, dtype=torch.uint8, device=row.device) for size in sizes]
-        self._run("all-to-all", lambda: dist.all_to_all(out, [row] * self.islands, group=self.group))
+        out[self.local[0]].copy_(row)
+        self._swap("all-gather", [row.contiguous()] * self.islands, out)
         self.count((self.islands - 1) * row.numel(), sum(sizes) - row.numel())
         return out
 
@@ -79,13 +83,20 @@ class Collective(Transport):
         if self.group is None and dist.is_initialized():
             dist.destroy_process_group()
 
-    def _buffers(self, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def _buffers(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
         if self._received is None or self._received.numel() < size or self._received.device != device:
             self._received = torch.empty(size, device=device)
-            self._summed = torch.empty(size // self.islands, device=device)
             self._scratch = torch.empty(BLOCK, device=device)
-        assert self._summed is not None and self._scratch is not None
-        return self._received[:size], self._summed[: size // self.islands], self._scratch
+        assert self._scratch is not None
+        return self._received[:size], self._scratch
+
+    def _swap(self, what: str, sends: Sequence[Tensor], receives: Sequence[Tensor]) -> None:
+        """Send `sends[k]` to island k and receive `receives[k]` from it, for every other island at once."""
+        peers = [k for k in range(self.islands) if k != self.local[0]]
+        ops = [dist.P2POp(dist.irecv, receives[k], group=self.group, group_peer=k) for k in peers]
+        ops += [dist.P2POp(dist.isend, sends[k], group=self.group, group_peer=k) for k in peers]
+        if ops:
+            self._run(what, lambda: [work.wait() for work in dist.batch_isend_irecv(ops)])
 
     def _run(self, what: str, exchange: Callable[[], object]) -> None:
         try:
