@@ -1,10 +1,10 @@
 """Which entries are shared when no indices are sent: random ones from a shared seed, or a window that rotates.
 
 `random_indices`: every chunk of n elements is cut into k strata `[floor(i n / k), floor((i + 1) n / k))`, one entry is
-drawn in each, and all are rotated by one random offset. So there are always exactly k distinct entries, and each element
-is kept with probability k / n (relative error at most 2**-16), so the expected squared error is that of k drawn freely
-(random masks of Konecny et al. 2016, arXiv 1610.05492). Entry i of chunk c has Philox counter `c * k + i`: word 0 draws
-in the stratum, word 1 of entry 0 is the offset; both as `word * range >> 32`.
+drawn in each, and all are rotated by one random offset. So there are always exactly k distinct entries, and each
+element is kept with probability k / n (relative error at most 2**-16): the expected squared error is that of k drawn
+freely (random masks of Konecny et al. 2016, arXiv 1610.05492). Entry i of chunk c has Philox counter `c * k + i`: word
+0 draws in the stratum, word 1 of entry 0 is the offset; both as `word * range >> 32`.
 
 `window_indices`: the k entries from `turn * k mod n` on, around the end (PSO-Fed, arXiv 2110.13607). After ceil(n / k)
 turns every entry has been shared. Give each island its own turn (round + island) to share different parts.

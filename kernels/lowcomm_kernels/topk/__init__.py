@@ -30,6 +30,7 @@ __all__ = [
     "decode_values",
     "delta_topk",
     "encode_values",
+    "first_nonfinite",
     "threshold",
     "topk",
 ]
