@@ -9,25 +9,17 @@ import torch
 
 from lowcomm import checkpoint
 from lowcomm.assembly import Run
-from lowcomm.config import check_resumable, to_dict
+from lowcomm.config import to_dict
 from lowcomm.run_dir import environment, write_json
 from lowcomm.sync_state import global_part, island_part, load_global, load_island
-from lowcomm.types import CheckpointError, ConfigError
+from lowcomm.types import CheckpointError
 
 
 def start_files(run: Run) -> None:
-    """Write config.json and environment.json (once per node); a resumed run must match the stored configuration."""
+    """Write config.json and environment.json (once per node)."""
     if run.world.local_rank != 0:
         return
-    path = run.directory / "config.json"
-    assert run.config.islands is not None
-    if run.config.resume:
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"{path} is not JSON ({error}). Fix: start a new run with --run-dir") from error
-        check_resumable(stored, run.config, run.config.islands)
-    write_json(path, to_dict(run.config))
+    write_json(run.directory / "config.json", to_dict(run.config))
     write_json(run.directory / "environment.json", environment())
 
 
@@ -44,7 +36,7 @@ def save_now(run: Run, name: str, time_s: float) -> None:
         parts: dict[str, checkpoint.Part] = {"island": (tensors, values)}
         if run.world.local_rank == 0 and i == 0:
             parts["global"] = global_part(run.sync)
-        checkpoint.save(root, name, number, parts)
+        checkpoint.save(root, name, number, parts, run.session)
     if run.world.local_rank == 0:
         assert run.config.islands is not None
         checkpoint.prune(root, run.config.checkpoint.keep, run.config.islands)
@@ -53,10 +45,11 @@ def save_now(run: Run, name: str, time_s: float) -> None:
 def load_newest(run: Run) -> None:
     """Load the newest checkpoint that is whole on every island. Raises CheckpointError if there is none."""
     root = run.directory / "checkpoints"
-    name = _newest_common(run)
+    name, stops = _newest_common(run)
     if name is None:
         raise CheckpointError(f"{root} holds no checkpoint that is whole on every island: start again without --resume")
     for i, number in enumerate(run.sync.transport.local):
+        checkpoint.remove_partial(root, number)
         parts = checkpoint.load(root, name, number)
         if i == 0:
             load_global(run.sync, parts["global"])
@@ -66,22 +59,26 @@ def load_newest(run: Run) -> None:
         run.islands[i].cuda_rng = tensors.get("rng.cuda")
         run.shards[i].load_state_dict(values["data"])
         run.base_time_s = max(run.base_time_s, values["time_s"])
-        run.resumes = values["resumes"] + 1
-    skipped = [n for n in checkpoint.names(root) if n > name]
+        run.resumes = max(stops, values["resumes"]) + 1
+    known = checkpoint.names(root)
+    skipped = known[known.index(name) + 1 :]
     note = f"resumed from checkpoint {name} at inner step {run.sync.step}"
-    run.progress.note(note + (f"; skipped as incomplete: {', '.join(skipped)}" if skipped else ""))
+    note += f"; skipped as incomplete or corrupt: {', '.join(skipped)}" if skipped else ""
+    run.progress.note(note)
     if run.world.rank == 0:
         line: dict[str, Any] = {"event": "note", "note": note, "step": run.sync.step, "time_s": run.base_time_s}
         run.metrics.write(line)
 
 
-def _newest_common(run: Run) -> str | None:
+def _newest_common(run: Run) -> tuple[str | None, int]:
+    """The newest checkpoint whose parts are all whole and of one session, and the highest number of a stop anywhere."""
     transport = run.sync.transport
     root = run.directory / "checkpoints"
+    stops = checkpoint.highest_stop(root)
     rows = [
-        torch.frombuffer(bytearray(json.dumps(checkpoint.verified(root, k)).encode()), dtype=torch.uint8)
+        torch.frombuffer(bytearray(json.dumps([checkpoint.verified(root, k), stops]).encode()), dtype=torch.uint8)
         for k in transport.local
     ]
-    lists = [json.loads(bytes(row.numpy())) for row in transport.gather_sized(rows)]
-    common = [name for name in lists[0] if all(name in other for other in lists)]
-    return common[-1] if common else None
+    tables = [json.loads(bytes(row.numpy())) for row in transport.gather_sized(rows)]
+    common = [name for name, session in tables[0][0].items() if all(t[0].get(name) == session for t in tables)]
+    return (common[-1] if common else None), max(t[1] for t in tables)
