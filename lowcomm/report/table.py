@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -11,15 +12,19 @@ from lowcomm.report.load import Run
 from lowcomm.report.series import headline, labels
 from lowcomm.report.units import format_bytes, format_count, format_decimal, format_seconds, format_share
 
+CAPTION = "bits/byte: validation; sent, received: mean per island; sync: share of wall-clock"
+
 
 def summary_table(runs: Sequence[Run]) -> Table:
-    """One row per run: quality, tokens, bytes per island in both directions, sync share, wall-clock."""
-    table = Table(title="Runs", title_justify="left", caption="bytes: mean per island", caption_justify="left")
+    """One row per run: quality, tokens, bytes per island in both directions, sync share, wall-clock; 80 columns."""
+    table = Table(
+        title="Runs", title_justify="left", caption=CAPTION, caption_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("run", overflow="fold")
     table.add_column("status")
-    columns = ("val bits/byte", "tokens", "sent", "received", "sync share", "wall-clock")
+    columns = ("bits/byte", "tokens", "sent", "received", "sync", "wall")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for run, label in zip(runs, labels(runs), strict=True):
         facts = headline(run)
         cells = (
