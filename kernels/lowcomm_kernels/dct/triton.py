@@ -27,12 +27,17 @@ def _tile(rows, columns, numel, across):
 
 
 @triton.jit
-def _coefficients(x, table, TWO: tl.constexpr):  # noqa: N803
+def _transform(x, table, TWO: tl.constexpr):  # noqa: N803
+    """table @ x @ table.T, or x @ table.T alone. The product stays in a loop: two in a row spill."""
     line = tl.arange(0, 64)
     d = tl.load(table + line[:, None] * 64 + line[None, :])
-    if TWO:
-        x = tl.dot(d, x, input_precision="ieee")
-    return tl.dot(x, tl.trans(d), input_precision="ieee")
+    turns = 2
+    if not TWO:
+        x = tl.trans(x)
+        turns = 1
+    for _ in range(turns):
+        x = tl.trans(tl.dot(d, x, input_precision="ieee"))
+    return tl.reshape(x, (4096,))
 
 
 @triton.jit
@@ -42,9 +47,8 @@ def _dct_kernel(x, table, out, bad, rows, columns, numel, across, total, TWO: tl
     v = tl.load(x + place, mask=inside, other=0.0)
     top = tl.max(tl.reshape(v.to(tl.int32, bitcast=True) & 0x7FFFFFFF, (4096,)), axis=0)
     tl.store(bad + t, (top >= INFINITY).to(tl.int32))
-    z = _coefficients(v, table, TWO)
-    line = tl.arange(0, 64)
-    at = t * 4096 + line[:, None] * 64 + line[None, :]
+    z = _transform(v, table, TWO)
+    at = t * 4096 + tl.arange(0, 4096)
     tl.store(out + at, z, mask=at < total)
 
 
@@ -54,7 +58,7 @@ def _dct_topk_kernel(x, table, indices, values, bad, rows, columns, numel, acros
     place, inside = _tile(rows, columns, numel, across)
     v = tl.load(x + place, mask=inside, other=0.0)
     first = tl.max(tl.reshape(v.to(tl.int32, bitcast=True) & 0x7FFFFFFF, (4096,)), axis=0)
-    z = tl.reshape(_coefficients(v, table, True), (4096,))
+    z = _transform(v, table, True)
     lane = tl.arange(0, 4096)
     take, slot, top = select(magnitude_keys(z, lane >= 0), k, 4096)
     tl.store(indices + t * k + slot, lane.to(tl.uint16), mask=take)
@@ -65,13 +69,9 @@ def _dct_topk_kernel(x, table, indices, values, bad, rows, columns, numel, acros
 @triton.jit
 def _idct_kernel(z, table, out, rows, columns, numel, across, total, TWO: tl.constexpr):  # noqa: N803
     t = tl.program_id(0).to(tl.int64)
-    line = tl.arange(0, 64)
-    at = t * 4096 + line[:, None] * 64 + line[None, :]
-    v = tl.load(z + at, mask=at < total, other=0.0)
-    d = tl.load(table + line[:, None] * 64 + line[None, :])
-    x = tl.dot(v, d, input_precision="ieee")
-    if TWO:
-        x = tl.dot(tl.trans(d), x, input_precision="ieee")
+    at = t * 4096 + tl.arange(0, 4096)
+    v = tl.reshape(tl.load(z + at, mask=at < total, other=0.0), (64, 64))
+    x = tl.reshape(_transform(v, table, TWO), (64, 64))
     place, inside = _tile(rows, columns, numel, across)
     tl.store(out + place, x, mask=inside)
 
@@ -90,7 +90,8 @@ def idct(coefficients: Tensor, tiles: Tiles, flat: Tensor) -> None:
     count = tiles.down * tiles.across
     if count:
         shape = (tiles.rows, tiles.columns, tiles.numel, tiles.across, tiles.coefficients)
-        _idct_kernel[(count,)](coefficients, matrix().to(flat.device), flat, *shape, tiles.two, num_warps=_WARPS)
+        turned = matrix().T.contiguous().to(flat.device)
+        _idct_kernel[(count,)](coefficients, turned, flat, *shape, tiles.two, num_warps=_WARPS)
 
 
 def dct_topk(flat: Tensor, tiles: Tiles, k: int, indices: Tensor, values: Tensor) -> bool:
