@@ -26,7 +26,7 @@ PERIODS = (16, 32, 64)
 
 def momentum_for(rounds: int) -> float:
     """Outer momentum by number of rounds: few rounds overshoot at 0.9 (benchmarks/results/tuning.json)."""
-    return 0.9 if rounds >= 120 else 0.8 if rounds >= 60 else 0.6
+    return 0.9 if rounds >= 240 else 0.8 if rounds >= 60 else 0.6
 
 
 def cells(preset: str, seeds: int) -> list[Cell]:

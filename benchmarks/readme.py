@@ -1,0 +1,53 @@
+"""Put measured tables and values into README.md, between its markers. `--check` only compares.
+
+python -m benchmarks.readme [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from typing import Any
+
+from benchmarks.common import RESULTS, ROOT
+from benchmarks.tables import quality_table
+
+README = ROOT / "README.md"
+
+
+def filled(text: str) -> str:
+    """README text with every marked table and value made anew from its result file."""
+    text = re.sub(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", _table, text, flags=re.DOTALL)
+    return re.sub(r"(<!-- value: (\w+) (\w+) -->)\n[^\n]*?( times as long| beyond|$)", _value, text, flags=re.MULTILINE)
+
+
+def _load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _table(match: re.Match[str]) -> str:
+    return f"{match[1]}{quality_table(_load(match[2]))}{match[3]}"
+
+
+def _value(match: re.Match[str]) -> str:
+    value = _load(match[2])["rows"][0][match[3]]
+    shown = f"{value:.2f}" if match[4].startswith(" times") else f"{value:.1%}"
+    return f"{match[1]}\n{shown}{match[4]}"
+
+
+def main() -> None:
+    """Rewrite README.md, or exit with 1 if it is not up to date."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    now = README.read_text(encoding="utf-8")
+    then = filled(now)
+    if options.check:
+        sys.exit(0 if now == then else "README.md is not what benchmarks/results say: run python -m benchmarks.readme")
+    README.write_text(then, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
