@@ -12,7 +12,7 @@ from typing import IO, cast
 import torch
 from torch import nn
 
-from lowcomm.config import RunConfig, check
+from lowcomm.config import RunConfig, check, check_resumable
 from lowcomm.data import Data, Shard, build_data
 from lowcomm.island import PlainIsland
 from lowcomm.model import build_model, token_losses
@@ -67,6 +67,8 @@ class Run:
     progress: Progress
     stop: StopFlag
     lock: IO[str] | None
+    session: str
+    """Equal on all islands, new in each process group: ties the parts of a checkpoint together."""
     resumes: int = 0
     base_time_s: float = 0.0
 
@@ -105,6 +107,8 @@ def preflight(config: RunConfig, world: World) -> tuple[RunConfig, Data]:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device = 'cuda' is not allowed: torch sees no GPU here. Fix: pass --device cpu")
     check_directory(config.directory, config.resume)
+    if config.resume:
+        check_resumable(config, islands)
     data = build_data(config.data, islands, config.seed)
     for island in range(islands):
         data.shard(island)  # an empty shard is bad input too
@@ -163,8 +167,9 @@ def assemble(config: RunConfig, data: Data, world: World) -> Run:
         seed=config.seed,
         quorum=config.sync.quorum,
     )
-    handle = lock(config.directory) if world.local_rank == 0 else None
-    transport.gather([torch.zeros(1)] * len(transport.local))  # the directory exists from here on
+    handle = lock(config.directory, world.rank, config.resume) if world.local_rank == 0 else None
+    own = torch.frombuffer(bytearray(os.urandom(8)), dtype=torch.uint8)
+    session = bytes(transport.gather([own] * len(transport.local))[0].numpy()).hex()  # and the directory exists
     return Run(
         config=config,
         world=world,
@@ -176,6 +181,7 @@ def assemble(config: RunConfig, data: Data, world: World) -> Run:
         progress=Progress(name=config.name, steps=config.steps, enabled=world.rank == 0),
         stop=StopFlag(),
         lock=handle,
+        session=session,
     )
 
 

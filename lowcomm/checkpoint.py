@@ -4,7 +4,8 @@
 
 ROUND is 000040 after round 40 and 000040-stop1 for a save inside a round. Each island renames its own directory into
 place, so that neither a shared file system nor a common clock is needed; a checkpoint counts if every island's part is
-complete. Tensors are safetensors, everything else is JSON: loading executes no code.
+complete and all were written by the same process group (their manifests name one session). Tensors are safetensors,
+everything else is JSON: loading executes no code.
 """
 
 from __future__ import annotations
@@ -31,16 +32,15 @@ NAME = re.compile(r"(\d{6,})(?:-stop(\d+))?")
 FORMAT = 1
 
 
-def save(root: Path, name: str, island: int, parts: Mapping[str, Part]) -> Path:
+def save(root: Path, name: str, island: int, parts: Mapping[str, Part], session: str) -> Path:
     """Write one island's parts as checkpoint `name` under `root`; returns its directory.
 
+    session: equal on all islands, new after each resume, so that parts of two attempts are never mixed.
     Raises CheckpointError (disk full, read-only, ...); earlier checkpoints are then as they were.
     """
     partial = root / f".partial-{name}-{island:05d}"
     final = _island_dir(root, name, island)
     try:
-        if final.exists():
-            return final  # the same step was saved already (a stop right after a periodic save)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         files: dict[str, dict[str, Any]] = {}
@@ -49,10 +49,12 @@ def save(root: Path, name: str, island: int, parts: Mapping[str, Part]) -> Path:
             (partial / f"{part}.json").write_text(json.dumps(values), encoding="utf-8")
             for path in (partial / f"{part}.safetensors", partial / f"{part}.json"):
                 files[path.name] = {"sha256": _sync_and_hash(path), "bytes": path.stat().st_size}
-        manifest = {"format": FORMAT, "checkpoint": name, "island": island, "files": files}
+        manifest = {"format": FORMAT, "checkpoint": name, "island": island, "session": session, "files": files}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         _sync_and_hash(partial / "manifest.json")
         final.parent.mkdir(parents=True, exist_ok=True)
+        if final.exists():  # left by an attempt that not every island completed: its part is of no use
+            shutil.rmtree(final)
         partial.rename(final)
         _sync_directory(final.parent)
         _sync_directory(root)
@@ -72,9 +74,21 @@ def names(root: Path) -> list[str]:
     return sorted(found, key=_age)
 
 
-def verified(root: Path, island: int) -> list[str]:
-    """Names of the checkpoints in which this island's part is whole (every SHA-256 matches), oldest first."""
-    return [name for name in names(root) if _problem(root, name, island) is None]
+def highest_stop(root: Path) -> int:
+    """The highest number after "-stop" in any name, complete or not; 0 if there is none."""
+    return max((max(_age(name)[1] - 1, 0) for name in names(root)), default=0)
+
+
+def verified(root: Path, island: int) -> dict[str, str]:
+    """Session by name of the checkpoints in which this island's part is whole (SHA-256 matches), oldest first."""
+    whole = [name for name in names(root) if _problem(root, name, island) is None]
+    return {name: _manifest(_island_dir(root, name, island))["session"] for name in whole}
+
+
+def remove_partial(root: Path, island: int) -> None:
+    """Remove what a save of this island left behind when its process was killed."""
+    for path in root.glob(f".partial-*-{island:05d}"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def load(root: Path, name: str, island: int) -> dict[str, Part]:
@@ -85,21 +99,38 @@ def load(root: Path, name: str, island: int) -> dict[str, Part]:
     parts = _read(_island_dir(root, name, island))
     if "global" not in parts:
         for other in sorted((root / name).glob("island-*")):
-            number = int(other.name.removeprefix("island-"))
-            if (other / "global.json").exists() and _problem(root, name, number) is None:
+            number = other.name.removeprefix("island-")
+            whole = number.isdecimal() and _problem(root, name, int(number)) is None
+            if whole and "global.json" in _manifest(other)["files"]:
                 parts["global"] = _read(other)["global"]
                 return parts
         raise CheckpointError(f"checkpoint {name} in {root} has no global part that is whole")
     return parts
 
 
-def prune(root: Path, keep: int, islands: int) -> None:
-    """Remove all but the newest `keep` checkpoints that have a part of each island, and what never got complete."""
-    complete = [n for n in names(root) if len(list((root / n).glob("island-*/manifest.json"))) == islands]
+def prune(root: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints with all parts, and what never got complete before them.
+
+    All parts: as many as the fullest checkpoint has here (a disk may hold one node's islands only), of one session.
+    """
+    sessions = {name: _sessions(root / name) for name in names(root)}
+    parts = max((len(found) for found in sessions.values()), default=0)
+    complete = [name for name, found in sessions.items() if len(found) == parts and len(set(found)) == 1]
     kept = complete[-keep:]
     for name in names(root):
         if kept and name not in kept and _age(name) < _age(kept[-1]):
             shutil.rmtree(root / name, ignore_errors=True)
+
+
+def _sessions(directory: Path) -> list[str]:
+    """The session of each island's part; an unreadable one counts as a session of its own."""
+    found: list[str] = []
+    for island in sorted(directory.glob("island-*")):
+        try:
+            found.append(str(_manifest(island)["session"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            found.append(f"unreadable {island.name}")
+    return found
 
 
 def _age(name: str) -> tuple[int, int]:
@@ -112,9 +143,12 @@ def _island_dir(root: Path, name: str, island: int) -> Path:
     return root / name / f"island-{island:05d}"
 
 
+def _manifest(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+
+
 def _read(directory: Path) -> dict[str, Part]:
-    manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-    stems = sorted({Path(file).stem for file in manifest["files"]})
+    stems = sorted({Path(file).stem for file in _manifest(directory)["files"]})
     return {
         stem: (
             load_file(directory / f"{stem}.safetensors"),
@@ -128,19 +162,33 @@ def _problem(root: Path, name: str, island: int) -> str | None:
     """What is wrong with an island's part, or None."""
     directory = _island_dir(root, name, island)
     try:
-        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+        for path in (directory.parent, directory, directory / "manifest.json"):
+            if path.is_symlink():
+                return f"{path} is a link: a checkpoint consists of plain files"
+        manifest = _manifest(directory)
         if manifest["format"] != FORMAT:
             return f"{directory} has format {manifest['format']}, this version reads {FORMAT}"
         if (manifest["checkpoint"], manifest["island"]) != (name, island):
             return f"{directory} is checkpoint {manifest['checkpoint']} of island {manifest['island']}: it was moved"
+        if type(manifest["session"]) is not str or not {"island.safetensors", "island.json"} <= set(manifest["files"]):
+            return f"{directory} has a manifest without its session or files"
         for file, facts in manifest["files"].items():
-            if Path(file).name != file:
-                return f"{directory} names the file {file!r} outside itself"
-            path = directory / file
-            if path.stat().st_size != facts["bytes"] or _hash(path) != facts["sha256"]:
-                return f"{path} is torn or corrupt (size or SHA-256 differs from its manifest)"
+            problem = _file_problem(directory, file, facts)
+            if problem is not None:
+                return problem
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{directory} is incomplete or unreadable ({type(error).__name__})"
+    return None
+
+
+def _file_problem(directory: Path, file: str, facts: Mapping[str, Any]) -> str | None:
+    if Path(file).name != file or Path(file).suffix not in (".safetensors", ".json"):
+        return f"{directory} names the file {file!r}, which is outside itself or of another kind"
+    path = directory / file
+    if path.is_symlink() or not path.is_file():
+        return f"{path} is missing or not a plain file"
+    if path.stat().st_size != facts["bytes"] or _hash(path) != facts["sha256"]:
+        return f"{path} is torn or corrupt (size or SHA-256 differs from its manifest)"
     return None
 
 

@@ -57,15 +57,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except LowcommError as error:
         return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted before the first step or after the last one: nothing was saved by this", 1)
     except OSError as error:
         return _fail(f"{error.strerror or error} ({error.filename or 'no file named'}): the run stops", 1)
 
 
 def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: lowcomm train RECIPE.py:FUNCTION [--help] [--FIELD VALUE ...]; `lowcomm recipes` lists recipes")
-        return 0 if arguments else 2
-    from lowcomm.assembly import World, preflight
+        if not arguments:
+            raise ConfigError("no recipe is given. Fix: lowcomm train FILE.py:FUNCTION; `lowcomm recipes` lists them")
+        from lowcomm.config import RunConfig
+
+        _parse(RunConfig(), ["--help"], "lowcomm train FILE.py:FUNCTION")
+    import torch
+
+    from lowcomm.assembly import World, build_models, preflight
     from lowcomm.recipe import load
 
     overrides = [*extra, *arguments[1:]]
@@ -74,9 +81,11 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
     world = World.from_environment()
     if world.under_torchrun or config.transport == "simulated":
         return _train_here(config, world.rank)
-    checked, _ = preflight(config, world)
+    checked, data = preflight(config, world)
     if checked.islands == 1:
         return _train_here(config, 0)
+    if checked.model.directory is not None:
+        build_models(checked, data, 1, torch.device("cpu"))  # a model that doesn't load is seen before a process starts
     from lowcomm.launch import launch
 
     code = launch(checked, ["train", arguments[0], *overrides, "--islands", str(checked.islands)])
@@ -170,7 +179,7 @@ def _doctor(arguments: Sequence[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"lowcomm: error: {message}", file=sys.stderr)
+    print(f"lowcomm: error: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 

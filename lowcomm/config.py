@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -121,6 +122,9 @@ def check(config: RunConfig, islands: int) -> None:
         ("checkpoint.stop_at_step", config.checkpoint.stop_at_step),
     ):
         require(value is None or value >= 1, field_name, value, "1 or more, or None for off", "leave it out")
+    stop_at = config.checkpoint.stop_at_step
+    stops = stop_at is None or stop_at < config.steps
+    require(stops, "checkpoint.stop_at_step", stop_at, f"1 to {config.steps - 1}, below steps", "leave it out")
     require(config.checkpoint.keep >= 1, "checkpoint.keep", config.checkpoint.keep, "1 or more", "2 is usual")
 
 
@@ -157,15 +161,21 @@ MAY_CHANGE = {"run_dir", "resume", "log_every", "tensorboard", "transport", "thr
 """Fields that a resumed run may set anew; everything else would change what is being trained."""
 
 
-def check_resumable(stored: dict[str, Any], config: RunConfig, islands: int) -> None:
-    """Raise ConfigError if a resumed run would train something else than the stored one."""
-    now = to_dict(dataclasses.replace(config, islands=islands))
-    for key, value in now.items():
-        if key not in MAY_CHANGE and stored.get(key) != value:
-            raise ConfigError(
-                f"{_first_difference(key, stored.get(key), value)} differs from the run that is to be resumed. "
-                "Fix: resume with the same recipe and flags, or start a new run with --run-dir."
-            )
+def check_resumable(config: RunConfig, islands: int) -> None:
+    """Raise ConfigError if a resumed run would train something else than the one whose config.json is stored."""
+    path = config.directory / "config.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        now = to_dict(dataclasses.replace(config, islands=islands))
+        changed = [k for k, v in now.items() if k not in MAY_CHANGE and stored.get(k) != v]
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} can't be read ({error}). Fix: start a new run with --run-dir") from error
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"{_first_difference(key, stored.get(key), now[key])} differs from the run that is to be resumed. "
+            "Fix: resume with the same recipe and flags, or start a new run with --run-dir."
+        )
 
 
 def _first_difference(path: str, old: Any, new: Any) -> str:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
+from safetensors import SafetensorError
 
 from lowcomm.assembly import Run
 from lowcomm.digest import sha256_weights
 from lowcomm.model import token_losses
 from lowcomm.run_dir import write_json
+from lowcomm.types import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,13 +52,25 @@ def evaluate(run: Run) -> Evaluation:
 
 
 def export(run: Run) -> None:
-    """Write the global weights and the tokenizer as a transformers directory (island 0 only)."""
+    """Write the global weights and the tokenizer as a transformers directory (island 0 only).
+
+    Raises CheckpointError if it can't be written.
+    """
     if run.world.rank != 0 or not run.config.checkpoint.export:
         return
+    from transformers.utils import logging
+
     directory: Path = run.directory / "export"
     model = cast("PreTrainedModel", run.islands[0].model)
-    model.save_pretrained(directory)
-    run.data.save_tokenizer(directory)
+    logging.disable_progress_bar()  # one shard of weights needs no bar of its own
+    try:
+        model.save_pretrained(directory)
+        run.data.save_tokenizer(directory)
+    except (OSError, SafetensorError) as error:
+        cause = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(
+            f"the export could not be written to {directory}: {cause}. Fix: free some space and continue with --resume"
+        ) from error
 
 
 def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation | None = None) -> None:

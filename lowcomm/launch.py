@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lowcomm.config import RunConfig
-from lowcomm.run_dir import available_cores
+from lowcomm.run_dir import available_cores, write_json
 
 
 def launch(config: RunConfig, arguments: Sequence[str]) -> int:
@@ -44,11 +45,29 @@ def launch(config: RunConfig, arguments: Sequence[str]) -> int:
     try:
         elastic_launch(agent, sys.executable)("-u", "-m", "lowcomm.cli", *arguments)
     except ChildFailedError as error:
-        codes = {failure.exitcode for failure in error.failures.values()}
-        return 3 if _status(config) == "stopped" else 2 if codes == {2} else 1
+        return _after_failure(config, {rank: failure.exitcode for rank, failure in error.failures.items()})
     except SignalException:
-        return 3 if _status(config) == "stopped" else 1
+        return {"stopped": 3, "done": 0}.get(_status(config) or "", 1)
     return 0
+
+
+def _after_failure(config: RunConfig, codes: Mapping[int, int]) -> int:
+    """The run's exit code for the islands' exit codes that the agent saw before it stopped the others."""
+    if set(codes.values()) <= {2}:
+        return 2
+    if set(codes.values()) <= {3}:
+        return 3
+    for island, code in codes.items():
+        if code < 0:
+            print(
+                f"lowcomm: error: island {island} was killed by {signal.Signals(-code).name}: the run stops. "
+                "Earlier checkpoints are intact. Fix: continue with --resume",
+                file=sys.stderr,
+            )
+    if _status(config) == "stopped":  # written by an island that only saw the agent's signal
+        path = config.directory / "summary.json"
+        write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "status": "failed"})
+    return 1
 
 
 def _status(config: RunConfig) -> str | None:

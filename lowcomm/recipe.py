@@ -37,6 +37,8 @@ def load(reference: str) -> RunConfig:
     if not separator:
         path_text, function_name = reference, "smoke"
     path = _find(path_text)
+    if path.suffix != ".py":
+        raise ConfigError(f"recipe file {path_text!r} is not a Python file. Fix: give FILE.py:FUNCTION")
     module_name = f"lowcomm_recipe_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None
@@ -44,13 +46,20 @@ def load(reference: str) -> RunConfig:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError) as error:
-        raise ConfigError(f"recipe {path} does not load: {error}") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # it is a user's code: anything may happen in it
+        raise ConfigError(f"recipe {path} does not load: {type(error).__name__}: {error}. Fix: correct it") from error
     function: Callable[[], object] | None = getattr(module, function_name, None)
     if not inspect.isfunction(function) or function_name.startswith("_"):
         known = ", ".join(n for n, _ in _functions(path)) or "none"
         raise ConfigError(f"recipe {path} has no function {function_name!r}. Fix: use one of {known}")
-    config = function()
+    try:
+        config = function()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"recipe {reference} failed: {type(error).__name__}: {error}. Fix: correct it") from error
     if not isinstance(config, RunConfig):
         raise ConfigError(f"recipe {reference} returned {type(config).__name__}. Fix: return a RunConfig")
     return config
@@ -84,7 +93,7 @@ def _find(path_text: str) -> Path:
     if path.is_file():
         return path
     packaged_path = packaged_directory() / path.name
-    if packaged_path.is_file():
+    if path.parent in (Path(), Path("recipes")) and packaged_path.is_file():
         return packaged_path
     raise ConfigError(f"recipe file {path_text!r} is neither here nor packaged. Fix: see `lowcomm recipes`")
 

@@ -19,6 +19,8 @@ def start_files(run: Run) -> None:
     """Write config.json and environment.json (once per node)."""
     if run.world.local_rank != 0:
         return
+    # a summary there is of the stop that this run resumes from: until it ends, this one has no outcome
+    (run.directory / "summary.json").unlink(missing_ok=True)
     write_json(run.directory / "config.json", to_dict(run.config))
     write_json(run.directory / "environment.json", environment())
 
@@ -38,8 +40,7 @@ def save_now(run: Run, name: str, time_s: float) -> None:
             parts["global"] = global_part(run.sync)
         checkpoint.save(root, name, number, parts, run.session)
     if run.world.local_rank == 0:
-        assert run.config.islands is not None
-        checkpoint.prune(root, run.config.checkpoint.keep, run.config.islands)
+        checkpoint.prune(root, run.config.checkpoint.keep)
 
 
 def load_newest(run: Run) -> None:

@@ -31,38 +31,70 @@ def write_json(path: Path, value: Any) -> None:
 
 def check_directory(directory: Path, resume: bool) -> None:
     """Raise ConfigError if a run can't start in (or resume from) this directory. Creates nothing."""
-    has_run = (directory / "config.json").exists()
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"run_dir = {str(directory)!r} is a file. Fix: pass --run-dir DIR")
+    _check_not_in_use(directory)
+    _check_holds_run(directory, resume)
+    parent = directory
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConfigError(f"run_dir = {str(directory)!r} can't be written. Fix: pass --run-dir with a writable place")
+
+
+def _check_holds_run(directory: Path, resume: bool) -> None:
+    has_run = (directory / "config.json").exists()
     if resume and not has_run:
         raise ConfigError(f"run_dir = {str(directory)!r} holds no run to resume. Fix: leave out --resume")
+    if resume and not any((directory / "checkpoints").glob("*/island-*")):
+        raise ConfigError(
+            f"run_dir = {str(directory)!r} holds a run without a checkpoint. Fix: remove it and leave out --resume"
+        )
     if has_run and not resume:
         raise ConfigError(
             f"run_dir = {str(directory)!r} already holds a run. Fix: pass --resume, another --run-dir, or remove it"
         )
-    parent = directory
-    while not parent.exists():
-        parent = parent.parent
-    if not os.access(parent, os.W_OK):
-        raise ConfigError(f"run_dir = {str(directory)!r} can't be written. Fix: pass --run-dir with a writable place")
 
 
-def lock(directory: Path) -> IO[str]:
-    """Create the directory and take its lock; keep the file open as long as the run. Two runs in one are refused."""
+def _check_not_in_use(directory: Path) -> None:
+    """A shared lock is refused while a run holds its exclusive one; the islands of one run may all look at once."""
+    path = directory / ".lock"
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            raise _in_use(directory) from error
+
+
+def _in_use(directory: Path) -> ConfigError:
+    return ConfigError(f"run_dir = {str(directory)!r} is in use by another run. Fix: pass another --run-dir")
+
+
+def lock(directory: Path, rank: int, resume: bool) -> IO[str]:
+    """Create the directory and take its lock; keep the file open as long as the run. Two runs in one are refused.
+
+    rank: of the first process of each node. Nodes may share the file system, so that each has a lock file of its own.
+    Raises ConfigError if another run holds it, or has come and gone since the directory was looked at.
+    """
+    path = directory / (".lock" if rank == 0 else f".lock-{rank}")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        handle = (directory / ".lock").open("w", encoding="utf-8")
+        handle = path.open("w", encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"run_dir = {str(directory)!r} can't be written ({error.strerror}). Fix: pass another --run-dir"
         ) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _check_holds_run(directory, resume)
     except OSError as error:
         handle.close()
-        raise ConfigError(
-            f"run_dir = {str(directory)!r} is in use by another run. Fix: pass another --run-dir"
-        ) from error
+        raise _in_use(directory) from error
+    except ConfigError:
+        handle.close()
+        raise
     return handle
 
 

@@ -69,21 +69,33 @@ class Loop:
                 if self.should_stop():
                     return self.stop("stopped")
             sync.finish()
-        except SyncError as error:
+        except SyncError:
+            if not self.is_finite():  # a checkpoint of these weights would hide the good one before it
+                write_summary(run, "failed", self.time_s())
+                raise
             self.stop("failed" if run.stop.signal is None else "stopped")
             if run.stop.signal is not None:
                 return STOPPED
-            raise error
+            raise
         except LowcommError:
             write_summary(run, "failed", self.time_s())
             raise
         wall_s = self.time_s()
         result = self.evaluate()
-        export(run)
+        try:
+            export(run)
+        except CheckpointError as error:
+            self.save_failure = str(error)
         write_summary(run, "done", wall_s, result)
         if self.save_failure is not None:
-            raise CheckpointError(f"the run is done, but a checkpoint failed on the way: {self.save_failure}")
+            raise CheckpointError(f"the run is done, but a save failed on the way: {self.save_failure}")
+        if run.metrics.failure is not None:
+            raise CheckpointError(f"the run is done, but metrics.jsonl is cut short: {run.metrics.failure}")
         return DONE
+
+    def is_finite(self) -> bool:
+        """Whether every local weight is a finite number."""
+        return all(bool(p.isfinite().all()) for island in self.run.islands for p in island.params)
 
     def step(self) -> None:
         """One inner step on every local island."""
@@ -91,6 +103,7 @@ class Loop:
         step = sync.step
         average = sync.next_action.average_gradients
         places = [shard.state_dict() for shard in run.shards] if average else []
+        states = [(island.cpu_rng, island.cuda_rng) for island in run.islands]
         for i, island in enumerate(run.islands):
             batches = [run.shards[i].next_batch() for _ in range(run.config.inner.accumulation)]
             loss = island.backward(batches)
@@ -109,6 +122,8 @@ class Loop:
             except SyncError:
                 for shard, place in zip(run.shards, places, strict=True):
                     shard.load_state_dict(place)  # this step never happened
+                for island, (cpu_rng, cuda_rng) in zip(run.islands, states, strict=True):
+                    island.cpu_rng, island.cuda_rng = cpu_rng, cuda_rng
                 raise
             for island in run.islands:
                 island.update(step)
@@ -140,15 +155,18 @@ class Loop:
         return step < self.run.config.steps and (self.run.stop.signal is not None or (at is not None and step == at))
 
     def stop(self, status: str) -> int:
-        """Save inside the round, say so, and leave."""
+        """Save inside the round, say so, and leave. Raises CheckpointError if a stop could not be saved."""
         run = self.run
         name = f"{run.sync.rounds_done:06d}-stop{run.resumes}"
-        cause = run.stop.signal or "stop_at_step"
-        if self.save(name):
+        cause = run.stop.signal or ("stop_at_step" if status == "stopped" else "a sync failed")
+        saved = self.save(name)
+        if saved:
             note = f"{status} ({cause}) at inner step {run.sync.step}, saved as {name}; continue with --resume"
             run.progress.note(note)
             self.write(None, "note", {"note": note})
-        write_summary(run, status, self.time_s())
+        write_summary(run, status if saved else "failed", self.time_s())
+        if status == "stopped" and not saved:
+            raise CheckpointError(f"stopped ({cause}), but not saved: {self.save_failure}")
         return STOPPED
 
     def save(self, name: str) -> bool:
@@ -158,6 +176,7 @@ class Loop:
         except CheckpointError as error:
             self.save_failure = str(error)
             self.run.progress.note(f"warning: {error}")
+            self.write(None, "note", {"note": f"warning: {error}"})
             return False
         return True
 

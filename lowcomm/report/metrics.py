@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,20 @@ KEYS = (
 )
 
 
+SCALARS = ("loss", "val_loss", "val_bpb", "bytes_sent", "sync_s", "lr", "grad_norm", "delta_norm", "step_s")
+"""What TensorBoard shows."""
+
+
 class Metrics:
-    """Appends lines; several processes may share the file, since each line is one O_APPEND write."""
+    """Appends lines; several processes may share the file, since each line is one O_APPEND write.
+
+    A full disk does not stop a run: lines are then lost, and `failure` says why.
+    """
 
     def __init__(self, directory: Path, tensorboard: bool) -> None:
         self._file = os.open(directory / "metrics.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._board = _open_board(directory) if tensorboard else None
+        self.failure: str | None = None
 
     def write(self, values: dict[str, Any]) -> None:
         """One event; keys are those of KEYS, missing ones become null. Raises KeyError for any other key."""
@@ -26,22 +35,24 @@ class Metrics:
         if unknown:
             raise KeyError(f"unknown metrics {sorted(unknown)}")
         line = json.dumps({key: values.get(key) for key in KEYS}) + "\n"
-        os.write(self._file, line.encode())
-        if self._board is not None:
-            prefix = "global" if values.get("island") is None else f"island{values['island']}"
-            for key in (
-                "loss",
-                "val_loss",
-                "val_bpb",
-                "bytes_sent",
-                "sync_s",
-                "lr",
-                "grad_norm",
-                "delta_norm",
-                "step_s",
-            ):
+        try:
+            written = os.write(self._file, line.encode())
+            if written < len(line.encode()):
+                self.failure = "a line was written in part"
+        except OSError as error:
+            self.failure = error.strerror or str(error)
+        self._write_scalars(values)
+
+    def _write_scalars(self, values: Mapping[str, Any]) -> None:
+        if self._board is None or self.failure is not None:
+            return
+        prefix = "global" if values.get("island") is None else f"island{values['island']}"
+        try:
+            for key in SCALARS:
                 if values.get(key) is not None:
                     self._board.add_scalar(f"{prefix}/{key}", values[key], values["step"])
+        except OSError as error:
+            self.failure = error.strerror or str(error)
 
     def close(self) -> None:
         """Flush and close; safe to call twice."""
@@ -49,7 +60,10 @@ class Metrics:
             os.close(self._file)
             self._file = -1
         if self._board is not None:
-            self._board.close()
+            try:
+                self._board.close()
+            except OSError as error:
+                self.failure = error.strerror or str(error)
             self._board = None
 
 
