@@ -7,7 +7,7 @@ STAMP := $(VENV)/.lowcomm-installed
 TORCH := torch==2.13.0
 # Extra pip flags for torch alone, for instance the index of the CPU-only wheels (2 GB less to fetch).
 TORCH_FLAGS ?=
-BENCH ?= $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+BENCH ?= tuning "quality --preset nano" "quality --preset tiny" sync_cost simulation_cost readme
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
@@ -17,7 +17,7 @@ help:
 	@echo "make train   install, then pretrain a small model on four islands of this machine (minutes)"
 	@echo "make test    install, lint, then run the whole test suite"
 	@echo "make lint    ruff and basedpyright"
-	@echo "make bench   run the benchmarks (hours); one of them: make bench BENCH=benchmarks/NAME.py"
+	@echo "make bench   run the benchmarks (hours); one of them: make bench BENCH=sync_cost"
 	@echo "make clean   remove $(VENV), caches and build output; runs/ stays"
 
 venv: $(STAMP)
@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	@touch $@
 
 train: $(STAMP)
-	$(BIN)/lowcomm train recipes/diloco.py:pretrain_cpu --islands 4
+	$(BIN)/lowcomm train recipes/diloco.py:pretrain_cpu --islands 4 --run-dir runs/diloco-$$(date +%Y%m%d-%H%M%S)
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
@@ -45,7 +45,7 @@ lint: $(STAMP)
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 bench: $(STAMP)
-	@for file in $(BENCH); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
