@@ -33,17 +33,17 @@ def _encode_chunk(indices, n, low, low_size, code):
 
 
 @njit(cache=True, fastmath=False, error_model="numpy")
-def _decode_chunk(code, n, low, low_size, indices):
+def _decode_chunk(code, n, low, low_size, indices, high):
+    """Fill `indices` [k]; `high` is int64 scratch of at least k + 1. False if malformed."""
     k = indices.size
     found = 0
-    for place in range(8 * (code.size - low_size)):
-        if (code[low_size + (place >> 3)] >> (place & 7)) & 1:
-            if found < k:
-                high = (place - found) << low
-                if high >= n:
-                    return False
-                indices[found] = high
-            found += 1
+    for byte in range(low_size, code.size):
+        eight = np.int64(code[byte])
+        for bit in range(8):
+            # Without a branch: half of the bits are set, so a branch would be wrong half of the time. What comes
+            # after the last set bit, and too many set bits, land in the spare entry.
+            high[min(found, k)] = 8 * (byte - low_size) + bit - found
+            found += (eight >> bit) & 1
     if found != k:
         return False
     if (k * low) & 7 and code[low_size - 1] >> ((k * low) & 7):
@@ -56,7 +56,7 @@ def _decode_chunk(code, n, low, low_size, indices):
         # 16 low bits that start inside a byte reach into a third; past the end only masked bits are read.
         three = np.int64(code[min(at, end)]) | np.int64(code[min(at + 1, end)]) << 8
         three |= np.int64(code[min(at + 2, end)]) << 16
-        index = np.int64(indices[i]) | ((three >> ((i * low) & 7)) & mask)
+        index = high[i] << low | ((three >> ((i * low) & 7)) & mask)
         if index <= last or index >= n:
             return False
         last = index
@@ -76,7 +76,7 @@ def _run(indices, packed, full, chunk, k, low, low_size, size, tail, encode, bad
         if encode:
             bad[c] = not _encode_chunk(kept, n, shift, start, code)
         else:
-            bad[c] = not _decode_chunk(code, n, shift, start, kept)
+            bad[c] = not _decode_chunk(code, n, shift, start, kept, np.empty(kept.size + 1, np.int64))
 
 
 def _call(indices: Tensor, packed: Tensor, chunks: Chunks, encode: bool) -> int | None:
