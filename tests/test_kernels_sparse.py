@@ -368,3 +368,16 @@ def test_importing_loads_neither_numba_nor_triton() -> None:
         "assert not {'numba', 'triton'} & set(sys.modules), 'loaded'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_torch_keeps_its_thread_count() -> None:
+    """Numba's pool would set it to all cores, and with it the last bits of torch's sums, when it starts."""
+    code = (
+        "import sys; sys.path.insert(0, 'kernels')\n"
+        "import torch, numba; torch.set_num_threads(1)\n"
+        "from lowcomm_kernels.topk import Chunks, topk\n"
+        "for _ in range(2): topk(torch.randn(100), Chunks(100))\n"
+        "print(torch.get_num_threads(), numba.get_num_threads())"
+    )
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout.split() == ["1", "1"]

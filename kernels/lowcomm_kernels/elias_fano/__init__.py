@@ -11,12 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lowcomm_kernels.dispatch import Path, check_flat, choose_path, output, use_threads
+from lowcomm_kernels.dispatch import Path, check_flat, choose_path, output
 from lowcomm_kernels.elias_fano import reference
 from lowcomm_kernels.elias_fano.layout import chunk_bytes, low_bits, packed_bytes
 from lowcomm_kernels.topk.layout import Chunks
 
 __all__ = ["chunk_bytes", "decode_indices", "encode_indices", "low_bits", "packed_bytes"]
+from lowcomm_kernels.topk.threads import use_threads
 
 
 def encode_indices(indices: Tensor, chunks: Chunks, *, path: Path | None = None, out: Tensor | None = None) -> Tensor:
