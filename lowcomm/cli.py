@@ -88,19 +88,17 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
         build_models(checked, data, 1, torch.device("cpu"))  # a model that doesn't load is seen before a process starts
     from lowcomm.launch import launch
 
-    code = launch(checked, ["train", arguments[0], *overrides, "--islands", str(checked.islands)])
-    return _after(checked.directory, code)
+    return launch(checked, ["train", arguments[0], *overrides, "--islands", str(checked.islands)])
 
 
 def _train_here(config: RunConfig, rank: int) -> int:
-    from lowcomm.assembly import World
     from lowcomm.trainer import train
 
     try:
         code = train(config)
     except ConfigError as error:
         return _fail(str(error), 2) if rank == 0 else 2  # every process found the same
-    return code if World.from_environment().under_torchrun else _after(config.directory, code)
+    return _after(config.directory, code) if rank == 0 else code
 
 
 def _after(directory: Path, code: int) -> int:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
-
-if TYPE_CHECKING:
-    from rich.progress import TaskID
+from rich.text import Text
 
 PLAIN_EVERY_S = 10.0
 
@@ -25,27 +24,28 @@ class Progress:
         self._last_plain_s = 0.0
         self._sync_text = ""
         self._eval_text = ""
-        self._bar: RichProgress | None = None
-        self._task: TaskID | None = None
+        self._live: Live | None = None
+        columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = RichProgress(*columns, console=self.console)
+        self._task = self._bar.add_task(escape(name), total=steps)
         if enabled and self.console.is_terminal:
-            columns = (TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
-            self._bar = RichProgress(*columns, TimeRemainingColumn(), console=self.console, transient=False)
-            self._task = self._bar.add_task(name, total=steps, text="")
-            self._bar.start()
+            self._live = Live(Group(self._bar, Text()), console=self.console, refresh_per_second=4)
+            self._live.start()
 
     def stepped(self, *, step: int, round: int, loss: float, tokens: float, tokens_per_s: float) -> None:
         """After some inner steps: loss in nats per token, tokens over all islands."""
         if not self.enabled:
             return
         text = (
-            f"step {step}/{self.steps}  round {round}  loss {loss:.3f}  {tokens / 1e6:.2f}M tokens  "
-            f"{tokens_per_s:,.0f} tok/s{self._sync_text}{self._eval_text}"
+            f"round {round}  loss {loss:.3f}  {tokens / 1e6:.2f}M tokens  {tokens_per_s / 1e3:.1f}k/s"
+            f"{self._sync_text}{self._eval_text}"
         )
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=step, text=text)
+        if self._live is not None:
+            self._bar.update(self._task, completed=step)
+            self._live.update(Group(self._bar, Text(text)))
         elif time.monotonic() - self._last_plain_s > PLAIN_EVERY_S or step == self.steps:
             self._last_plain_s = time.monotonic()
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.console.print(f"step {step}/{self.steps}  {text}", highlight=False, soft_wrap=True)
 
     def synced(self, *, seconds_s: float, sent_bytes: int) -> None:
         """After a sync of island 0."""
@@ -53,15 +53,15 @@ class Progress:
 
     def evaluated(self, *, bits_per_byte: float) -> None:
         """After an evaluation of the global weights."""
-        self._eval_text = f"  val {bits_per_byte:.3f} bits/byte"
+        self._eval_text = f"  val {bits_per_byte:.3f} b/B"
 
     def note(self, text: str) -> None:
         """Something that a person should read."""
         if self.enabled:
-            self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+            self.console.print(f"step {step}/{self.steps}  {text}", highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         """Leave the terminal as it was; safe to call twice."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
