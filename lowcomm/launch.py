@@ -27,7 +27,9 @@ def launch(config: RunConfig, arguments: Sequence[str]) -> int:
     Everything stays on 127.0.0.1. SIGTERM and Ctrl-C are passed on to the islands, which save and leave.
     """
     assert config.islands is not None
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):  # each logger of the agent has a level of its own
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     threads = config.threads or max(1, available_cores() // config.islands)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # inherited by the islands, before their torch is imported
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"

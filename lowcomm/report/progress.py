@@ -58,7 +58,7 @@ class Progress:
     def note(self, text: str) -> None:
         """Something that a person should read."""
         if self.enabled:
-            self.console.print(f"step {step}/{self.steps}  {text}", highlight=False, soft_wrap=True, markup=False)
+            self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         """Leave the terminal as it was; safe to call twice."""
