@@ -139,7 +139,9 @@ class LocalSGD:
         """Merge what has been trained since the last sync; the models then hold the global weights."""
         if self.must_rebase:
             self._rebase()
-        due = tuple(i for i in range(len(self.fragments)) if any(r.unsynced(i) > 0 for r in self.replicas))
+        rows = [torch.tensor([r.unsynced(i) for i in range(len(self.fragments))]) for r in self.replicas]
+        trained = self.transport.gather(rows).amax(dim=0).tolist()  # an island may have had no work where others had
+        due = tuple(i for i, tokens in enumerate(trained) if tokens > 0)
         if due:
             self.sync(due)
 

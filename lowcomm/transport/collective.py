@@ -24,6 +24,9 @@ class Collective(Transport):
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.group = group
+        has_cpu = "cpu:" in str(dist.get_backend_config(group))
+        # a loop on GPUs often has an NCCL group only; roll calls and CPU-offloaded syncs need gloo beside it
+        self._cpu_group = group if has_cpu else _gloo_group(group)
         self.islands = dist.get_world_size(group)
         self.local = (dist.get_rank(group),)
         self.sent_bytes = [0]
@@ -54,7 +57,7 @@ class Collective(Transport):
     def gather(self, rows: Sequence[Tensor]) -> Tensor:
         (row,) = rows
         out = torch.empty(self.islands * row.numel(), dtype=row.dtype, device=row.device)
-        self._run("all-gather", lambda: dist.all_gather_single(out, row.contiguous(), group=self.group))
+        self._run("all-gather", lambda: dist.all_gather_single(out, row.contiguous(), group=self._group(row)))
         crossing_bytes = (self.islands - 1) * row.numel() * row.element_size()
         self.count(crossing_bytes, crossing_bytes)
         return out.view(self.islands, -1)
@@ -71,7 +74,7 @@ class Collective(Transport):
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         (tensor,) = tensors
         copy = tensor.detach().clone()
-        self._run("broadcast", lambda: dist.broadcast(copy, group_src=0, group=self.group))
+        self._run("broadcast", lambda: dist.broadcast(copy, group_src=0, group=self._group(copy)))
         tensor.copy_(copy)
         size_bytes = tensor.numel() * tensor.element_size()
         if self.local[0] == 0:
@@ -83,6 +86,9 @@ class Collective(Transport):
         if self.group is None and dist.is_initialized():
             dist.destroy_process_group()
 
+    def _group(self, tensor: Tensor) -> dist.ProcessGroup | None:
+        return self._cpu_group if tensor.device.type == "cpu" else self.group
+
     def _buffers(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
         if self._received is None or self._received.numel() < size or self._received.device != device:
             self._received = torch.empty(size, device=device)
@@ -93,8 +99,9 @@ class Collective(Transport):
     def _swap(self, what: str, sends: Sequence[Tensor], receives: Sequence[Tensor]) -> None:
         """Send `sends[k]` to island k and receive `receives[k]` from it, for every other island at once."""
         peers = [k for k in range(self.islands) if k != self.local[0]]
-        ops = [dist.P2POp(dist.irecv, receives[k], group=self.group, group_peer=k) for k in peers]
-        ops += [dist.P2POp(dist.isend, sends[k], group=self.group, group_peer=k) for k in peers]
+        group = self._group(sends[0])
+        ops = [dist.P2POp(dist.irecv, receives[k], group=group, group_peer=k) for k in peers]
+        ops += [dist.P2POp(dist.isend, sends[k], group=group, group_peer=k) for k in peers]
         if ops:
             self._run(what, lambda: [work.wait() for work in dist.batch_isend_irecv(ops)])
 
@@ -107,3 +114,10 @@ class Collective(Transport):
                 f"the {what} among {self.islands} islands failed on island {self.local[0]}: {cause}. "
                 "Nothing was committed: local weights are kept and the pseudo-gradient stays pending."
             ) from error
+
+
+def _gloo_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    ranks = dist.get_process_group_ranks(group)
+    made = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+    assert isinstance(made, dist.ProcessGroup)
+    return made
