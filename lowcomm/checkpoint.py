@@ -50,7 +50,8 @@ def save(root: Path, name: str, island: int, parts: Mapping[str, Part], session:
             for path in (partial / f"{part}.safetensors", partial / f"{part}.json"):
                 files[path.name] = {"sha256": _sync_and_hash(path), "bytes": path.stat().st_size}
         manifest = {"format": FORMAT, "checkpoint": name, "island": island, "session": session, "files": files}
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        sealed = {**manifest, "sha256": seal(manifest)}
+        (partial / "manifest.json").write_text(json.dumps(sealed, indent=1), encoding="utf-8")
         _sync_and_hash(partial / "manifest.json")
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():  # left by an attempt that not every island completed: its part is of no use
@@ -128,7 +129,7 @@ def _sessions(directory: Path) -> list[str]:
     for island in sorted(directory.glob("island-*")):
         try:
             found.append(str(_manifest(island)["session"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             found.append(f"unreadable {island.name}")
     return found
 
@@ -143,19 +144,28 @@ def _island_dir(root: Path, name: str, island: int) -> Path:
     return root / name / f"island-{island:05d}"
 
 
+def seal(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of a manifest without its own entry for it."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def _manifest(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
 
 
 def _read(directory: Path) -> dict[str, Part]:
     stems = sorted({Path(file).stem for file in _manifest(directory)["files"]})
-    return {
-        stem: (
-            load_file(directory / f"{stem}.safetensors"),
-            json.loads((directory / f"{stem}.json").read_text(encoding="utf-8")),
-        )
-        for stem in stems
-    }
+    try:
+        return {
+            stem: (
+                load_file(directory / f"{stem}.safetensors"),
+                json.loads((directory / f"{stem}.json").read_text(encoding="utf-8")),
+            )
+            for stem in stems
+        }
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{directory} is unreadable ({type(error).__name__}: {error})") from error
 
 
 def _problem(root: Path, name: str, island: int) -> str | None:
@@ -170,20 +180,23 @@ def _problem(root: Path, name: str, island: int) -> str | None:
             return f"{directory} has format {manifest['format']}, this version reads {FORMAT}"
         if (manifest["checkpoint"], manifest["island"]) != (name, island):
             return f"{directory} is checkpoint {manifest['checkpoint']} of island {manifest['island']}: it was moved"
-        if type(manifest["session"]) is not str or not {"island.safetensors", "island.json"} <= set(manifest["files"]):
-            return f"{directory} has a manifest without its session or files"
+        if manifest["sha256"] != seal(manifest):
+            return f"{directory / 'manifest.json'} is corrupt (its SHA-256 differs)"
+        stems = {"island", *(Path(file).stem for file in manifest["files"])}
+        if set(manifest["files"]) != {stem + suffix for stem in stems for suffix in (".safetensors", ".json")}:
+            return f"{directory} lists other files than pairs NAME.safetensors and NAME.json"
         for file, facts in manifest["files"].items():
             problem = _file_problem(directory, file, facts)
             if problem is not None:
                 return problem
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{directory} is incomplete or unreadable ({type(error).__name__})"
     return None
 
 
 def _file_problem(directory: Path, file: str, facts: Mapping[str, Any]) -> str | None:
-    if Path(file).name != file or Path(file).suffix not in (".safetensors", ".json"):
-        return f"{directory} names the file {file!r}, which is outside itself or of another kind"
+    if Path(file).name != file:
+        return f"{directory} names the file {file!r} outside itself"
     path = directory / file
     if path.is_symlink() or not path.is_file():
         return f"{path} is missing or not a plain file"

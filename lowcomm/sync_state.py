@@ -62,7 +62,11 @@ def island_part(sync: LocalSGD, local: int) -> Part:
 
 @torch.no_grad()
 def load_island(sync: LocalSGD, local: int, part: Part) -> None:
-    """Put back what `island_part` gave."""
+    """Put back what `island_part` gave.
+
+    A signal finds processes at different steps of one round. Here, with several islands in one process, those that are
+    ahead then wait, and an exchange that one of them was waiting in comes when the schedule asks for it.
+    """
     tensors, values = part
     replica = sync.replicas[local]
     for name, p in replica.params.items():
@@ -74,8 +78,10 @@ def load_island(sync: LocalSGD, local: int, part: Part) -> None:
         prefix = f"codec.{i}."
         saved = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
         sync.codec_states[local][i] = {k: t.to(state[k].device if k in state else "cpu") for k, t in saved.items()}
-    sync.step = replica.steps = values["step"]
-    sync.pending = tuple(values["pending"])
+    replica.steps = values["step"]
+    sync.step = min(r.steps for r in sync.replicas)
+    together = all(r.steps == sync.step for r in sync.replicas)
+    sync.pending = tuple(values["pending"]) if together else ()
     sync.must_rebase = values["must_rebase"]
     sync.gradient_steps = values["gradient_steps"]
     replica.tokens = values["tokens"]

@@ -105,6 +105,8 @@ class Loop:
         places = [shard.state_dict() for shard in run.shards] if average else []
         states = [(island.cpu_rng, island.cuda_rng) for island in run.islands]
         for i, island in enumerate(run.islands):
+            if sync.replicas[i].steps > step:
+                continue  # it was stopped ahead of the others
             batches = [run.shards[i].next_batch() for _ in range(run.config.inner.accumulation)]
             loss = island.backward(batches)
             if not math.isfinite(loss):

@@ -1,0 +1,172 @@
+"""Small runs for the tests of runs, checkpoints and the command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import json
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from lowcomm import checkpoint
+from lowcomm.config import CheckpointConfig, RunConfig, SyncConfig
+from lowcomm.data import DataConfig, TextFiles
+from lowcomm.model import ModelConfig
+from lowcomm.schedule import EveryH, EveryStep, PostLocal, Schedule
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = """
+from pathlib import Path
+from tests.runs import small, variant
+
+def run():
+    return small(Path({corpus!r}), None)
+
+def ddp():
+    return variant("ddp", Path({corpus!r}), None)
+
+def post_local():
+    return variant("post_local", Path({corpus!r}), None)
+"""
+
+
+def write_corpus(directory: Path) -> Path:
+    """Eight small files of real text, cut from a module of the standard library."""
+    text = inspect.getsource(argparse)
+    for i in range(8):
+        (directory / f"part{i}.txt").write_text(text[i * 2500 : (i + 1) * 2500], encoding="utf-8")
+    return directory
+
+
+def small(corpus: Path, run_dir: Path | None, **changes: Any) -> RunConfig:
+    """2 simulated islands, nano, 12 steps in 3 rounds, a checkpoint after each round; `changes` are fields."""
+    base = RunConfig(
+        islands=2,
+        steps=12,
+        threads=1,
+        transport="simulated",
+        device="cpu",
+        run_dir=run_dir,
+        tensorboard=False,
+        data=DataConfig(source=TextFiles(glob=str(corpus / "*.txt")), seq_len=32, batch_size=2, validation_sequences=8),
+        model=ModelConfig(preset="nano"),
+        sync=SyncConfig(every=4),
+        checkpoint=CheckpointConfig(every_rounds=1, keep=4, export=False),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def variant(name: str, corpus: Path, run_dir: Path | None, **changes: Any) -> RunConfig:
+    """The small run with another schedule; "local" is the small run itself. The last step is a sync in each."""
+    schedules: dict[str, Schedule] = {"local": EveryH(), "ddp": EveryStep(), "post_local": PostLocal(warmup_steps=5)}
+    steps = 13 if name == "post_local" else 12
+    return small(corpus, run_dir, steps=steps, sync=SyncConfig(every=4, schedule=schedules[name]), **changes)
+
+
+def write_recipe(directory: Path, corpus: Path) -> Path:
+    """A recipe file with the small run and its variants."""
+    path = directory / "small_recipe.py"
+    path.write_text(RECIPE.format(corpus=str(corpus)), encoding="utf-8")
+    return path
+
+
+def summary(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+OUTCOME = ("weights_sha256", "val_loss", "val_bpb", "tokens", "steps", "rounds", "bytes_sent", "bytes_received")
+CLOCKS = ("time_s", "resumes", "sync_s", "blocked_s")
+
+
+def outcome(run_dir: Path) -> dict[str, Any]:
+    """What must be equal in two runs that train the same: results, counted bytes, and the last checkpoint whole.
+
+    The checkpoint has model, inner and outer optimizer, codec, random and data state of all islands.
+    """
+    root = run_dir / "checkpoints"
+    last = [name for name in checkpoint.names(root) if "stop" not in name][-1]
+    state: dict[str, Any] = {"checkpoint": last}
+    for path in sorted((root / last).glob("island-*/*")):
+        name = f"{path.parent.name}/{path.name}"
+        if path.suffix == ".safetensors":
+            for key, tensor in load_file(path).items():
+                state[f"{name}/{key}"] = (str(tensor.dtype), tuple(tensor.shape), tensor.numpy().tobytes())
+        elif path.name != "manifest.json":
+            values = json.loads(path.read_text(encoding="utf-8"))
+            state |= {f"{name}/{key}": value for key, value in values.items() if key not in CLOCKS}
+    return {key: summary(run_dir)[key] for key in OUTCOME} | state
+
+
+def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
+    """Without a diff of megabytes when it fails."""
+    differing = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+    assert not differing, f"these differ: {differing}"
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start(
+    function: Callable[..., int | None], args: Sequence[Any], log: Path, environment: dict[str, str] | None = None
+) -> ForkServerProcess:
+    """Run `function(*args)` in a process forked from a clean one; its exit code is what the function returns."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lowcomm.trainer", "transformers.models.llama.modeling_llama", "tests.runs"])
+    child = context.Process(target=_child, args=(function, tuple(args), str(log), dict(environment or {})))
+    child.start()
+    return child
+
+
+def _child(function: Callable[..., int | None], args: tuple[Any, ...], log: str, environment: dict[str, str]) -> None:
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.environ.update(environment)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    sys.exit(function(*args))
+
+
+def wait(child: ForkServerProcess, log: Path, timeout_s: float = 60) -> int:
+    """The exit code; a child that hangs is killed and fails the test."""
+    child.join(timeout_s)
+    if child.exitcode is None:
+        child.kill()
+        child.join()
+        raise AssertionError(f"no end after {timeout_s} s: {log.read_text(encoding='utf-8')}")
+    return child.exitcode
+
+
+def islands_environment(islands: int) -> list[dict[str, str]]:
+    """What torchrun sets in each of its processes."""
+    shared = {
+        "WORLD_SIZE": str(islands),
+        "LOCAL_WORLD_SIZE": str(islands),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(islands)]
+
+
+def run_islands(arguments: Sequence[str], islands: int, log: Path) -> list[int]:
+    """Exit codes of `lowcomm ARGUMENTS` as torchrun would start it: one process per island."""
+    from lowcomm.cli import main
+
+    started = [start(main, (list(arguments),), log, variables) for variables in islands_environment(islands)]
+    return [wait(child, log) for child in started]
