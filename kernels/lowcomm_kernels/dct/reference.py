@@ -25,11 +25,11 @@ def dct(flat: Tensor, tiles: Tiles, coefficients: Tensor) -> bool:
 
 def idct(coefficients: Tensor, tiles: Tiles, flat: Tensor) -> None:
     padded = torch.nn.functional.pad(coefficients, (0, -coefficients.numel() % (SIDE * SIDE)))
-    x = _inverse(padded.view(-1, SIDE, SIDE), -1)
+    x = padded.view(-1, SIDE, SIDE)
     if not tiles.two:
-        flat.copy_(x.reshape(-1)[: tiles.numel])
+        flat.copy_(_inverse(x, -1).reshape(-1)[: tiles.numel])
         return
-    x = _inverse(x, -2).view(tiles.down, tiles.across, SIDE, SIDE).transpose(1, 2)
+    x = _inverse(_inverse(x, -2), -1).view(tiles.down, tiles.across, SIDE, SIDE).transpose(1, 2)
     whole = x.reshape(tiles.down * SIDE, tiles.across * SIDE)
     flat.copy_(whole[: tiles.rows, : tiles.columns].reshape(-1))
 
