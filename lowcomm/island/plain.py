@@ -29,7 +29,7 @@ class PlainIsland:
         autocast_bf16: bool = False,
     ) -> None:
         self.model, self.config, self.steps, self.losses = model, config, steps, losses
-        self.forward_model = forward or model
+        self.forward_model = model if forward is None else forward
         self.inner = config.optimizer.build(model)
         self.params = [p for p in model.parameters() if p.requires_grad]
         self.device = self.params[0].device
@@ -37,7 +37,8 @@ class PlainIsland:
         generator = torch.Generator().manual_seed(seed)
         self.cpu_rng: Tensor = generator.get_state()
         self.cuda_rng: Tensor | None = None
-        self.grad_norm = 0.0
+        self.grad_norm = float("nan")
+        """Gradient norm of the last step before clipping; NaN (not measured) without clipping."""
 
     def backward(self, batches: Sequence[Batch]) -> float:
         """Accumulate the gradient of the mean loss over micro-batches; returns that loss in nats per token."""
