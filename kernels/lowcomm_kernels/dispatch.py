@@ -8,8 +8,11 @@ import warnings
 from functools import cache
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from lowcomm_kernels.errors import NonFiniteError
 
 Path = Literal["reference", "numba", "triton"]
 _HINT = "pip install 'lowcomm[kernels]'"
@@ -68,6 +71,35 @@ def use_threads() -> int:
     if numba.get_num_threads() != count:
         numba.set_num_threads(count)
     return count
+
+
+def task_count(blocks: int) -> int:
+    """Tasks for a numba loop over blocks: a few per thread, so that a slow core does not hold up the end."""
+    return max(1, min(blocks, 8 * use_threads()))
+
+
+def raise_bad(bad: np.ndarray) -> None:
+    """Raise NonFiniteError with the smallest index >= 0 that a task wrote into int64 [tasks], if any did."""
+    found = bad[bad >= 0]
+    if found.size:
+        raise NonFiniteError(int(found.min()))
+
+
+def check_rows(name: str, tensor: Tensor, dtype: torch.dtype, rows: int | None, columns: int | None) -> None:
+    """Raise ValueError unless `tensor` is 2-D of that dtype and shape (None: any) with dense, apart rows."""
+    if tensor.dim() != 2 or tensor.dtype != dtype:
+        raise ValueError(f"{name}: expected 2-D {dtype}, got {tuple(tensor.shape)} {tensor.dtype}")
+    if (rows is not None and tensor.shape[0] != rows) or (columns is not None and tensor.shape[1] != columns):
+        raise ValueError(f"{name}.shape={tuple(tensor.shape)}: expected ({rows}, {columns})")
+    if tensor.numel() and (tensor.stride(1) != 1 or (tensor.shape[0] > 1 and tensor.stride(0) < tensor.shape[1])):
+        raise ValueError(f"{name}.stride={tensor.stride()}: expected elements of a row side by side; use .contiguous()")
+
+
+def flat_rows(tensor: Tensor) -> tuple[Tensor, int]:
+    """The memory that the rows of a checked 2-D tensor span, as a 1-D view, and the step from row to row."""
+    rows, columns = tensor.shape
+    step = tensor.stride(0) if rows > 1 else columns
+    return tensor.as_strided(((rows - 1) * step + columns if rows else 0,), (1,)), step
 
 
 def check_flat(name: str, tensor: Tensor, dtype: torch.dtype, numel: int | None = None) -> None:

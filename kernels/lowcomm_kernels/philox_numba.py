@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+# The reason for these options is in blocks_numba.py, which imports this file.
+_INNER = {"cache": True, "fastmath": False, "error_model": "numpy", "forceinline": True, "_nrt": False}
+
 _A = np.uint64(0xD2511F53)
 _B = np.uint64(0xCD9E8D57)
 _KEY_A = np.uint32(0x9E3779B9)
@@ -12,7 +15,7 @@ _KEY_B = np.uint32(0xBB67AE85)
 _SHIFT = np.uint64(32)
 
 
-@njit(cache=True, fastmath=False, error_model="numpy", inline="always")
+@njit(**_INNER)
 def philox4x32(counter, seed):
     """Four uint32 words for one counter (int64 >= 0) under the signed 64-bit seed."""
     k0, k1 = np.uint32(seed), np.uint32(seed >> 32)
@@ -30,7 +33,7 @@ def philox4x32(counter, seed):
     return c0, c1, c2, c3
 
 
-@njit(cache=True, fastmath=False, error_model="numpy")
+@njit(**_INNER)
 def fill_random16(out, offset, seed):
     """Fill `out` (uint16 [n], n a multiple of 8) with the bits of elements `offset ... offset + n - 1`."""
     words = out.view(np.uint32)

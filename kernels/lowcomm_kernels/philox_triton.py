@@ -7,20 +7,20 @@ import triton.language as tl
 
 
 @triton.jit
-def random16(first_counter, seed, COUNTERS: tl.constexpr):  # noqa: N803
-    """int32 [8 * COUNTERS] in [0, 65536): the bits of elements `8 * first_counter` onward (int64 scalars)."""
-    counter = first_counter + tl.arange(0, COUNTERS)
+def random16_of(counter, seed):
+    """int32 [a, b, 2, 2, 2] in [0, 65536) for int64 counters [a, b]: a reshape to [a, 8 b] is in element order."""
     low = counter.to(tl.uint32)
     high = (counter >> 32).to(tl.uint32)
     zero = low * 0
     w0, w1, w2, w3 = tl.philox(seed, low, high, zero, zero)
-    # join() adds a last axis, so the halves are joined innermost and the words in bit-reversed order.
-    even = tl.join(_halves(w0), _halves(w2))
-    odd = tl.join(_halves(w1), _halves(w3))
-    words = tl.join(even, odd)  # [COUNTERS, half, word // 2, word % 2]
-    return tl.reshape(tl.permute(words, (0, 2, 3, 1)), (8 * COUNTERS,))
+    # join() adds a last axis, so the outer axis of the four words is joined first and their halves come last.
+    low16 = tl.join(tl.join(w0 & 0xFFFF, w2 & 0xFFFF), tl.join(w1 & 0xFFFF, w3 & 0xFFFF))
+    high16 = tl.join(tl.join(w0 >> 16, w2 >> 16), tl.join(w1 >> 16, w3 >> 16))
+    return tl.join(low16, high16).to(tl.int32)
 
 
 @triton.jit
-def _halves(word):
-    return tl.join((word & 0xFFFF).to(tl.int32), (word >> 16).to(tl.int32))
+def random16(first_counter, seed, COUNTERS: tl.constexpr):  # noqa: N803
+    """int32 [8 * COUNTERS] in [0, 65536): the bits of elements `8 * first_counter` onward (int64 scalars)."""
+    counter = (first_counter + tl.arange(0, COUNTERS))[None, :]
+    return tl.reshape(random16_of(counter, seed), (8 * COUNTERS,))
