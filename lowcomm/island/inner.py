@@ -55,7 +55,9 @@ class AdamW(Inner):
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             require(0 <= value < 1, f"inner.optimizer.{name}", value, "0 <= value < 1", "0.9 and 0.95 are usual")
-        require(self.weight_decay >= 0, "inner.optimizer.weight_decay", self.weight_decay, "0 or more", "0.1 is usual")
+        decay = self.weight_decay
+        ok = math.isfinite(decay) and decay >= 0
+        require(ok, "inner.optimizer.weight_decay", decay, "a finite number, 0 or more", "0.1 is usual")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,16 +69,33 @@ def build_model(config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: 
 
 
 def _load(directory: Path, vocab_size: int, max_tokens: int) -> PreTrainedModel:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it would warn of is an error below
     try:
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        cause = str(error).strip().splitlines()[0]
+        model, info = cast(
+            "tuple[PreTrainedModel, dict[str, Any]]",
+            AutoModelForCausalLM.from_pretrained(
+                directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            ),
+        )
+    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"model.directory = {str(directory)!r} does not load as a transformers causal LM: {cause}. "
             "Fix: give a directory saved by save_pretrained with safetensors weights."
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if info["missing_keys"]:  # transformers fills them with random numbers
+        raise ConfigError(
+            f"model.directory = {str(directory)!r} lacks the weights of {min(info['missing_keys'])} "
+            f"({len(info['missing_keys'])} missing). Fix: give a directory saved by save_pretrained."
+        )
     size = int(cast("Tensor", model.get_input_embeddings().weight).shape[0])
     fix = "use the model's own tokenizer (--data.tokenizer)"
     require(vocab_size <= size, "data.tokenizer", vocab_size, f"at most the model's {size} tokens", fix)
