@@ -28,7 +28,7 @@ RECIPE = """
 from pathlib import Path
 from tests.runs import small, variant
 
-def run():
+def local():
     return small(Path({corpus!r}), None)
 
 def ddp():

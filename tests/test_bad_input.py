@@ -42,7 +42,7 @@ def refuse(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> 
     """`lowcomm train RECIPE --transport collective ARGUMENTS` must be refused; returns the line on stderr."""
     recipe = runs.write_recipe(tmp_path, corpus)
 
-    def refuse(*arguments: str, command: str = "train", function: str = "run") -> str:
+    def refuse(*arguments: str, command: str = "train", function: str = "local") -> str:
         run_dir = tmp_path / "new"
         placed = [] if "--run-dir" in arguments else ["--run-dir", str(run_dir)]
         code = main([command, f"{recipe}:{function}", "--transport", "collective", *placed, *arguments])
@@ -193,7 +193,7 @@ def test_only_rank_0_says_it(
         monkeypatch.setenv(name, value)
     recipe = runs.write_recipe(tmp_path, corpus)
     arguments = ["--transport", "collective", "--steps", "0", "--run-dir", str(tmp_path / "new")]
-    assert main(["train", f"{recipe}:run", *arguments]) == 2
+    assert main(["train", f"{recipe}:local", *arguments]) == 2
     assert capsys.readouterr().err == ""
 
 
@@ -297,7 +297,7 @@ def test_tokenizer_without_pad_token(refuse: Refuse, tmp_path: Path, corpus: Pat
     )
     line = refuse_recipe(refuse, recipe)
     assert "a tokenizer with a pad token" in line and "pad_with_end_of_text" in line
-    assert "data.tokenizer.path is " in refuse("--data.tokenizer.path", str(tmp_path / "nowhere"))
+    assert "data.tokenizer.path is " in refuse("--data.tokenizer.path", str(tmp_path / "nowhere"), function="run")
 
 
 def test_directory_with_a_run(refuse: Refuse, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_simulate_shows_table_and_report(
     tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    reference = f"{runs.write_recipe(tmp_path, corpus)}:run"
+    reference = f"{runs.write_recipe(tmp_path, corpus)}:local"
     assert main(["simulate", reference, "--islands", "3", "--steps", "8", "--seed", "5", "--name", "mine"]) == 0
     shown = capsys.readouterr().out
     assert "mine" in shown and "done" in shown and "report: " in shown
@@ -218,7 +218,7 @@ def test_doctor_writes_its_findings(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_one_island_trains_here(tmp_path: Path, corpus: Path) -> None:
     """`train --islands 1` needs no launcher; its sync moves nothing."""
-    reference = f"{runs.write_recipe(tmp_path, corpus)}:run"
+    reference = f"{runs.write_recipe(tmp_path, corpus)}:local"
     arguments = ["--transport", "collective", "--islands", "1", "--run-dir", str(tmp_path / "run")]
     assert main(["train", reference, *arguments]) == 0
     summary = runs.summary(tmp_path / "run")

@@ -69,10 +69,10 @@ def test_stopped_at_any_step(tmp_path: Path, corpus: Path, name: str) -> None:
         runs.assert_same(runs.outcome(parts.directory), expected)
 
 
-@pytest.mark.parametrize("name", ["run", "ddp", "post_local"])
+@pytest.mark.parametrize("name", ["local", "ddp", "post_local"])
 def test_processes_stop_and_resume(tmp_path: Path, corpus: Path, recipe: Path, name: str) -> None:
     """Two processes, stopped inside a round and resumed, give the bits of one undisturbed simulation."""
-    assert train(runs.variant(name if name != "run" else "local", corpus, tmp_path / "whole")) == 0
+    assert train(runs.variant(name, corpus, tmp_path / "whole")) == 0
     parts, log = tmp_path / "parts", tmp_path / "log"
     common = ["train", f"{recipe}:{name}", "--transport", "collective", "--run-dir", str(parts)]
     assert runs.run_islands([*common, "--checkpoint.stop-at-step", "7"], 2, log) == [3, 3], log.read_text()
@@ -86,22 +86,25 @@ def test_simulation_resumed_by_processes(tmp_path: Path, corpus: Path, recipe: P
     parts = dataclasses.replace(whole, run_dir=tmp_path / "parts")
     assert train(whole) == 0
     assert train(stop_at(parts, 6)) == 3
-    common = ["train", f"{recipe}:run", "--transport", "collective", "--run-dir", str(parts.directory), "--resume"]
+    common = ["train", f"{recipe}:local", "--transport", "collective", "--run-dir", str(parts.directory), "--resume"]
     assert runs.run_islands([*common, "--checkpoint.stop-at-step", "9"], 2, tmp_path / "log") == [3, 3]
     assert train(resumed(parts)) == 0  # and back
     runs.assert_same(runs.outcome(parts.directory), runs.outcome(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize(("stops", "codes"), [((5, 7), [3, 3]), ((5, 9), [3, 1])])
+@pytest.mark.parametrize(
+    ("name", "stops", "codes"),
+    [("local", (5, 7), [3, 3]), ("local", (5, 9), [3, 1]), ("ddp", (5, 9), [3, 1]), ("post_local", (7, 6), [3, 3])],
+)
 def test_processes_stopped_apart(
-    tmp_path: Path, corpus: Path, recipe: Path, stops: tuple[int, int], codes: list[int]
+    tmp_path: Path, corpus: Path, recipe: Path, name: str, stops: tuple[int, int], codes: list[int]
 ) -> None:
-    """A signal finds islands at different steps, one of them maybe waiting in a sync (which fails, after step 8)."""
-    whole = runs.small(corpus, tmp_path / "whole")
+    """A signal finds islands at different steps, one of them maybe waiting in an exchange that fails."""
+    whole = runs.variant(name, corpus, tmp_path / "whole")
     assert train(whole) == 0
     expected = runs.outcome(tmp_path / "whole")
     log, parts, environment = tmp_path / "log", tmp_path / "parts", runs.islands_environment(2)
-    common = ["train", f"{recipe}:run", "--transport", "collective", "--run-dir", str(parts)]
+    common = ["train", f"{recipe}:{name}", "--transport", "collective", "--run-dir", str(parts)]
     islands = [
         runs.start(main, ([*common, "--checkpoint.stop-at-step", str(stop)],), log, environment[rank])
         for rank, stop in enumerate(stops)
@@ -237,7 +240,7 @@ LONG = ["--steps", "3000", "--log-every", "1", "--checkpoint.every-rounds", "40"
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_simulation_stopped_by_signal(tmp_path: Path, corpus: Path, recipe: Path, number: signal.Signals) -> None:
     run_dir, log = tmp_path / "run", tmp_path / "log"
-    arguments = ["simulate", f"{recipe}:run", "--run-dir", str(run_dir), *LONG]
+    arguments = ["simulate", f"{recipe}:local", "--run-dir", str(run_dir), *LONG]
     child = runs.start(main, (arguments,), log)
     wait_for_step(run_dir, 5, log)
     assert child.pid is not None
@@ -278,7 +281,7 @@ def island_pids(launcher_pid: int) -> dict[int, int]:
 def test_train_stopped_by_signal(tmp_path: Path, corpus: Path, recipe: Path) -> None:
     """The launcher gets the signal; all islands save, wherever they are, and leave."""
     run_dir, log = tmp_path / "run", tmp_path / "log"
-    arguments = ["train", f"{recipe}:run", "--transport", "collective", "--run-dir", str(run_dir), *LONG]
+    arguments = ["train", f"{recipe}:local", "--transport", "collective", "--run-dir", str(run_dir), *LONG]
     child = runs.start(main, (arguments,), log)
     wait_for_step(run_dir, 5, log)
     assert child.pid is not None
@@ -296,7 +299,7 @@ def test_train_stopped_by_signal(tmp_path: Path, corpus: Path, recipe: Path) -> 
 def test_killed_island(tmp_path: Path, corpus: Path, recipe: Path) -> None:
     """kill -9 of one island: exit code 1 and a clear message, no hang; the run resumes from the checkpoint before."""
     run_dir, log = tmp_path / "run", tmp_path / "log"
-    arguments = ["train", f"{recipe}:run", "--transport", "collective", "--run-dir", str(run_dir), *LONG]
+    arguments = ["train", f"{recipe}:local", "--transport", "collective", "--run-dir", str(run_dir), *LONG]
     arguments[-1] = "1"
     child = runs.start(main, (arguments,), log)
     wait_for_step(run_dir, 9, log)

@@ -206,7 +206,7 @@ def test_nan_weights_without_quorum(tmp_path: Path, corpus: Path, monkeypatch: p
 def test_learning_rate_far_too_high(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = runs.write_recipe(tmp_path, corpus)
     arguments = ["--inner.optimizer.lr", "1e30", "--inner.clip-norm", "None", "--run-dir", str(tmp_path / "run")]
-    assert main(["simulate", f"{recipe}:run", *arguments]) == 1
+    assert main(["simulate", f"{recipe}:local", *arguments]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("lowcomm: error: the loss of island 0 is ")
     assert "lower --inner.optimizer.lr" in error
@@ -251,7 +251,7 @@ def simulate_with_little_room(arguments: list[str], limit_bytes: int) -> int:
 def test_disk_full(tmp_path: Path, corpus: Path, limit_bytes: int) -> None:
     """No room for checkpoints and export, or not even for metrics: training goes on to the end, exit code 1."""
     recipe, log = runs.write_recipe(tmp_path, corpus), tmp_path / "log"
-    arguments = ["simulate", f"{recipe}:run", "--run-dir", str(tmp_path / "run"), "--checkpoint.export"]
+    arguments = ["simulate", f"{recipe}:local", "--run-dir", str(tmp_path / "run"), "--checkpoint.export"]
     child = runs.start(simulate_with_little_room, ([*arguments, "--log-every", "1"], limit_bytes), log)
     assert runs.wait(child, log) == 1, log.read_text()
     said = log.read_text()
