@@ -53,6 +53,19 @@ class Round:
     """Inner steps that each island has completed when the sync starts."""
     fragments: tuple[int, ...]
     seed: int
+    island: int | None = None
+    """The island that encodes with it; None where nothing depends on the island."""
+
+    def own_seed(self, use: int = 0) -> int:
+        """64-bit seed for what each island draws for itself (stochastic rounding); `use` keeps two draws apart.
+
+        Rounding errors of different islands must be independent, or the mean over islands would not reduce them.
+        """
+        island = 0 if self.island is None else self.island + 1
+        mixed = (self.seed + island * 0x9E3779B97F4A7C15 + use * 0xD1B54A32D192ED03) % 2**64
+        mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64  # finalizer of splitmix64
+        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
+        return mixed ^ (mixed >> 31)
 
 
 @dataclass(frozen=True, kw_only=True)

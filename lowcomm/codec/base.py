@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from lowcomm.codec.flat import flatten, unflatten
 from lowcomm.types import Delta, Payload, Round
 
 State = dict[str, Tensor]
@@ -16,7 +18,7 @@ State = dict[str, Tensor]
 class Codec(ABC):
     """A frozen dataclass of settings; all state is explicit, so that it can be checkpointed and replayed.
 
-    Delta in: fp32 tensors by name, on one device. Payload out: uint8, 1-D, contiguous, header included.
+    Delta in: fp32 tensors by name, on one device. Payload out: uint8, 1-D, contiguous, with the header of `wire`.
     """
 
     linear: ClassVar[bool]
@@ -24,18 +26,51 @@ class Codec(ABC):
     fixed_size: ClassVar[bool] = True
     """The payload's size depends on shapes and settings only, so that every island knows it beforehand."""
 
+    @property
+    def sums_on_the_way(self) -> bool:
+        """Whether no island ever sees another's contribution: then only a weighted sum can be had (`needs` "sum")."""
+        return False
+
     @abstractmethod
     def init(self, like: Delta) -> State:
         """The state before the first round for a Delta of these shapes."""
 
     @abstractmethod
     def encode(self, delta: Delta, state: State, round: Round) -> tuple[Payload, State]:
-        """Encode `delta` (not modified); returns the payload and the state after it."""
+        """Encode `delta`; returns the payload and the state after it. Neither `delta` nor `state` is modified.
+
+        Raises PayloadError naming the tensor that holds NaN or infinity.
+        """
 
     @abstractmethod
-    def decode(self, payload: Payload, like: Delta) -> Delta:
-        """fp32 tensors of the shapes of `like`. Raises PayloadError for anything that `encode` can't have made."""
+    def decode(self, payload: Payload, like: Delta, round: Round | None = None) -> Delta:
+        """fp32 tensors of the shapes of `like`. Raises PayloadError for anything that `encode` can't have made.
+
+        round: what the header must say; None takes a payload of any round.
+        """
 
     @abstractmethod
     def check(self) -> None:
         """Raise ConfigError for a setting out of range."""
+
+    def accumulate(self, payload: Payload, weight: float, total: Delta, round: Round | None = None) -> None:
+        """`total += weight * decode(payload)`, product and sum rounded one after the other.
+
+        A codec that can do so without a dense copy overrides it. After a PayloadError, `total` is undefined.
+        """
+        for name, value in self.decode(payload, total, round).items():
+            total[name].add_(value.mul(weight))
+
+    def encode_fed_back(
+        self, delta: Delta, error: Tensor, error_out: Tensor, beta: float, state: State, round: Round
+    ) -> tuple[Payload, State]:
+        """Encode d = delta + beta * error and leave d - decode(payload) in `error_out`; one pass where a kernel can.
+
+        error, error_out: fp32 [numel], not the same memory. Raises as `encode`; `error_out` is then undefined.
+        """
+        torch.mul(error, beta, out=error_out)
+        error_out.add_(flatten(delta))
+        wanted = unflatten(error_out, delta)
+        payload, after = self.encode(wanted, state, round)
+        self.accumulate(payload, -1.0, wanted, round)
+        return payload, after
