@@ -27,10 +27,10 @@ WARPS = 4
 
 
 class Launch(NamedTuple):
-    """Programs `first ... first + count - 1`; `masked` if some of their elements lie past the end."""
+    """Programs `first ... first + programs - 1`; `masked` if some of their elements lie past the end."""
 
     first: int
-    count: int
+    programs: int
     masked: bool
 
 
@@ -41,7 +41,7 @@ def launches(numel: int, block: int) -> tuple[int, int, list[Launch]]:
     full = numel // (rows * block)
     total = -(-block_count(numel, block) // rows)
     parts = [Launch(0, full, False), Launch(full, total - full, True)]
-    return rows, width, [part for part in parts if part.count]
+    return rows, width, [part for part in parts if part.programs]
 
 
 def new_flag(device: torch.device) -> Tensor:
