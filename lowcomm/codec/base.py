@@ -66,7 +66,7 @@ class Codec(ABC):
     ) -> tuple[Payload, State]:
         """Encode d = delta + beta * error and leave d - decode(payload) in `error_out`; one pass where a kernel can.
 
-        error, error_out: fp32 [numel], not the same memory. Raises as `encode`; `error_out` is then undefined.
+        error, error_out: fp32 [numel], maybe the same memory. Raises as `encode`; `error_out` is then undefined.
         """
         torch.mul(error, beta, out=error_out)
         error_out.add_(flatten(delta))
