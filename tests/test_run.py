@@ -130,14 +130,19 @@ def test_same_seed_same_bits_other_seed_other_bits(tmp_path: Path, corpus: Path,
 
 def test_accumulation_equals_a_larger_batch(tmp_path: Path, corpus: Path) -> None:
     """Two micro-batches of 2 are one batch of 4, but for the order of a sum."""
-    large = runs.small(corpus, tmp_path / "large")
+    large = runs.small(corpus, tmp_path / "large", log_every=1)
     large = dataclasses.replace(large, data=dataclasses.replace(large.data, batch_size=4))
-    small = runs.small(corpus, tmp_path / "small", inner=InnerConfig(accumulation=2))
+    small = runs.small(corpus, tmp_path / "small", log_every=1, inner=InnerConfig(accumulation=2))
     assert train(large) == 0
     assert train(small) == 0
     a, b = runs.summary(tmp_path / "large"), runs.summary(tmp_path / "small")
     assert a["tokens"] == b["tokens"] == 2 * 12 * 4 * 32
     assert a["val_loss"] == pytest.approx(b["val_loss"], rel=1e-4)
+    first, second = (
+        [m[key] for m in runs.metrics(tmp_path / name) if m["step"] == 1 for key in ("loss", "grad_norm")]
+        for name in ("large", "small")
+    )
+    assert first == pytest.approx(second, rel=1e-4)  # AdamW alone would hide a wrong scale of the gradient
     assert train(runs.small(corpus, tmp_path / "without")) == 0
     assert runs.summary(tmp_path / "without")["val_loss"] != pytest.approx(b["val_loss"], rel=1e-3)
 
