@@ -42,6 +42,14 @@ class Transport(ABC):
         """All islands' rows, uint8, 1-D, of any sizes (which are exchanged first), in island order."""
 
     @abstractmethod
+    def swap_rows(self, rows: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]) -> list[list[Tensor]]:
+        """All-to-all of uint8 rows: local island i sends `rows[i][k]` to island k; `result[i][k]` came to it from k.
+
+        sizes[i][k]: bytes of what comes to local island i from k, which all know beforehand. Rows are contiguous; the
+        one for oneself comes back as it is.
+        """
+
+    @abstractmethod
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite each local island's tensor with that of island 0."""
 

@@ -45,6 +45,12 @@ class Simulated(Transport):
             self.received_bytes[i] += total_bytes - row.numel() + (self.islands - 1) * 8
         return list(rows)
 
+    def swap_rows(self, rows: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]) -> list[list[Tensor]]:
+        for i in range(self.islands):
+            self.sent_bytes[i] += sum(row.numel() for k, row in enumerate(rows[i]) if k != i)
+            self.received_bytes[i] += sum(size for k, size in enumerate(sizes[i]) if k != i)
+        return [[rows[k][i] for k in range(self.islands)] for i in range(self.islands)]
+
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors[1:]:
             tensor.copy_(tensors[0])
