@@ -87,7 +87,7 @@ def test_every_flag_has_help(capsys: pytest.CaptureFixture[str], arguments: list
 
 UNIT = re.compile(
     r"step|token|round|island|sequence|file|byte|second|fraction|part of|decay|rate|norm|seed|number|directory|name|"
-    r"path|pattern|thread|checkpoint|column|unit|None|0 to|<=|shape|weight|momentum|micro-batch|bits",
+    r"path|pattern|thread|checkpoint|column|unit|None|0 to|<=|shape|weight|momentum|micro-batch|bits|element|rank|[0-9]",
     re.IGNORECASE,
 )
 
@@ -151,7 +151,8 @@ def test_installed_elsewhere(tmp_path: Path) -> None:
     site, work = tmp_path / "site", tmp_path / "work"
     work.mkdir()
     ignore = shutil.ignore_patterns("__pycache__")
-    for source, name in (("lowcomm", "lowcomm"), ("recipes", "lowcomm_recipes")):
+    packages = {"lowcomm": "lowcomm", "recipes": "lowcomm_recipes", "kernels/lowcomm_kernels": "lowcomm_kernels"}
+    for source, name in packages.items():
         shutil.copytree(runs.ROOT / source, site / name, ignore=ignore)
     for arguments, words in (
         (["recipes"], "diloco.py:smoke"),
