@@ -97,10 +97,11 @@ def load_levels(
     """fp32 [ROWS, WIDTH]: the levels that the packed codes stand for."""
     byte = load_bytes(codes, start, n, 8 // BITS, ROWS, BLOCK, WIDTH, MASKED)
     if BITS == 8:
-        return ((byte ^ 128) - 128).to(tl.float32)
-    if BITS == 4:
-        nibble = tl.reshape(tl.join(byte & 15, byte >> 4), (ROWS, WIDTH))
-        return ((nibble ^ 8) - 8).to(tl.float32)
-    even = tl.join(byte & 3, (byte >> 4) & 3)
-    odd = tl.join((byte >> 2) & 3, byte >> 6)
-    return (2 * tl.reshape(tl.join(even, odd), (ROWS, WIDTH)) - 3).to(tl.float32)
+        level = (byte ^ 128) - 128
+    elif BITS == 4:
+        level = (tl.reshape(tl.join(byte & 15, byte >> 4), (ROWS, WIDTH)) ^ 8) - 8
+    else:
+        even = tl.join(byte & 3, (byte >> 4) & 3)
+        odd = tl.join((byte >> 2) & 3, byte >> 6)
+        level = 2 * tl.reshape(tl.join(even, odd), (ROWS, WIDTH)) - 3
+    return level.to(tl.float32)
