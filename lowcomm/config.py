@@ -15,6 +15,7 @@ from typing import Any, Literal
 from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.codec import Codec, Fp32
 from lowcomm.data import DataConfig
+from lowcomm.exchange import check_fit
 from lowcomm.island import InnerConfig
 from lowcomm.model import ModelConfig
 from lowcomm.outer import Nesterov, Outer
@@ -134,6 +135,7 @@ def _check_sync(config: RunConfig) -> None:
     sync.schedule.check(sync.every, config.steps)
     sync.outer.check()
     sync.codec.check()
+    check_fit(sync.codec, sync.aggregator)
     require(0 < sync.quorum <= 1, "sync.quorum", sync.quorum, "0 < quorum <= 1", "0.5 needs half of the islands")
     timeout_ok = 0 < sync.timeout_s < float("inf")
     require(timeout_ok, "sync.timeout_s", sync.timeout_s, "a finite number above 0", "1800 is half an hour")

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.codec import Codec, Fp32
 from lowcomm.coverage import BufferRule
-from lowcomm.exchange import aggregate_into_mean, call_roll
+from lowcomm.exchange import aggregate_into_mean, call_roll, check_fit
 from lowcomm.fragment import Fragment
 from lowcomm.handshake import prepare
 from lowcomm.outer import Nesterov, Outer
@@ -83,6 +83,7 @@ class LocalSGD:
         self.schedule, self.aggregator = schedule or EveryH(), aggregator or Mean()
         for part in (self.outer, self.codec):
             part.check()
+        check_fit(self.codec, self.aggregator)
         self.schedule.check(every, None)
         self.transport = transport or default_transport(len(models))
         self.replicas = [Replica(m, i) for m, i in zip(models, inners, strict=True)]
@@ -164,11 +165,11 @@ class LocalSGD:
         tokens = [r.unsynced(index) for r in self.replicas]
         roll = call_roll(self.transport, self.aggregator, current, tokens, norms, self.quorum)
         states = [s[index] for s in self.codec_states]
-        after = aggregate_into_mean(
-            fragment, deltas, self.transport, self.codec, self.aggregator, states, roll, current
+        done = aggregate_into_mean(
+            fragment, deltas, self.transport, self.codec, self.aggregator, states, roll, current, self.quorum
         )
         if self._buffers is not None:
-            self._average_buffers(self._buffers, roll.weights)
+            self._average_buffers(self._buffers, done.roll.weights)
         fragment.set_outer_grad()
         self.outers[index].step()
         digest = fragment.write([r.tensors(fragment) for r in self.replicas])
@@ -177,8 +178,7 @@ class LocalSGD:
             replica.mark_synced(index)
             if island in roll.dropped:
                 replica.inner.state.clear()  # moments of a diverged island are as bad as its weights
-            else:
-                self.codec_states[i][index] = after[i]
+            self.codec_states[i][index] = done.states[i]
         verify_equal(self.transport, fragment, [digest] * len(self.replicas), current)
         elapsed = time.perf_counter() - start
         self.sync_s += elapsed
@@ -188,8 +188,8 @@ class LocalSGD:
             seconds_s=elapsed,
             blocked_s=elapsed,
             delta_norms=roll.norms,
-            weights=roll.weights,
-            dropped=roll.dropped,
+            weights=done.roll.weights,
+            dropped=done.roll.dropped,
         )
         for listener in self.listeners:
             listener(report)

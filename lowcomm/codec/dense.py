@@ -28,8 +28,8 @@ class Dense(Codec):
     """
 
     exchange: Literal["reduce", "gather"] = "reduce"
-    """reduce: all-to-all of packed chunks, sum, encode again, all-gather (as few bytes as an all-reduce);
-    gather: every island gets every payload (n - 1 times the bytes; no second rounding; robust rules can be used)."""
+    """reduce: all-to-all of packed chunks, sum, encode again, all-gather: 2 (n - 1) / n payloads each way (two islands
+    gather: the same bytes); gather: n - 1 payloads, one rounding less, and each contribution is seen (robust rules)."""
 
     linear: ClassVar[bool] = False
     codec_id: ClassVar[wire.CodecId]
@@ -42,6 +42,11 @@ class Dense(Codec):
     @property
     def sums_on_the_way(self) -> bool:
         return self.exchange == "reduce"
+
+    @property
+    def only_sums(self) -> bool:
+        """Whether contributions are combined packed (votes), so that gathering them would give something else."""
+        return False
 
     @abstractmethod
     def body_bytes(self, numel: int) -> int:

@@ -50,6 +50,10 @@ class Sign(Dense):
     def granule(self) -> int:
         return self.block
 
+    @property
+    def only_sums(self) -> bool:
+        return self.vote
+
     def body_bytes(self, numel: int) -> int:
         return 2 * block_count(numel, self.block) + -(-numel // 8)
 

@@ -1,0 +1,99 @@
+"""Who takes part in a round: decided alike on every island, before and after payloads have crossed.
+
+32 bytes per island at the start (round, step, tokens, norm), and one byte per island and contribution once payloads
+have been looked at: a payload may be broken on one link only, and all islands must leave out the same ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lowcomm.aggregate.base import Aggregator
+from lowcomm.transport.base import Transport
+from lowcomm.types import Round, SyncError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollCall:
+    """Who takes part in a round; equal on every island (reasons may be worded by whoever saw them)."""
+
+    weights: list[float]
+    """Weight of each island, 0 for one that is left out; they sum to 1."""
+    tokens: list[float]
+    dropped: dict[int, str]
+    """Islands left out, with the reason."""
+    norms: list[float]
+    """L2 norm of each island's pseudo-gradient."""
+
+    def without(self, bad: Mapping[int, str], aggregator: Aggregator, round: Round, quorum: float) -> RollCall:
+        """This roll with more islands left out. Raises SyncError if too few are left."""
+        dropped = {**self.dropped, **bad}
+        weights = _weights(self.tokens, dropped, aggregator, round, quorum)
+        return RollCall(weights=weights, tokens=self.tokens, dropped=dropped, norms=self.norms)
+
+
+def call_roll(
+    transport: Transport,
+    aggregator: Aggregator,
+    round: Round,
+    tokens: Sequence[float],
+    norms: Sequence[float],
+    quorum: float,
+) -> RollCall:
+    """Exchange (round, step, tokens, norm) and decide who takes part.
+
+    tokens, norms: one per local island. Raises SyncError if fewer than `quorum` (a fraction) of the islands are left.
+    """
+    rows = [
+        torch.tensor([float(round.index), float(round.step), t, n], dtype=torch.float64)
+        for t, n in zip(tokens, norms, strict=True)
+    ]
+    table = transport.gather(rows).tolist()
+    expected_round = sorted(row[0] for row in table)[len(table) // 2]
+    dropped: dict[int, str] = {}
+    for island, (index, _, count, norm) in enumerate(table):
+        if index != expected_round:
+            dropped[island] = f"it is in round {int(index)}, the others in {int(expected_round)}"
+        elif not math.isfinite(norm):
+            dropped[island] = f"its pseudo-gradient is not finite (norm {norm})"
+        elif not (math.isfinite(count) and count >= 0):
+            dropped[island] = f"its token count is {count}"
+    all_tokens = [row[2] for row in table]
+    weights = _weights(all_tokens, dropped, aggregator, round, quorum)
+    return RollCall(weights=weights, tokens=all_tokens, dropped=dropped, norms=[row[3] for row in table])
+
+
+def agree(transport: Transport, bad: Sequence[Mapping[int, str]]) -> dict[int, str]:
+    """The contributions that any island found unusable: island -> reason.
+
+    bad: what each local island found. Costs one byte per island and contribution.
+    """
+    islands = range(transport.islands)
+    rows = [torch.tensor([k in found for k in islands], dtype=torch.uint8) for found in bad]
+    table = transport.gather(rows).bool()
+    own = {k: why for found in bad for k, why in found.items()}
+    own |= {k: found[k] for k, found in zip(transport.local, bad, strict=True) if k in found}  # who sent it knows best
+    agreed: dict[int, str] = {}
+    for k in islands:
+        if bool(table[:, k].any()):
+            others = [j for j in islands if bool(table[j, k])]
+            agreed[k] = own.get(k, f"islands {others} could not use its payload")
+    return agreed
+
+
+def _weights(
+    tokens: Sequence[float], dropped: Mapping[int, str], aggregator: Aggregator, round: Round, quorum: float
+) -> list[float]:
+    kept = [0.0 if i in dropped else t for i, t in enumerate(tokens)]
+    usable = len(tokens) - len(dropped)
+    if usable < max(1.0, quorum * len(tokens)) or not sum(kept) > 0:
+        reasons = "; ".join(f"island {i}: {why}" for i, why in dropped.items()) or "no island trained a token"
+        raise SyncError(
+            f"round {round.index} has no quorum: {usable} of {len(tokens)} islands are usable "
+            f"({reasons}). Nothing was committed."
+        )
+    return aggregator.weights(kept)
