@@ -1,0 +1,109 @@
+"""What test_collective.py runs in real processes under torchrun; prints one JSON line per rank to a file.
+
+python -m tests.gloo_worker JOB OUT_DIR
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from lowcomm.transport import Collective
+from lowcomm.types import DivergenceError, SyncError
+from tests import toy
+from tests.methods import CODECS, OUTERS, SCHEDULES, name
+
+
+def all_methods() -> dict[str, list[str]]:
+    """Trajectory of every outer optimizer, schedule and codec."""
+    seen = {f"outer {name(o)}": toy.trajectory(toy.build(1, outer=o)) for o in OUTERS}
+    seen |= {f"schedule {name(s)}": toy.trajectory(toy.build(1, schedule=s)) for s in SCHEDULES}
+    return seen | {f"codec {name(c)}": toy.trajectory(toy.build(1, codec=c)) for c in CODECS}
+
+
+def bytes_on_the_wire() -> dict[str, int]:
+    """Counted bytes of five sums and gathers of 4 MB, beside what the loopback interface carried."""
+    transport = Collective()
+    vector, out = torch.randn(1 << 20), torch.empty(1 << 20)
+    transport.weighted_sum([vector], [0.5, 0.5], out)  # connections are made
+    dist.barrier()
+    before, counted = _loopback_bytes(), transport.sent_bytes[0]
+    dist.barrier()
+    for _ in range(5):
+        transport.weighted_sum([vector], [0.25, 0.75], out)
+        transport.gather([torch.zeros(1 << 20, dtype=torch.uint8)])
+        transport.gather_sized([torch.zeros((1 << 20) + transport.local[0], dtype=torch.uint8)])
+    dist.barrier()
+    time.sleep(0.3)
+    return {"interface": _loopback_bytes() - before, "counted": transport.sent_bytes[0] - counted}
+
+
+def _loopback_bytes() -> int:
+    line = next(
+        x for x in Path("/proc/net/dev").read_text(encoding="ascii").splitlines() if x.strip().startswith("lo:")
+    )
+    return int(line.split(":")[1].split()[8])
+
+
+def mismatch() -> dict[str, str]:
+    """Rank 1 comes with another period."""
+    try:
+        toy.build(1, every=4 + dist.get_rank())
+    except DivergenceError as error:
+        return {"error": str(error)}
+    return {}
+
+
+def killed_peer() -> dict[str, object]:
+    """The last rank dies in its inner steps; the others find out at the sync and keep what they have."""
+    sync = toy.build(1)
+    for step in range(toy.EVERY):
+        toy.train_step(sync, step)
+    committed = toy.flat(list(sync.weights().values()))
+    for step in range(toy.EVERY, 2 * toy.EVERY):
+        if dist.get_rank() == dist.get_world_size() - 1 and step == toy.EVERY + 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        start = time.monotonic()
+        try:
+            toy.train_step(sync, step)
+        except SyncError as error:
+            local = toy.flat(sync.replicas[0].tensors(sync.fragments[0]))
+            return {
+                "error": str(error),
+                "waited_s": time.monotonic() - start,
+                "round": sync.round,
+                "pending": list(sync.pending),
+                "global_kept": torch.equal(committed, toy.flat(list(sync.weights().values()))),
+                "local_kept": not torch.equal(local, committed) and bool(torch.isfinite(local).all()),
+            }
+    return {"error": "nobody noticed"}
+
+
+JOBS = {
+    "all_methods": all_methods,
+    "bytes_on_the_wire": bytes_on_the_wire,
+    "mismatch": mismatch,
+    "killed_peer": killed_peer,
+}
+
+
+def main() -> None:
+    """Run one job in this rank."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    rank = dist.get_rank()
+    result = JOBS[sys.argv[1]]()
+    (Path(sys.argv[2]) / f"{rank}.json").write_text(json.dumps(result), encoding="utf-8")
+    os._exit(0)  # a group with a dead member can't be left in good order
+
+
+if __name__ == "__main__":
+    main()

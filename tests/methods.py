@@ -1,0 +1,38 @@
+"""THE list of methods: every property test runs over it. A new method is one line here."""
+
+from __future__ import annotations
+
+from lowcomm.aggregate import Aggregator, Mean
+from lowcomm.codec import BF16, Codec, ErrorFeedback, Fp8, Fp32, Int4, Int8, Sign, TwoBit
+from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Nesterov, Outer
+from lowcomm.schedule import EveryH, EveryStep, PostLocal, Schedule
+
+OUTERS: tuple[Outer, ...] = (
+    SGD(lr=1.0),
+    HeavyBall(lr=0.7, momentum=0.6),
+    Nesterov(lr=0.7, momentum=0.9),
+    FedAdagrad(lr=0.01),
+    FedAdam(lr=0.01),
+    FedYogi(lr=0.01),
+)
+
+SCHEDULES: tuple[Schedule, ...] = (EveryH(), EveryStep(), PostLocal(warmup_steps=3))
+
+AGGREGATORS: tuple[Aggregator, ...] = (Mean(), Mean(by="uniform"))
+
+CODECS: tuple[Codec, ...] = (
+    Fp32(),
+    BF16(),
+    Fp8(),
+    Int8(),
+    Int8(block=64, rounding="stochastic"),
+    Int4(),
+    TwoBit(),
+    Sign(),
+    ErrorFeedback(codec=Int4()),
+)
+
+
+def name(method: object) -> str:
+    """A test id: the class and its settings, without what would upset a shell."""
+    return repr(method).translate(str.maketrans({" ": None, "'": None, "[": "(", "]": ")"}))
