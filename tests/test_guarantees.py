@@ -52,7 +52,7 @@ def test_bucket_that_does_not_fit_is_synced_too() -> None:
     inners = [torch.optim.SGD(m.parameters(), lr=1.0) for m in models]
     for p in models[1].parameters():
         p.data -= 1.0  # equal start
-    sync = LocalSGD(models, inners, every=1, outer=SGD(lr=1.0))
+    LocalSGD(models, inners, every=1, outer=SGD(lr=1.0))
     for k, (model, inner) in enumerate(zip(models, inners, strict=True)):
         for i, p in enumerate(model.parameters()):
             p.grad = torch.full((600,), -(10.0 * k + i + 1))
