@@ -21,7 +21,7 @@ import json
 import aot
 for entry in aot.entries():
     for target in aot.TARGETS if entry.name in {EVERY_TARGET} else aot.TARGETS[1::2]:
-        print(json.dumps(aot.aot_sparse.compile_entry(entry, target) | {{"cap": entry.registers_cap}}))
+        print(json.dumps(aot.compile_entry(entry, target) | {{"cap": entry.registers_cap}}))
 """
 LEAST_BYTES = {
     "quantise_8": 5.008, "quantise_4": 4.508, "quantise_2": 4.258,

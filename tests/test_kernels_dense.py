@@ -1,5 +1,8 @@
 """Dense kernels: the reference and the numba path give the same bytes, and the bytes are what the formats say."""
 
+# Settings travel as plain dictionaries.
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 import os

@@ -22,8 +22,8 @@ from aot_sparse import TARGETS, Entry
 _TILE = {"ROWS": 8, "BLOCK": 256, "WIDTH": 256}
 _FULL = {"LOG": 8, "MASKED": False}
 _LAST = {"n": "i64", "first_tile": "i32"}
-# Steps between rows of a receive buffer are multiples of 16 when the sender pads, as the launcher sees.
-aot_sparse.MULTIPLES = (*aot_sparse.MULTIPLES, "step", "codes_step", "scales_step")
+_MULTIPLES = ("step", "codes_step", "scales_step")
+"""Rows of a receive buffer that are padded to 16; nothing is assumed of the sizes, as full tiles carry no mask."""
 
 
 def _entry(
@@ -110,18 +110,26 @@ def _other_entries() -> list[Entry]:
     plain = {**_TILE, "MASKED": False}
     encode = {"x": "*fp32", "codes": "*u8", "scales": "*i16", "flag": "*i64", **_LAST}
     half = {"ROWS": 8, "BLOCK": 256, "MASKED": False}
-    poll = {"words": "*i32", "step": "i64", "peers": "i32", "tie_peer": "i32", "out": "*i32", "size": "i32"}
+    poll = {
+        "words": "*i32",
+        "step": "i64",
+        "peers": "i32",
+        "tie_peer": "i32",
+        "out": "*i32",
+        "size": "i32",
+        "first_tile": "i32",
+    }
     apply = {
         "words": "*u8", "step": "i64", "peers": "i32", "tie_peer": "i32", "target": "*fp32", "n": "i64",
-        "size": "i64", "move": "fp32",
+        "size": "i64", "move": "fp32", "first_tile": "i32",
     }  # fmt: skip
     accumulate = {"ACCUMULATE": True, **plain}
     return [
         _entry("sign_pack", sign.sign_pack_kernel, pack, full, 80, 272),
         _entry("delta_sign", sign.delta_sign_kernel, fused, {"HAS_NEW": True, **full}, 88, 272),
         _entry("sign_accumulate", sign.sign_unpack_kernel, unpack, accumulate, 56, 272),
-        Entry("vote", vote.vote_kernel, poll, {"WORDS": 1024}, 4, 32 * 1024, 0, True, 104),
-        _entry("vote_apply", vote.vote_apply_kernel, apply, {"BYTES": 256}, 80, 512),
+        Entry("vote", vote.vote_kernel, poll, {"WORDS": 1024, "MASKED": False}, 4, 32 * 1024, 0, True, 104),
+        _entry("vote_apply", vote.vote_apply_kernel, apply, {"BYTES": 256, "MASKED": False}, 80, 512),
         _entry("encode_fp8", fp8.encode_fp8_kernel, encode, plain, 80, 16),
         _entry(
             "decode_fp8",
@@ -143,11 +151,21 @@ def entries() -> list[Entry]:
     return [*_code_entries(), *_reduce_entries(), *_other_entries()]
 
 
+def compile_entry(entry: Entry, target: tuple[str, int | str, int]) -> dict[str, object]:
+    """As `aot_sparse.compile_entry`, for a dense entry."""
+    kept = aot_sparse.MULTIPLES
+    aot_sparse.MULTIPLES = _MULTIPLES
+    try:
+        return aot_sparse.compile_entry(entry, target)
+    finally:
+        aot_sparse.MULTIPLES = kept
+
+
 def rows(targets: tuple[tuple[str, int | str, int], ...] = TARGETS) -> Iterator[dict[str, object]]:
     """Dense, then sparse."""
     for entry in entries():
         for target in targets:
-            yield aot_sparse.compile_entry(entry, target)
+            yield compile_entry(entry, target)
     yield from aot_sparse.rows(targets)
 
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowcomm_kernels.blocks_triton import WARPS
+from lowcomm_kernels.blocks_triton import WARPS, Launch
 
 _WORDS = 1024
 _APPLY_BYTES = 256
@@ -31,13 +31,22 @@ def _compare(plane, want, above, equal):
 
 
 @triton.jit
-def _majority(words, step, peers, tie_peer, place, mask):
+def _load_row(words, step, row, place, size, MASKED: tl.constexpr):
+    start = words + tl.cast(row, tl.int64) * step
+    if MASKED:
+        return tl.load(start + place, mask=place < size, other=0)
+    return tl.load(start + place)
+
+
+@triton.jit
+def _majority(words, step, peers, tie_peer, place, size, MASKED: tl.constexpr):
     """Majority of the words at `place` over rows `step` words apart; integers of the words' own width."""
-    zero = tl.load(words + place, mask=mask, other=0) & 0
+    tie = _load_row(words, step, tie_peer, place, size, MASKED)
+    zero = tie & 0
     p0, p1, p2, p3 = zero, zero, zero, zero
     p4, p5, p6, p7 = zero, zero, zero, zero
     for w in range(peers):
-        carry = tl.load(words + tl.cast(w, tl.int64) * step + place, mask=mask, other=0)
+        carry = _load_row(words, step, w, place, size, MASKED)
         p0, carry = _full_add(p0, carry)
         p1, carry = _full_add(p1, carry)
         p2, carry = _full_add(p2, carry)
@@ -55,27 +64,40 @@ def _majority(words, step, peers, tie_peer, place, mask):
     above, equal = _compare(p2, (half >> 2) & 1, above, equal)
     above, equal = _compare(p1, (half >> 1) & 1, above, equal)
     above, equal = _compare(p0, half & 1, above, equal)
-    tie = tl.load(words + tl.cast(tie_peer, tl.int64) * step + place, mask=mask, other=0)
     return tl.where(peers % 2 == 0, above | (equal & tie), above)
 
 
 @triton.jit
-def vote_kernel(words, step, peers, tie_peer, out, size, WORDS: tl.constexpr):
-    place = tl.program_id(0).to(tl.int64) * WORDS + tl.arange(0, WORDS)
-    mask = place < size
-    tl.store(out + place, _majority(words, step, peers, tie_peer, place, mask), mask=mask)
+def vote_kernel(words, step, peers, tie_peer, out, size, first_tile, WORDS: tl.constexpr, MASKED: tl.constexpr):
+    place = (first_tile + tl.program_id(0)).to(tl.int64) * WORDS + tl.arange(0, WORDS)
+    found = _majority(words, step, peers, tie_peer, place, size, MASKED)
+    if MASKED:
+        tl.store(out + place, found, mask=place < size)
+    else:
+        tl.store(out + place, found)
 
 
 @triton.jit
-def vote_apply_kernel(words, step, peers, tie_peer, target, n, size, move, BYTES: tl.constexpr):
-    first = tl.program_id(0).to(tl.int64) * BYTES
+def vote_apply_kernel(
+    words, step, peers, tie_peer, target, n, size, move, first_tile, BYTES: tl.constexpr, MASKED: tl.constexpr
+):
+    first = (first_tile + tl.program_id(0)).to(tl.int64) * BYTES
     place = first + tl.arange(0, BYTES)
-    byte = _majority(words, step, peers, tie_peer, place, place < size).to(tl.int32)
+    byte = _majority(words, step, peers, tie_peer, place, size, MASKED).to(tl.int32)
     bit = tl.reshape((byte[:, None] >> tl.arange(0, 8)[None, :]) & 1, (8 * BYTES,))
     element = first * 8 + tl.arange(0, 8 * BYTES)
-    mask = element < n
-    v = tl.load(target + element, mask=mask, other=0.0)
-    tl.store(target + element, v + tl.where(bit != 0, move, -move), mask=mask)
+    if MASKED:
+        v = tl.load(target + element, mask=element < n, other=0.0)
+        tl.store(target + element, v + tl.where(bit != 0, move, -move), mask=element < n)
+    else:
+        v = tl.load(target + element)
+        tl.store(target + element, v + tl.where(bit != 0, move, -move))
+
+
+def _parts(size: int, full: int, tile: int) -> list[Launch]:
+    """Full tiles, then the rest with masks: a mask on a size that is no multiple of 16 costs the wide accesses."""
+    parts = [Launch(0, full // tile, False), Launch(full // tile, triton.cdiv(size, tile) - full // tile, True)]
+    return [part for part in parts if part.programs]
 
 
 def vote(words: Tensor, out: Tensor, *, tie_peer: int) -> None:
@@ -84,13 +106,17 @@ def vote(words: Tensor, out: Tensor, *, tie_peer: int) -> None:
     starts = (words.data_ptr(), out.data_ptr(), step, size)
     if all(start % 4 == 0 for start in starts):
         words, out, step, size = words.view(torch.int32), out.view(torch.int32), step // 4, size // 4
-    vote_kernel[(triton.cdiv(size, _WORDS),)](words, step, words.shape[0], tie_peer, out, size, _WORDS, num_warps=WARPS)
+    for first, count, masked in _parts(size, size, _WORDS):
+        vote_kernel[(count,)](
+            words, step, words.shape[0], tie_peer, out, size, first, _WORDS, masked, num_warps=WARPS
+        )  # fmt: skip
 
 
 def vote_apply(words: Tensor, target: Tensor, *, step: float, tie_peer: int) -> None:
     """Move `target`."""
     size = words.shape[1]
-    vote_apply_kernel[(triton.cdiv(size, _APPLY_BYTES),)](
-        words, words.stride(0), words.shape[0], tie_peer, target, target.numel(), size, step, _APPLY_BYTES,
-        num_warps=WARPS, enable_fp_fusion=False,
-    )  # fmt: skip
+    for first, count, masked in _parts(size, target.numel() // 8, _APPLY_BYTES):
+        vote_apply_kernel[(count,)](
+            words, words.stride(0), words.shape[0], tie_peer, target, target.numel(), size, step, first, _APPLY_BYTES,
+            masked, num_warps=WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
