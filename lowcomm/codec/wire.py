@@ -32,7 +32,7 @@ from lowcomm.types import Delta, Payload, PayloadError, Round
 MAGIC = b"LCPD"
 VERSION = 1
 HEADER_BYTES = 64
-_FIELDS = struct.Struct("<4sHHQQQIIQ")
+FIELDS = struct.Struct("<4sHHQQQIIQ")
 _SUM = struct.Struct("<QQ")
 _MASK = 2**64 - 1
 
@@ -87,7 +87,7 @@ def new(body_bytes: int, device: torch.device) -> tuple[Tensor, Tensor]:
 def seal(data: Tensor, codec_id: CodecId, shapes: int, round: Round, part: Part = WHOLE) -> Payload:
     """Write the header of `data` (from `new`, body filled); `shapes` is that of `shapes_hash`."""
     fields = (MAGIC, VERSION, codec_id, shapes, round.index & _MASK, round.seed & _MASK, part.index, part.count)
-    head = _FIELDS.pack(*fields, data.numel() - HEADER_BYTES)
+    head = FIELDS.pack(*fields, data.numel() - HEADER_BYTES)
     raw = bytearray(head + _SUM.pack(_checksum(head, data), 0))
     data[:HEADER_BYTES].copy_(torch.frombuffer(raw, dtype=torch.uint8))
     return Payload(data=data)
@@ -134,7 +134,7 @@ def open_body(
     if data.numel() < HEADER_BYTES:
         raise PayloadError(f"the payload has {data.numel()} bytes, its header alone needs {HEADER_BYTES}")
     raw = bytes(data[:HEADER_BYTES].cpu().numpy())
-    magic, version, found_id, found_shapes, index, seed, number, count, length = _FIELDS.unpack_from(raw)
+    magic, version, found_id, found_shapes, index, seed, number, count, length = FIELDS.unpack_from(raw)
     if magic != MAGIC:
         raise PayloadError(f"the payload starts with {magic!r}, not {MAGIC!r}: it is not one of ours")
     _same("format version", version, VERSION)
@@ -149,8 +149,8 @@ def open_body(
     _same("body length in bytes", length, data.numel() - HEADER_BYTES)
     if body_bytes is not None:
         _same("body length in bytes", length, body_bytes)
-    checksum, zero = _SUM.unpack_from(raw, _FIELDS.size)
-    _same("checksum", (checksum, zero), (_checksum(raw[: _FIELDS.size], data), 0))
+    checksum, zero = _SUM.unpack_from(raw, FIELDS.size)
+    _same("checksum", (checksum, zero), (_checksum(raw[: FIELDS.size], data), 0))
     body = data[HEADER_BYTES:]
     # a row of a gathered matrix may start anywhere, but a view as another dtype needs a multiple of its size
     return body if body.storage_offset() % 8 == 0 else body.clone()
