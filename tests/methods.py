@@ -26,10 +26,13 @@ CODECS: tuple[Codec, ...] = (
     Fp8(),
     Int8(),
     Int8(block=64, rounding="stochastic"),
+    Int8(exchange="gather"),
     Int4(),
     TwoBit(),
     Sign(),
+    Sign(vote=True),
     ErrorFeedback(codec=Int4()),
+    ErrorFeedback(codec=Sign(block=32), beta=0.9, dtype="int8"),
 )
 
 

@@ -509,6 +509,39 @@ def test_payload_of_another_round_is_refused() -> None:
         Int8().decode(payload, shapes, dataclasses.replace(a_round(3), seed=1))
 
 
+def peak_bytes() -> int:
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(text.split("VmHWM:")[1].split()[0])
+
+
+def measure_scratch(directory: str) -> int:
+    """Peak memory that each codec adds while it encodes 64 MB, payload and new state not counted."""
+    torch.set_num_threads(1)
+    numel, out = 1 << 24, []
+    like = {"w": torch.randn(numel // 1024, 1024)}
+    tiny = {"w": torch.randn(4, 1024)}
+    for codec in (Int8(), Int4(), TwoBit(), Sign(), Fp8(), BF16()):
+        for wrapped in (codec, ErrorFeedback(codec=codec), ErrorFeedback(codec=codec, dtype="int8")):
+            state = wrapped.init(like)
+            wrapped.encode(tiny, wrapped.init(tiny), a_round(0))  # compiled code does not count
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts again from now
+            before = peak_bytes()
+            payload, after = wrapped.encode(like, state, a_round(0))
+            kept = payload.nbytes + sum(t.numel() * t.element_size() for t in after.values())
+            out.append(f"{wrapped!r}\t{(peak_bytes() - before - kept) / (4 * numel):.3f}")
+    (Path(directory) / "scratch").write_text("\n".join(out), encoding="utf-8")
+    return 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's peak memory counter")
+def test_encoding_needs_at_most_one_fragment_of_scratch(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert runs.wait(runs.start(measure_scratch, (str(tmp_path),), log), log) == 0, log.read_text()
+    rows = [line.split("\t") for line in (tmp_path / "scratch").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 18
+    assert not [row for row in rows if float(row[1]) > 1.05]
+
+
 def test_chunks_cover_the_vector_once() -> None:
     for numel in (0, 1, 15, 16, 17, 1000, 4096):
         for islands in (1, 2, 3, 7, 40):

@@ -90,6 +90,9 @@ def test_each_field_is_checked(offset: int, fmt: str, value: int, says: str) -> 
 def test_a_round_is_checked_only_if_one_is_expected() -> None:
     payload = Payload(data=sealed(bytes(8)))
     unpack(payload, CodecId.FP32, DELTA)
+    for offset in (16, 24):  # the checksum covers what is not compared
+        with pytest.raises(PayloadError, match="checksum"):
+            unpack(field_at(offset, "<Q", 5, payload.data), CodecId.FP32, DELTA)
     with pytest.raises(PayloadError, match="stale"):
         unpack(payload, CodecId.FP32, DELTA, dataclasses.replace(ROUND, index=13))
     with pytest.raises(PayloadError, match="expected 9"):
