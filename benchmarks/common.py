@@ -37,10 +37,16 @@ def run_cells(cells: Sequence[Cell], work_dir: Path, jobs: int) -> list[dict[str
     return [_row(cell, work_dir) for cell in cells]
 
 
+def is_done(cell: Cell, work_dir: Path) -> bool:
+    """Whether the cell ran to its end."""
+    summary = work_dir / cell.name / "summary.json"
+    return summary.exists() and json.loads(summary.read_text(encoding="utf-8"))["status"] == "done"
+
+
 def _run(cell: Cell, work_dir: Path) -> None:
     directory = work_dir / cell.name
     summary = directory / "summary.json"
-    if summary.exists() and json.loads(summary.read_text(encoding="utf-8"))["status"] == "done":
+    if is_done(cell, work_dir):
         return
     if directory.exists():
         subprocess.run(["rm", "-rf", str(directory)], check=True)

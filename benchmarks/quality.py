@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Cell, run_cells, write_result
+from benchmarks.common import Cell, is_done, run_cells, write_result
 from benchmarks.tables import write_quality_table
 
 PRESETS = {
@@ -21,7 +21,8 @@ PRESETS = {
     "nano": (5120, 64, 512),
     "tiny": (2560, 128, 256),
 }
-PERIODS = (16, 32, 64)
+PERIODS = (32, 16, 64)
+WARMUP, WARMUP_MOMENTUM = "DDP warm-up, DiLoCo H=32", 0.7
 
 
 def momentum_for(rounds: int) -> float:
@@ -51,17 +52,15 @@ def _one_seed(preset: str, seed: int) -> list[Cell]:
         )
     if preset == "nano":
         warmup = steps // 10
-        sync = ("--sync.outer.momentum", "0.9", "--sync.schedule.warmup-steps", str(warmup))
-        found.append(
-            _cell(preset, seed, "DDP warm-up, DiLoCo H=32", 32, 0.9, ("recipes/diloco.py:warmup", *shared, *sync))
-        )
+        sync = ("--sync.outer.momentum", str(WARMUP_MOMENTUM), "--sync.schedule.warmup-steps", str(warmup))
+        found.append(_cell(preset, seed, WARMUP, 32, WARMUP_MOMENTUM, ("recipes/diloco.py:warmup", *shared, *sync)))
     return found
 
 
 def _cell(
     preset: str, seed: int, method: str, every: int | None, momentum: float | None, arguments: tuple[str, ...]
 ) -> Cell:
-    name = f"{preset}-{method.replace(' ', '').replace(',', '-').replace('=', '')}-seed{seed}"
+    name = f"{preset}-{method.replace(' ', '').replace(',', '-').replace('=', '')}-m{momentum}-seed{seed}"
     columns: dict[str, Any] = {"preset": preset, "method": method, "H": every, "momentum": momentum, "seed": seed}
     return Cell(name=name, arguments=arguments, columns=columns)
 
@@ -73,8 +72,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--work-dir", type=Path, default=Path("runs/bench/quality"))
+    parser.add_argument("--table-only", action="store_true", help="run nothing: write the result of what is done")
     options = parser.parse_args()
-    rows = run_cells(cells(options.preset, options.seeds), options.work_dir, options.jobs)
+    wanted = cells(options.preset, options.seeds)
+    if options.table_only:
+        wanted = [cell for cell in wanted if is_done(cell, options.work_dir)]
+    rows = run_cells(wanted, options.work_dir, options.jobs)
     command = f"python -m benchmarks.quality --preset {options.preset} --seeds {options.seeds}"
     path = write_result(f"quality_{options.preset}", command, rows)
     print(write_quality_table(path))

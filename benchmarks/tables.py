@@ -37,7 +37,7 @@ def quality_table(result: dict[str, Any]) -> str:
     first = rows[0]
     lines.append(
         f"\n{first['parameters']:,} parameters, {first['islands']} islands, {first['steps']} inner steps, "
-        f"{first['tokens']:,} tokens, {len(base)} seeds. `{result['command']}`, {result['hardware']['cpu']}, "
+        f"{first['tokens']:,} tokens, seeds: {len(base)}. `{result['command']}`, {result['hardware']['cpu']}, "
         f"{result['created'][:10]}."
     )
     return "\n".join(lines) + "\n"
