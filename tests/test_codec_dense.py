@@ -212,6 +212,13 @@ def test_codes_outside_the_codebook_are_refused(codec: Dense, code: int, says: s
         codec.decode(*forged(codec, 512, body))
 
 
+@given(data=st.binary(max_size=40))
+@settings(deadline=None, max_examples=100)
+def test_every_nibble_is_looked_at(data: bytes) -> None:
+    allowed = {b & 0x0F for b in data} | {b >> 4 for b in data}
+    assert Int4()._outside(torch.tensor(list(data), dtype=torch.uint8)) == (8 in allowed)
+
+
 @pytest.mark.parametrize("codec", [Fp8(block=64), Int8(block=64), Int4(block=64)], ids=name)
 def test_codes_under_a_zero_scale_are_zeros(codec: Dense) -> None:
     """A full block and the short last one."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from lowcomm.codec import wire
@@ -31,4 +32,10 @@ class Int4(Blockwise):
     bits: ClassVar[int] = 4
 
     def _outside(self, codes: Tensor) -> bool:
-        return bool((((codes & 0x0F) == 0x08) | ((codes & 0xF0) == 0x80)).any())  # -8 in either half
+        # four at a time: with -8 flipped to 0, a nibble of 0 borrows into its high bit when 1 is taken from each
+        even = codes.numel() // 2 * 2
+        flipped = codes[:even].view(torch.int16) ^ -0x7778
+        if bool(((flipped - 0x1111) & ~flipped & -0x7778).any()):
+            return True
+        last = int(codes[-1]) if codes.numel() % 2 else 0
+        return last & 0x0F == 0x08 or last & 0xF0 == 0x80
