@@ -22,7 +22,7 @@ PRESETS = {
     "tiny": (2560, 128, 256),
 }
 PERIODS = (32, 16, 64)
-WARMUP, WARMUP_MOMENTUM = "DDP warm-up, DiLoCo H=32", 0.7
+WARMUP, WARMUP_MOMENTUM = "DDP warm-up, DiLoCo H=32", 0.8
 
 
 def momentum_for(rounds: int) -> float:

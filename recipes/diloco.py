@@ -45,7 +45,7 @@ def warmup() -> RunConfig:
         data=base.data,
         model=base.model,
         inner=base.inner,
-        sync=SyncConfig(every=32, outer=Nesterov(lr=0.7, momentum=0.9), schedule=PostLocal(warmup_steps=256)),
+        sync=SyncConfig(every=32, outer=Nesterov(lr=0.7, momentum=0.8), schedule=PostLocal(warmup_steps=256)),
         eval=base.eval,
         checkpoint=base.checkpoint,
     )
