@@ -1,1 +1,1 @@
-"""TODO."""
+"""What happens between syncs besides plain training (prox, scaffold, ...): one small file per method; none yet."""
