@@ -27,8 +27,13 @@ def run_job(job: str, processes: int, out: Path, prefix: tuple[str, ...] = ()) -
     for rank in range(processes):
         environment = {
             **os.environ,
-            "RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
+            "RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+            "NUMBA_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
         }
         started.append((command, environment))
