@@ -31,7 +31,7 @@ class HeavyBall(Outer):
     """Outer momentum (no unit), 0 <= momentum < 1."""
 
     def build(self, params: Sequence[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(params, lr=self.lr, momentum=self.momentum)
+        return torch.optim.SGD(params, lr=self.lr, momentum=self.momentum, fused=True)
 
     def check(self) -> None:
         check_lr("sync.outer", self.lr)

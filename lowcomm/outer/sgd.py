@@ -29,7 +29,7 @@ class SGD(Outer):
     """Outer learning rate (no unit): 1 moves all the way to the islands' mean."""
 
     def build(self, params: Sequence[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(params, lr=self.lr)
+        return torch.optim.SGD(params, lr=self.lr, fused=True)
 
     def check(self) -> None:
         check_lr("sync.outer", self.lr)
