@@ -16,7 +16,7 @@ from lowcomm.digest import digest_all
 from lowcomm.fragment import Fragment
 from lowcomm.replica import Replica
 from lowcomm.transport.base import Transport
-from lowcomm.types import DivergenceError
+from lowcomm.types import DivergenceError, require
 from lowcomm.version import __version__
 
 if TYPE_CHECKING:
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 Facts = Mapping[str, str | int | float | Mapping[str, str]]
 """What must be equal everywhere: JSON scalars, or a mapping (tensor name -> shape and dtype)."""
+
+
+def check_counts(models: int, inners: int, transport: Transport) -> None:
+    """Raise ConfigError unless each island of this process has one model and one inner optimizer."""
+    local = len(transport.local)
+    legal = f"{local}, the islands that the transport has in this process"
+    require(models == local, "model", models, legal, "pass one model per local island, or another transport")
+    require(inners == models, "inner", inners, f"{models}, one per model", "pass one inner optimizer per model")
 
 
 def compare(transport: Transport, facts: Sequence[Facts]) -> None:

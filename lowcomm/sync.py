@@ -19,7 +19,7 @@ from lowcomm.codec import Codec, Fp32
 from lowcomm.coverage import BufferRule
 from lowcomm.exchange import aggregate_into_mean, call_roll, check_fit
 from lowcomm.fragment import Fragment
-from lowcomm.handshake import prepare
+from lowcomm.handshake import check_counts, prepare
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.replica import Replica
 from lowcomm.schedule import Action, EveryH, Schedule
@@ -86,6 +86,7 @@ class LocalSGD:
         check_fit(self.codec, self.aggregator)
         self.schedule.check(every, None)
         self.transport = transport or default_transport(len(models))
+        check_counts(len(models), len(inners), self.transport)
         self.replicas = [Replica(m, i) for m, i in zip(models, inners, strict=True)]
         self.step = 0
         self.round = 0
@@ -115,6 +116,7 @@ class LocalSGD:
 
         A loop that never calls it has one unit per step, so that all weights are equal.
         """
+        require(tokens >= 0, "tokens", tokens, "0 or more", "count what the step trains on")
         self.replicas[island].next_tokens += tokens
 
     @torch.no_grad()
@@ -124,6 +126,7 @@ class LocalSGD:
         The step hook does it for a loop that does not, in steps where the schedule asks for it (DDP).
         """
         start = time.perf_counter()
+        check_still_covered(self.replicas)
         uniform = [1 / self.transport.islands] * self.transport.islands
         for fragment in self.fragments:
             flats = [fragment.flatten(_grads(r.tensors(fragment)), i) for i, r in enumerate(self.replicas)]
@@ -147,7 +150,11 @@ class LocalSGD:
             self.sync(due)
 
     def sync(self, fragments: Sequence[int]) -> None:
-        """Exchange these fragments now. On SyncError nothing has changed and they stay in `pending`."""
+        """Exchange these fragments now. On SyncError nothing has changed and they stay in `pending`.
+
+        One exception, which its message names: the fragment was committed but the islands could not compare it. It
+        stays in `pending` as well, so that the next sync compares it.
+        """
         start = time.perf_counter()
         self.pending = tuple(fragments)
         check_still_covered(self.replicas)
@@ -220,7 +227,6 @@ class LocalSGD:
     @torch.no_grad()
     def _rebase(self) -> None:
         """After steps with averaged gradients the islands are equal: their weights are the global weights."""
-        self.must_rebase = False
         if self._buffers is not None:
             self._average_buffers(self._buffers, [1 / self.transport.islands] * self.transport.islands)
         for index, fragment in enumerate(self.fragments):
@@ -229,6 +235,7 @@ class LocalSGD:
             verify_equal(self.transport, fragment, digests, current)
             for replica in self.replicas:
                 replica.mark_synced(index)
+        self.must_rebase = False  # only now: one that failed is due again
 
     def _round_seed(self) -> int:
         return (self.seed * 0x9E3779B97F4A7C15 + (self.round + 1) * 0xBF58476D1CE4E5B9) % 2**64

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 import torch
 
+from lowcomm.coverage import check_optimized
 from lowcomm.digest import digest
 from lowcomm.fragment import Fragment
 from lowcomm.replica import Replica
 from lowcomm.transport.base import Transport
-from lowcomm.types import CoverageError, DivergenceError, Round
+from lowcomm.types import CoverageError, DivergenceError, Round, SyncError
 
 
 def check_still_covered(replicas: Sequence[Replica]) -> None:
-    """Raise CoverageError if a parameter was unfrozen, frozen or replaced since the start."""
+    """Raise CoverageError if a parameter was unfrozen, frozen or replaced, or a foreign one given to the optimizer."""
     for replica in replicas:
         now = {name: id(p) for name, p in replica.model.named_parameters() if p.requires_grad}
         then = {name: id(p) for name, p in replica.params.items()}
@@ -23,11 +24,19 @@ def check_still_covered(replicas: Sequence[Replica]) -> None:
             raise CoverageError(
                 f"parameter {changed} was frozen, unfrozen or replaced since the sync was set up: build a new LocalSGD"
             )
+        check_optimized(replica.params.values(), [p for g in replica.inner.param_groups for p in g["params"]])
 
 
 def verify_equal(transport: Transport, fragment: Fragment, digests: Sequence[bytes], round: Round) -> None:
     """Compare the islands' global weights (16 bytes each); DivergenceError names the first tensor that differs."""
-    table = transport.gather([torch.frombuffer(bytearray(d), dtype=torch.uint8) for d in digests])
+    try:
+        table = transport.gather([torch.frombuffer(bytearray(d), dtype=torch.uint8) for d in digests])
+    except SyncError as error:
+        cause = str(error).partition(". Nothing was committed")[0]
+        raise SyncError(
+            f"round {round.index} was committed here, but its weights could not be compared with the other islands': "
+            f"they may have discarded it. Resume from the last checkpoint unless the next sync succeeds. ({cause})"
+        ) from error
     if bool((table == table[0]).all()):
         return
     parts = [digest(view) for view in fragment.views(fragment.weights).values()]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lowcomm.schedule.base import Action, Schedule
+from lowcomm.types import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,4 +22,4 @@ class EveryStep(Schedule):
         return Action(average_gradients=True)
 
     def check(self, every: int, steps: int | None) -> None:
-        return None
+        require(every >= 1, "sync.every", every, "1 or more", "it is the unit in which rounds are reported")
