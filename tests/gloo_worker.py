@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from lowcomm.outer import SGD
+from lowcomm.sync import LocalSGD
 from lowcomm.transport import Collective
 from lowcomm.types import DivergenceError, SyncError
 from tests import toy
@@ -54,12 +56,29 @@ def _loopback_bytes() -> int:
 
 
 def mismatch() -> dict[str, str]:
-    """Rank 1 comes with another period."""
-    try:
-        toy.build(1, every=4 + dist.get_rank())
-    except DivergenceError as error:
-        return {"error": str(error)}
-    return {}
+    """Rank 1 comes with another period, with another model, and with one flipped bit in its global weights."""
+    rank = dist.get_rank()
+
+    def other_shape() -> None:
+        model = toy.Net()
+        model.scale = torch.nn.Parameter(torch.ones((2,) * rank))
+        LocalSGD(model, toy.sgd(model), every=4)
+
+    def flipped_bit() -> None:
+        sync = toy.build(1, outer=SGD(lr=1.0))
+        for step in range(2 * toy.EVERY):
+            toy.train_step(sync, step)
+            if rank == 1 and step == toy.EVERY:
+                sync.weights()["middle.weight"].view(torch.int32)[2, 3] ^= 1 << 12
+
+    cases = {"period": lambda: toy.build(1, every=4 + rank), "shape": other_shape, "bit": flipped_bit}
+    seen = {}
+    for case, run in cases.items():
+        try:
+            run()
+        except DivergenceError as error:
+            seen[case] = str(error)
+    return seen
 
 
 def killed_peer() -> dict[str, object]:
