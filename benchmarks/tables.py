@@ -24,7 +24,8 @@ def quality_table(result: dict[str, Any]) -> str:
         "| method | rounds | bits per byte, mean | min to max | against DDP | MB sent per island | of DDP's bytes |",
         "|---|---|---|---|---|---|---|",
     ]
-    for method in dict.fromkeys(r["method"] for r in rows):
+    ordered = sorted(rows, key=lambda r: (r["H"] is not None, "warm-up" in r["method"], r["H"] or 0))
+    for method in dict.fromkeys(r["method"] for r in ordered):
         mine = [r for r in rows if r["method"] == method]
         bpb = [r["val_bpb"] for r in mine]
         penalty = statistics.mean(r["val_bpb"] / base[r["seed"]]["val_bpb"] - 1 for r in mine)
