@@ -226,3 +226,8 @@ def test_aggregate_of_contributions_is_the_transport_s_sum(aggregator: lowcomm.a
     out = torch.empty(12)
     Simulated(3).weighted_sum(deltas, weights, out)
     torch.testing.assert_close(aggregator(contributions)["w"], out, rtol=1e-6, atol=1e-7)
+
+
+def test_a_misspelt_weighting_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"aggregator\.by = 'token'"):
+        lowcomm.aggregate.Mean(by="token")  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from lowcomm.aggregate.base import Aggregator
-from lowcomm.types import Contribution, Delta
+from lowcomm.types import Contribution, Delta, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,9 @@ class Mean(Aggregator):
     """Weight of an island: the tokens that it trained since the last sync, or the same for each."""
 
     needs: ClassVar[Literal["sum", "each"]] = "sum"
+
+    def __post_init__(self) -> None:
+        require(self.by in ("tokens", "uniform"), "sync.aggregator.by", self.by, "tokens or uniform", "use tokens")
 
     def weights(self, tokens: Sequence[float]) -> list[float]:
         raw = [float(t) if self.by == "tokens" else float(t > 0) for t in tokens]
