@@ -117,7 +117,7 @@ def test_make_train_runs_the_recipe_that_the_readme_promises() -> None:
     """`make -n` prints what would run; -o takes the installation as done."""
     make = shutil.which("make")
     assert make is not None
-    command = [make, "-n", "-o", ".venv/.lowcomm-installed", "train"]
+    command = [make, "--no-print-directory", "-n", "-o", ".venv/.lowcomm-installed", "train"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(".venv/bin/lowcomm train recipes/diloco.py:pretrain_cpu --islands 4 --run-dir runs/")

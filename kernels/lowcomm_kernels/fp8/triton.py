@@ -63,7 +63,8 @@ def decode_fp8_kernel(
     value = tl.where(low >= 8, normal, low.to(tl.float32) * 0.001953125)
     value = tl.where(low == 0x7F, float("nan"), value)
     scale = load_scales(scales, start, n, ROWS, BLOCK, MASKED)[:, None]
-    store_tile(out, tl.where(c < 0x80, value, -value) * scale, start, n, ROWS, BLOCK, WIDTH, MASKED)
+    sign = tl.where(c < 0x80, 1.0, -1.0)  # a unary minus is 0 - x in Triton 3.7: it loses the sign of zero
+    store_tile(out, sign * value * scale, start, n, ROWS, BLOCK, WIDTH, MASKED)
 
 
 @triton.jit

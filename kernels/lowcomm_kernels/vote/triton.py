@@ -27,7 +27,7 @@ def _full_add(plane, carry):
 @triton.jit
 def _compare(plane, want, above, equal):
     above = tl.where(want == 0, above | (equal & plane), above)
-    return above, tl.where(want == 0, equal & ~plane, equal & plane)
+    return above, tl.where(want == 0, equal ^ (equal & plane), equal & plane)
 
 
 @triton.jit
@@ -56,7 +56,8 @@ def _majority(words, step, peers, tie_peer, place, size, MASKED: tl.constexpr):
         p6, carry = _full_add(p6, carry)
         p7, carry = _full_add(p7, carry)
     half = peers // 2
-    above, equal = _compare(p7, (half >> 7) & 1, zero, ~zero)
+    ones = (zero.to(tl.int32) - 1).to(zero.dtype)  # ~zero overflows on bytes in Triton 3.7's interpreter
+    above, equal = _compare(p7, (half >> 7) & 1, zero, ones)
     above, equal = _compare(p6, (half >> 6) & 1, above, equal)
     above, equal = _compare(p5, (half >> 5) & 1, above, equal)
     above, equal = _compare(p4, (half >> 4) & 1, above, equal)
