@@ -46,8 +46,8 @@ WORSE_IN_3_7 = {
     *(("sign_pack", target) for target in ("sm_90", "gfx942")),
     *(("delta_sign", target) for target in ("sm_100", "gfx942")),
 }
-"""Caps are those of Triton 3.9. The 3.7.1 that CUDA builds of torch 2.13.0 ask for keeps too much in registers here: the
-results are the same, the speed on these targets is not."""
+"""Caps are those of Triton 3.9. The 3.7.1 that CUDA builds of torch 2.13.0 ask for keeps too much in registers here:
+the results are the same, the speed on these targets is not."""
 
 
 @pytest.fixture(scope="module")
