@@ -93,8 +93,8 @@ def main() -> None:
     row |= {"round_s": statistics.median(s[0] for s in samples), "bare_s": statistics.median(s[2] for s in samples)}
     row |= {"sync_s_per_round": run.sync.sync_s / run.sync.round}
     print(row)
-    command = f"python -m benchmarks.simulation_cost --islands {options.islands} --rounds {options.rounds}"
-    print(write_result("simulation_cost", command, [row]))
+    told = f"--islands {options.islands} --rounds {options.rounds} --every {options.every}"
+    print(write_result("simulation_cost", f"python -m benchmarks.simulation_cost {told}", [row]))
 
 
 if __name__ == "__main__":
