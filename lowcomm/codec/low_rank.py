@@ -1,0 +1,53 @@
+"""The linear algebra of PowerSGD: one warm-started power step per matrix, factors in order of their strength."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lowcomm.codec.one_thread import one_thread
+from lowcomm.types import PayloadError
+
+
+def power_step(matrix: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """P [m, r], orthonormal columns; Q = matrix^T P [n, r], orthogonal columns, strongest first; their norms [r].
+
+    matrix: fp32 [m, n]; q: fp32 [n, r], the Q of the last round. Raises PayloadError if a product overflows.
+    """
+    with one_thread():
+        spread = matrix @ q
+        size = float(spread.abs().amax()) if spread.numel() else 0.0
+        if size > 0 and size != float("inf"):
+            spread = spread / size  # LAPACK squares entries, and subnormal or huge ones would leave fp32
+        _check(spread)
+        p = torch.linalg.qr(spread).Q
+        turned = matrix.T @ p
+        _check(turned)
+        _, strength, v = torch.linalg.svd(torch.linalg.qr(turned).R, full_matrices=False)
+        p, turned = (p @ v.T).contiguous(), (turned @ v.T).contiguous()
+    _check(turned)
+    return p, turned, strength
+
+
+def _check(product: Tensor) -> None:
+    if not bool(product.isfinite().all()):
+        raise PayloadError("the pseudo-gradient is too large: a factor overflows fp32")
+
+
+def effective_rank(strength: Tensor, energy: float) -> int:
+    """How many leading directions hold the share `energy` of the squared norm that all of them hold; at least 1."""
+    squares = strength.double().square()
+    total = float(squares.sum())
+    if total == 0:
+        return 1
+    # cumsum is sequential, and a value on the bound may fall either way only between kinds of machine
+    return min(len(squares), 1 + int((squares.cumsum(0) < energy * total).sum()))
+
+
+def product(p: Tensor, q: Tensor, out: Tensor) -> None:
+    """out = P Q^T, fp32 [m, n], column after column, product and sum rounded apart: the same bits everywhere."""
+    out.zero_()
+    scratch = torch.empty_like(out)
+    for j in range(p.shape[1]):
+        torch.mul(p[:, j : j + 1], q[:, j], out=scratch)
+        out.add_(scratch)
