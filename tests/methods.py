@@ -3,7 +3,29 @@
 from __future__ import annotations
 
 from lowcomm.aggregate import Aggregator, Mean
-from lowcomm.codec import BF16, Codec, ErrorFeedback, Fp8, Fp32, Int4, Int8, Sign, TwoBit
+from lowcomm.codec import (
+    BF16,
+    Ans,
+    Chain,
+    Codec,
+    DctTopK,
+    ErrorFeedback,
+    FedZip,
+    Fp8,
+    Fp32,
+    Int4,
+    Int8,
+    Lion,
+    PartialSharing,
+    PowerSGD,
+    RandomK,
+    Rqm,
+    Sign,
+    Threshold,
+    TopK,
+    TwoBit,
+    Zstd,
+)
 from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Nesterov, Outer
 from lowcomm.schedule import EveryH, EveryStep, PostLocal, Schedule
 
@@ -33,6 +55,27 @@ CODECS: tuple[Codec, ...] = (
     Sign(vote=True),
     ErrorFeedback(codec=Int4()),
     ErrorFeedback(codec=Sign(block=32), beta=0.9, dtype="int8"),
+    TopK(),
+    TopK(bits=8, chunk=100, k=7),
+    ErrorFeedback(codec=TopK(chunk=64, k=8), beta=0.95),
+    ErrorFeedback(codec=RandomK(bits=16, chunk=64, k=8)),
+    RandomK(bits=8, unbiased=True),
+    ErrorFeedback(codec=PartialSharing(chunk=32, k=8, bits=16, apart=True)),
+    PartialSharing(),
+    Threshold(),
+    ErrorFeedback(codec=Threshold(bits=8, rms=1.5)),
+    PowerSGD(rank=1),
+    ErrorFeedback(codec=PowerSGD(rank=2, bits=8, energy=0.9)),
+    DctTopK(),
+    ErrorFeedback(codec=DctTopK(k=256, bits=8)),
+    FedZip(k=512),
+    FedZip(k=512, coder="huffman"),
+    Rqm(clip=0.1),
+    Lion(),
+    ErrorFeedback(codec=Lion(exchange="gather")),
+    ErrorFeedback(codec=TopK(chunk=64, k=8) | Int8() | Zstd()),
+    Chain(first=Int4(), entropy=Ans()),
+    DctTopK() | Int4(),
 )
 
 

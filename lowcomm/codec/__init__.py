@@ -1,13 +1,48 @@
 """Codecs: Delta <-> Payload."""
 
+from lowcomm.codec.ans import Ans
 from lowcomm.codec.base import Codec, State
 from lowcomm.codec.bf16 import BF16
+from lowcomm.codec.chain import Chain
+from lowcomm.codec.dct_topk import DctTopK
 from lowcomm.codec.error_feedback import ErrorFeedback
+from lowcomm.codec.fedzip import FedZip
 from lowcomm.codec.fp8 import Fp8
 from lowcomm.codec.fp32 import Fp32
 from lowcomm.codec.int4 import Int4
 from lowcomm.codec.int8 import Int8
+from lowcomm.codec.lion import Lion
+from lowcomm.codec.partial_sharing import PartialSharing
+from lowcomm.codec.powersgd import PowerSGD
+from lowcomm.codec.random_k import RandomK
+from lowcomm.codec.rqm import Rqm
 from lowcomm.codec.sign import Sign
+from lowcomm.codec.threshold import Threshold
+from lowcomm.codec.topk import TopK
 from lowcomm.codec.two_bit import TwoBit
+from lowcomm.codec.zstd import Zstd
 
-__all__ = ["BF16", "Codec", "ErrorFeedback", "Fp8", "Fp32", "Int4", "Int8", "Sign", "State", "TwoBit"]
+__all__ = [
+    "Ans",
+    "BF16",
+    "Chain",
+    "Codec",
+    "DctTopK",
+    "ErrorFeedback",
+    "FedZip",
+    "Fp8",
+    "Fp32",
+    "Int4",
+    "Int8",
+    "Lion",
+    "PartialSharing",
+    "PowerSGD",
+    "RandomK",
+    "Rqm",
+    "Sign",
+    "State",
+    "Threshold",
+    "TopK",
+    "TwoBit",
+    "Zstd",
+]
