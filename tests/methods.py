@@ -6,7 +6,6 @@ from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.codec import (
     BF16,
     Ans,
-    Chain,
     Codec,
     DctTopK,
     ErrorFeedback,
@@ -16,6 +15,7 @@ from lowcomm.codec import (
     Int4,
     Int8,
     Lion,
+    Packed,
     PartialSharing,
     PowerSGD,
     RandomK,
@@ -74,7 +74,7 @@ CODECS: tuple[Codec, ...] = (
     Lion(),
     ErrorFeedback(codec=Lion(exchange="gather")),
     ErrorFeedback(codec=TopK(chunk=64, k=8) | Int8() | Zstd()),
-    Chain(first=Int4(), entropy=Ans()),
+    Packed(first=Int4(), stage=Ans()),
     DctTopK() | Int4(),
 )
 

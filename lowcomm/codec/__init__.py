@@ -3,7 +3,6 @@
 from lowcomm.codec.ans import Ans
 from lowcomm.codec.base import Codec, State
 from lowcomm.codec.bf16 import BF16
-from lowcomm.codec.chain import Chain
 from lowcomm.codec.dct_topk import DctTopK
 from lowcomm.codec.error_feedback import ErrorFeedback
 from lowcomm.codec.fedzip import FedZip
@@ -12,9 +11,11 @@ from lowcomm.codec.fp32 import Fp32
 from lowcomm.codec.int4 import Int4
 from lowcomm.codec.int8 import Int8
 from lowcomm.codec.lion import Lion
+from lowcomm.codec.packed import Packed
 from lowcomm.codec.partial_sharing import PartialSharing
 from lowcomm.codec.powersgd import PowerSGD
 from lowcomm.codec.random_k import RandomK
+from lowcomm.codec.recoded import Recoded
 from lowcomm.codec.rqm import Rqm
 from lowcomm.codec.sign import Sign
 from lowcomm.codec.threshold import Threshold
@@ -25,7 +26,6 @@ from lowcomm.codec.zstd import Zstd
 __all__ = [
     "Ans",
     "BF16",
-    "Chain",
     "Codec",
     "DctTopK",
     "ErrorFeedback",
@@ -35,9 +35,11 @@ __all__ = [
     "Int4",
     "Int8",
     "Lion",
+    "Packed",
     "PartialSharing",
     "PowerSGD",
     "RandomK",
+    "Recoded",
     "Rqm",
     "Sign",
     "State",

@@ -50,7 +50,7 @@ class FedZip(Codec):
     chunk: int = 4096
     """Elements of the flat vector that compete with each other, 1 to 65536."""
     k: int = 64
-    """Entries kept of each chunk; a short last chunk keeps the same share."""
+    """Entries kept of each chunk, 1 to `chunk`; a short last chunk keeps the same share."""
     clusters: int = 8
     """Centroids that values are rounded to, 1 to 256."""
     coder: Coder = "ans"

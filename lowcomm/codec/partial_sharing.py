@@ -42,7 +42,7 @@ class PartialSharing(Sparse):
     chunk: int = 4096
     """Elements of the flat vector that take turns, 1 to 65536."""
     k: int = 64
-    """Entries shared of each chunk in a round; a short last chunk shares the same part."""
+    """Entries shared of each chunk in a round, 1 to `chunk`; a short last chunk shares the same part."""
     apart: bool = False
     """Each island shares another window, instead of all the same."""
 

@@ -37,7 +37,7 @@ class RandomK(Sparse):
     chunk: int = 4096
     """Elements of the flat vector of which k are drawn, 1 to 65536."""
     k: int = 64
-    """Entries drawn of each chunk; a short last chunk keeps the same share."""
+    """Entries drawn of each chunk, 1 to `chunk`; a short last chunk keeps the same share."""
     unbiased: bool = False
     """Multiply by chunk / k, so that the mean over rounds is the Delta. Not inside ErrorFeedback: it would diverge."""
 

@@ -46,11 +46,11 @@ class Rqm(Codec):
     clip: float = 0.001
     """c: elements are clipped to [-clip, clip]; it must not be chosen by looking at the private data."""
     margin: float = 1.0
-    """How far the levels reach beyond the clip, as a multiple of it; more is more private and noisier."""
+    """How far the levels reach beyond the clip, as a fraction of it, 0 or more: more is more private, and noisier."""
     levels: int = 16
     """m: 2, 4, 16 or 256."""
     keep: float = 0.5
-    """q: probability that an inner level is kept; less is more private and noisier."""
+    """q: probability that an inner level is kept, 0 to 1; less is more private and noisier."""
 
     linear: ClassVar[bool] = False
 

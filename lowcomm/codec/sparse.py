@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from lowcomm_kernels.errors import NonFiniteError
@@ -20,9 +20,6 @@ from lowcomm.codec import wire
 from lowcomm.codec.base import Codec, State
 from lowcomm.codec.flat import count, device_of, flatten, non_finite, unflatten
 from lowcomm.types import Delta, Payload, PayloadError, Round, require
-
-if TYPE_CHECKING:
-    from lowcomm.codec.chain import Chain
 
 VALUE_CHUNK = 4096
 """Values under one scale, where their number varies."""
@@ -106,7 +103,7 @@ class Sparse(Codec):
     def check(self) -> None:
         require(self.bits in (2, 8, 16), "codec.bits", self.bits, "2, 8 or 16", "2 with error feedback")
 
-    def __or__(self, stage: object) -> Chain:
+    def __or__(self, stage: object) -> Codec:
         from lowcomm.codec.chain import join
 
         return join(self, stage)

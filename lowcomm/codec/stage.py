@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from lowcomm.codec import wire
 from lowcomm.types import require
 
 if TYPE_CHECKING:
     from lowcomm.codec.base import Codec
-    from lowcomm.codec.chain import Chain
 
 SAMPLE_BYTES = 1 << 16
 """Bytes, evenly spread, from whose histogram the saving is foretold."""
@@ -26,6 +26,7 @@ class Stage(ABC):
     """Measured speed of the slowest link: bytes go as they are where packing them takes longer than it saves.
     None: not measured, always pack."""
 
+    codec_id: ClassVar[wire.CodecId]
     pack_bytes_per_s: ClassVar[float]
     """Speed of packing and unpacking one after the other, measured on one core with int8 of Gaussian values."""
 
@@ -53,9 +54,9 @@ class Stage(ABC):
         speed = self.link_bytes_per_s
         ok = speed is None or 0 < speed < float("inf")
         fix = "take the figure of `lowcomm doctor`, or leave it out"
-        require(ok, "codec.entropy.link_bytes_per_s", speed, "a finite number above 0, or None", fix)
+        require(ok, "codec.stage.link_bytes_per_s", speed, "a finite number above 0, or None", fix)
 
-    def __ror__(self, first: Codec) -> Chain:
+    def __ror__(self, first: Codec) -> Codec:
         from lowcomm.codec.chain import join
 
         return join(first, self)

@@ -40,7 +40,7 @@ class TopK(Sparse):
     chunk: int = 4096
     """Elements of the flat vector that compete with each other, 1 to 65536."""
     k: int = 64
-    """Entries kept of each chunk; a short last chunk keeps the same share."""
+    """Entries kept of each chunk, 1 to `chunk`; a short last chunk keeps the same share."""
 
     codec_id: ClassVar[wire.CodecId] = wire.CodecId.TOP_K
 
