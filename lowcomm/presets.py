@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import nn
 from torch.optim import Optimizer
 
+from lowcomm.codec import ErrorFeedback, TopK
 from lowcomm.outer import SGD, Nesterov
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Transport
@@ -33,3 +35,22 @@ def FedAvg(  # noqa: N802 - the paper's name
 ) -> LocalSGD:
     """FedAvg (arXiv 1602.05629): the token-weighted mean of the islands' weights every `every` steps."""
     return LocalSGD(model, inner, every=every, outer=SGD(lr=1.0), transport=transport)
+
+
+def SparseLoCo(  # noqa: N802 - the paper's name
+    model: Models,
+    inner: Optimizers,
+    *,
+    every: int = 30,
+    lr: float = 1.0,
+    beta: float = 0.95,
+    k: int = 64,
+    bits: Literal[2, 8, 16] = 2,
+    transport: Transport | None = None,
+) -> LocalSGD:
+    """SparseLoCo (arXiv 2508.15706): H inner steps, the k largest of each 4096 in few bits, error feedback, averaging.
+
+    The defaults are those of Covenant-72B (arXiv 2603.08163): 0.16 bits per parameter and round.
+    """
+    codec = ErrorFeedback(codec=TopK(chunk=4096, k=k, bits=bits), beta=beta)
+    return LocalSGD(model, inner, every=every, outer=SGD(lr=lr), codec=codec, transport=transport)

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from lowcomm.codec import Codec, ErrorFeedback, Fp8, Int4, Int8, Sign, TwoBit
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from lowcomm.codec import (
+    Codec,
+    DctTopK,
+    ErrorFeedback,
+    FedZip,
+    Fp8,
+    Int4,
+    Int8,
+    Lion,
+    PartialSharing,
+    PowerSGD,
+    RandomK,
+    Rqm,
+    Sign,
+    Threshold,
+    TopK,
+    TwoBit,
+    Zstd,
+)
 from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig
-from lowcomm.island import AdamW, InnerConfig
+from lowcomm.island import AdamW, Inner, InnerConfig
 from lowcomm.model import ModelConfig
-from lowcomm.outer import Nesterov
+from lowcomm.outer import SGD, Nesterov, Outer
+from lowcomm.types import require
 
 
 def smoke() -> RunConfig:
@@ -22,14 +46,14 @@ def smoke() -> RunConfig:
     )
 
 
-def _tiny(name: str, codec: Codec) -> RunConfig:
+def _tiny(name: str, codec: Codec, outer: Outer | None = None) -> RunConfig:
     return RunConfig(
         name=name,
         steps=2560,
         data=DataConfig(seq_len=128, batch_size=8, validation_sequences=256),
         model=ModelConfig(preset="tiny"),
         inner=InnerConfig(optimizer=AdamW(lr=3e-3)),
-        sync=SyncConfig(every=32, outer=Nesterov(lr=0.7, momentum=0.8), codec=codec),
+        sync=SyncConfig(every=32, outer=outer or Nesterov(lr=0.7, momentum=0.8), codec=codec),
         eval=EvalConfig(every=256),
         checkpoint=CheckpointConfig(every_rounds=20),
     )
@@ -58,3 +82,70 @@ def two_bit() -> RunConfig:
 def sign() -> RunConfig:
     """1 bit per update and a scale per block of 256, error feedback: a thirtieth of DiLoCo's bytes."""
     return _tiny("sign", ErrorFeedback(codec=Sign()))
+
+
+def sparseloco() -> RunConfig:
+    """SparseLoCo (arXiv 2508.15706): 64 of 4096 in 2 bits, error feedback 0.95, averaging: 1/200 of DiLoCo's bits."""
+    return _tiny("sparseloco", ErrorFeedback(codec=TopK(chunk=4096, k=64, bits=2), beta=0.95), SGD(lr=1.0))
+
+
+def random_k() -> RunConfig:
+    """An eighth of the entries, drawn anew each round from the shared seed, in 2 bits, error feedback."""
+    return _tiny("random-k", ErrorFeedback(codec=RandomK(chunk=4096, k=512, bits=2)), SGD(lr=1.0))
+
+
+def psofed() -> RunConfig:
+    """PSO-Fed (arXiv 2110.13607): an eighth of the entries in turn, in 2 bits, error feedback."""
+    return _tiny("psofed", ErrorFeedback(codec=PartialSharing(chunk=4096, k=512, bits=2)), SGD(lr=1.0))
+
+
+def threshold() -> RunConfig:
+    """Every entry above three root mean squares (gradient dropping, arXiv 1704.05021), in 2 bits, error feedback."""
+    return _tiny("threshold", ErrorFeedback(codec=Threshold(rms=3.0, bits=2), beta=0.95), SGD(lr=1.0))
+
+
+def powersgd() -> RunConfig:
+    """PowerSGD (arXiv 1905.13727), rank 8 and less as the spectrum allows (arXiv 2506.21263), error feedback."""
+    return _tiny("powersgd", ErrorFeedback(codec=PowerSGD(rank=8, bits=16, energy=0.95)))
+
+
+def demo() -> RunConfig:
+    """DeMo (arXiv 2411.19870): 64 of 4096 cosine coefficients in 2 bits, error feedback 0.95."""
+    return _tiny("demo", ErrorFeedback(codec=DctTopK(k=64, bits=2), beta=0.95), SGD(lr=1.0))
+
+
+def fedzip() -> RunConfig:
+    """FedZip (arXiv 2102.01593): 64 of 4096, 4 centroids, entropy-coded for real, error feedback 0.95."""
+    return _tiny("fedzip", ErrorFeedback(codec=FedZip(chunk=4096, k=64, clusters=4), beta=0.95), SGD(lr=1.0))
+
+
+def rqm() -> RunConfig:
+    """RQM (arXiv 2306.11913): 4 random bits per update that hide it (see lowcomm.privacy), error feedback 0.95."""
+    return _tiny("rqm", ErrorFeedback(codec=Rqm(clip=0.05, margin=1.0, levels=16, keep=0.5), beta=0.95), SGD(lr=1.0))
+
+
+def chain() -> RunConfig:
+    """A chain: 64 of 4096, their values in 8 bits, zstd behind it, error feedback 0.95."""
+    return _tiny("chain", ErrorFeedback(codec=TopK(chunk=4096, k=64) | Int8() | Zstd(), beta=0.95), SGD(lr=1.0))
+
+
+def distributed_lion() -> RunConfig:
+    """Distributed Lion (arXiv 2404.00438) as the optimizer: H = 1, signs up, majority down, 1 bit each way."""
+    base = _tiny("distributed-lion", ErrorFeedback(codec=Lion()), SGD(lr=3e-4))
+    # the inner step is the bare gradient: Lion's rate is the outer one, and signs would not see a rate that falls
+    inner = InnerConfig(optimizer=Gradient(), warmup_fraction=0.0, min_lr_fraction=1.0)
+    return replace(base, sync=replace(base.sync, every=1), inner=inner, checkpoint=CheckpointConfig(every_rounds=640))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradient(Inner):
+    """Plain gradient steps, so that with H = 1 the pseudo-gradient is the gradient times `lr`."""
+
+    lr: float = 1.0
+    """Inner learning rate (no unit); signs do not depend on it."""
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=self.lr)
+
+    def check(self) -> None:
+        require(0 < self.lr < float("inf"), "inner.optimizer.lr", self.lr, "a finite number above 0", "1")
