@@ -8,25 +8,35 @@ from torch import Tensor
 from lowcomm.codec.one_thread import one_thread
 from lowcomm.types import PayloadError
 
+LEAST = 2.0**-100
+"""A matrix of smaller entries counts as zero, so that subnormal arithmetic never decides a bit."""
+
 
 def power_step(matrix: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """P [m, r], orthonormal columns; Q = matrix^T P [n, r], orthogonal columns, strongest first; their norms [r].
 
     matrix: fp32 [m, n]; q: fp32 [n, r], the Q of the last round. Raises PayloadError if a product overflows.
     """
+    if float(matrix.abs().amax()) < LEAST:
+        zeros = matrix.new_zeros
+        return zeros(len(matrix), q.shape[1]), zeros(q.shape), zeros(q.shape[1])
     with one_thread():
-        spread = matrix @ q
-        size = float(spread.abs().amax()) if spread.numel() else 0.0
-        if size > 0 and size != float("inf"):
-            spread = spread / size  # LAPACK squares entries, and subnormal or huge ones would leave fp32
-        _check(spread)
+        spread, _ = _scaled(matrix @ q)
         p = torch.linalg.qr(spread).Q
         turned = matrix.T @ p
-        _check(turned)
-        _, strength, v = torch.linalg.svd(torch.linalg.qr(turned).R, full_matrices=False)
+        scaled, size = _scaled(turned)
+        _, strength, v = torch.linalg.svd(torch.linalg.qr(scaled).R, full_matrices=False)
+        strength = strength * size
         p, turned = (p @ v.T).contiguous(), (turned @ v.T).contiguous()
     _check(turned)
     return p, turned, strength
+
+
+def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x / max |x| and max |x|: LAPACK adds squares, which would leave fp32. Raises PayloadError."""
+    _check(x)
+    size = x.abs().amax()
+    return x / size.clamp(min=LEAST), size
 
 
 def _check(product: Tensor) -> None:

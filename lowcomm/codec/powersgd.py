@@ -6,9 +6,9 @@ Vogels, Karimireddy, Jaggi, arXiv 1905.13727; rank that follows the spectrum: Di
     r_t = ceil(mean over the last c rounds of r'_t),   r' = the number of directions that hold the share `energy`
 
 M: a matrix of the Delta, fp32 [m, n] (tensors of more dimensions as matrices of their first); P: [m, r]; Q: [n, r],
-kept as the warm start (`q.NAME` in the state, at the full rank, so that a spectrum that widens again is seen); r:
-`rank`; c: `window`. Both factors in `bits`. Vectors, and matrices that would not get smaller, go as bfloat16 (fp32
-with bits=32).
+kept as the warm start (`q.NAME` in the state, its largest entry 1, at the full rank, so that a spectrum that widens
+again is seen); r: `rank`; c: `window`. Both factors in `bits`. Vectors, and matrices that would not get smaller, go as
+bfloat16 (fp32 with bits=32).
 With `energy`, the bits of a round are halved (not under 4) once its ranks sum to half of the full ones or less. The
 state's `schedule` (int64 [rounds, 3]: round, sum of ranks, bits) records it, `ranks` the last c effective ranks.
 Cost: 64 + 2 (T + 1) + r (m + n) bits / 8 summed over T matrices + 2 B for each other element, and 2 B per 256 numbers
@@ -87,7 +87,7 @@ class PowerSGD(Codec):
             p, q, strength = power_step(delta[name].reshape(shape), state[f"q.{name}"])
             steps[name] = p, q
             if bool(strength.any()):  # zeros are no start for the next round
-                after[f"q.{name}"] = q
+                after[f"q.{name}"] = q / q.abs().amax()  # its size is of no use, and the next product could overflow
             found.append(effective_rank(strength, 1.0 if self.energy is None else self.energy))
         ranks, bits = [self._full(m, n) for m, n in shapes.values()], int(self.bits)
         if self.energy is not None:
