@@ -17,7 +17,6 @@ from lowcomm.codec.flat import flatten
 from lowcomm.privacy import RqmAccountant
 from lowcomm.privacy.rqm_accountant import divergence
 from lowcomm.types import ConfigError, PayloadError, Round
-from tests.methods import name
 
 ROUND = Round(index=0, step=8, fragments=(0,), seed=99, island=1)
 DRAWS = 60_000
