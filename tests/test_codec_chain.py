@@ -112,6 +112,15 @@ def test_values_in_another_coding(first: Any, values: Any) -> None:
     assert chain.fixed_size is first.fixed_size
 
 
+def test_values_that_no_encoder_makes_are_refused() -> None:
+    chain, delta = TopK(chunk=256, k=16) | Int8(), deltas()
+    body = chain.encode(delta, {}, ROUND)[0].data[wire.HEADER_BYTES :].clone()
+    side = TopK(chunk=256, k=16).side_bytes(body, delta)
+    body[side : side + 2] = torch.tensor([0xC0, 0x7F], dtype=torch.uint8)
+    with pytest.raises(PayloadError, match="scale"):
+        chain.decode(wire.pack(wire.CodecId.CHAIN, delta, ROUND, body), delta)
+
+
 def test_how_chains_are_written() -> None:
     chain = TopK() | Int8() | Zstd()
     assert chain == Packed(first=Recoded(first=TopK(), values=Int8()), stage=Zstd())

@@ -14,7 +14,7 @@ from lowcomm.codec.flat import flatten
 from lowcomm.types import ConfigError, Delta, PayloadError, Round
 
 ROUND = Round(index=0, step=8, fragments=(0,), seed=99, island=1)
-SHAPES = {"a": (130, 70), "one": (), "b": (255,), "none": (3, 0), "c": (64, 8, 8), "thin": (300, 3)}
+SHAPES = {"a": (130, 70), "one": (), "b": (255,), "none": (3, 0), "c": (64, 8, 8), "thin": (300, 3), "flat": (3, 300)}
 
 
 def deltas(seed: int = 0) -> Delta:
@@ -31,7 +31,7 @@ def test_everything_kept_is_the_identity_within_rounding() -> None:
     delta = deltas()
     got = through(DctTopK(k=4096, bits=16), delta)
     assert all(got[name].shape == d.shape for name, d in delta.items())
-    for group in (("a",), ("c",), ("one", "b", "none", "thin")):
+    for group in (("a",), ("c",), ("one", "b", "none", "thin", "flat")):
         wanted, found = (flatten({n: x[n] for n in group}) for x in (delta, got))
         assert float((found - wanted).norm()) <= 2**-8 * float(wanted.norm())
 
@@ -50,8 +50,8 @@ def test_a_wave_is_one_coefficient() -> None:
 def test_which_tensors_are_matrices() -> None:
     matrices, rest = grouped(deltas())
     assert matrices == {"a": (130, 70), "c": (64, 64)}
-    assert rest == 1 + 255 + 900
-    assert DctTopK().space(deltas()) == 6 * 4096 + 4096 + 19 * 64
+    assert rest == 1 + 255 + 900 + 900
+    assert DctTopK().space(deltas()) == 6 * 4096 + 4096 + 33 * 64
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (65,), ()])

@@ -87,6 +87,16 @@ def test_three_islands_vote_or_average(exchange: str) -> None:
             torch.testing.assert_close(p.data, wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("exchange", "halves"), [("reduce", False), ("gather", True)])
+def test_two_islands_vote_as_well(exchange: str, halves: bool) -> None:
+    """A tie goes to one of them; a mean is 0 there."""
+    sync, _ = train(2, Lion(exchange=exchange), 1)  # pyright: ignore[reportArgumentType]
+    pairs = zip(sync.weights().values(), Weights().parameters(), strict=True)
+    moved = torch.cat([(w - p.detach()).flatten() for w, p in pairs])
+    assert bool((moved.abs() < 1e-6).any()) is halves
+    assert float(moved.abs().amax()) == pytest.approx(0.01, rel=1e-3)
+
+
 def test_no_momentum_is_the_sign_of_the_gradient() -> None:
     delta = deltas()
     wanted = torch.where(flatten(delta) >= 0, 1.0, -1.0)

@@ -133,6 +133,24 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     assert torch.equal(seen[0], seen[1])
 
 
+def test_products_run_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not every BLAS splits sums over threads, but some do."""
+    seen, real, before = list[int](), torch.linalg.qr, torch.get_num_threads()
+
+    def recorded(x: Tensor) -> object:
+        seen.append(torch.get_num_threads())
+        return real(x)
+
+    monkeypatch.setattr(torch.linalg, "qr", recorded)
+    try:
+        torch.set_num_threads(2)
+        power_step(torch.randn(30, 20), torch.randn(20, 4))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 1]
+
+
 def test_factors_are_what_the_equations_say() -> None:
     m, q = torch.randn(30, 20), torch.randn(20, 4)
     p, turned, strength = power_step(m, q)

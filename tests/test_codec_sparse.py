@@ -190,6 +190,15 @@ def test_elias_fano_takes_only_what_it_makes(data: bytes, n: int, m: int) -> Non
     assert torch.equal(elias_fano.encode(places, n), packed)
 
 
+def test_elias_fano_has_no_loose_bits() -> None:
+    places = torch.tensor([3, 70, 71], dtype=torch.int64)  # 5 low bits each, so one bit of the second byte is unused
+    packed = elias_fano.encode(places, 128)
+    assert elias_fano.sizes(128, 3) == (5, 2, 1)
+    packed[1] |= 0x80
+    with pytest.raises(PayloadError, match="not Elias-Fano"):
+        elias_fano.decode(packed, 128, 3)
+
+
 def forged(codec: Sparse, delta: Delta, place: int, flipped: int) -> Payload:
     payload, _ = codec.encode(delta, codec.init(delta), ROUND)
     body = payload.data[wire.HEADER_BYTES :].clone()
