@@ -131,7 +131,7 @@ def chain() -> RunConfig:
 
 def distributed_lion() -> RunConfig:
     """Distributed Lion (arXiv 2404.00438) as the optimizer: H = 1, signs up, majority down, 1 bit each way."""
-    base = _tiny("distributed-lion", ErrorFeedback(codec=Lion()), SGD(lr=3e-4))
+    base = _tiny("distributed-lion", ErrorFeedback(codec=Lion()), SGD(lr=1e-3))
     # the inner step is the bare gradient: Lion's rate is the outer one, and signs would not see a rate that falls
     inner = InnerConfig(optimizer=Gradient(), warmup_fraction=0.0, min_lr_fraction=1.0)
     return replace(base, sync=replace(base.sync, every=1), inner=inner, checkpoint=CheckpointConfig(every_rounds=640))

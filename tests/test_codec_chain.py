@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from lowcomm.codec import (
     Fp32,
     Int4,
     Int8,
+    Lion,
     Packed,
     PartialSharing,
     PowerSGD,
@@ -37,10 +39,11 @@ from lowcomm.codec import (
 from lowcomm.codec.flat import flatten
 from lowcomm.codec.packed import most_bytes
 from lowcomm.codec.stage import Stage, foretold_share
+from lowcomm.config import SyncConfig
 from lowcomm.outer import SGD
 from lowcomm.presets import SparseLoCo
 from lowcomm.types import ConfigError, Delta, Payload, PayloadError, Round
-from tests import toy
+from tests import runs, toy
 from tests.methods import name
 
 ROUND = Round(index=2, step=8, fragments=(0,), seed=99, island=1)
@@ -256,3 +259,28 @@ def test_training_goes_down(codec: Codec) -> None:
     sync = toy.build(3, codec=codec, outer=SGD(lr=1.0))
     losses = [sum(toy.train_step(sync, step)) for step in range(160)]
     assert sum(losses[-20:]) < 0.75 * sum(losses[:20])
+
+
+@pytest.mark.parametrize(
+    ("codec", "key"),
+    [
+        (ErrorFeedback(codec=PowerSGD(rank=2, energy=0.9)), "codec.0.codec.schedule"),
+        (ErrorFeedback(codec=PartialSharing(chunk=64, k=16)) | Zstd(), "codec.0.codec.turn"),  # pyright: ignore[reportOperatorIssue]
+        (ErrorFeedback(codec=Lion(), dtype="bf16"), "codec.0.error"),
+    ],
+    ids=["powersgd", "partial sharing", "lion"],
+)
+def test_resume_is_exact(tmp_path: Path, codec: Codec, key: str) -> None:
+    """Stopped inside a round: states, also those that grow, and weights go on bit for bit."""
+    from lowcomm.trainer import train as run
+
+    corpus = runs.write_corpus(tmp_path)
+    config = runs.small(corpus, tmp_path / "whole", sync=SyncConfig(every=3, codec=codec, outer=SGD(lr=0.5)))
+    assert run(config) == 0
+    parts = dataclasses.replace(config, run_dir=tmp_path / "parts")
+    stopped = dataclasses.replace(parts, checkpoint=dataclasses.replace(parts.checkpoint, stop_at_step=7))
+    assert run(stopped) == 3
+    assert run(dataclasses.replace(parts, resume=True)) == 0
+    expected = runs.outcome(tmp_path / "whole")
+    assert any(key in k for k in expected)
+    runs.assert_same(runs.outcome(tmp_path / "parts"), expected)
