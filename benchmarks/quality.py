@@ -21,6 +21,8 @@ PRESETS = {
     "nano": (5120, 64, 512),
     "tiny": (2560, 128, 256),
 }
+COMPILE = {"nano": (), "tiny": ("--model.compile",)}
+"""Compiled steps are a seventh faster on tiny; nano ends before that pays for the compilation."""
 PERIODS = (32, 16, 64)
 WARMUP, WARMUP_MOMENTUM = "DDP warm-up, DiLoCo H=32", 0.8
 
@@ -40,6 +42,7 @@ def _one_seed(preset: str, seed: int) -> list[Cell]:
     shared = (
         *("--model.preset", preset, "--steps", str(steps), "--seed", str(seed), "--data.seq-len", str(seq_len)),
         *("--data.validation-sequences", str(sequences), "--eval.every", str(steps // 10)),
+        *COMPILE[preset],
     )
     found = [_cell(preset, seed, "DDP", None, None, ("recipes/ddp.py:pretrain_cpu", *shared))]
     for every in PERIODS:
