@@ -152,7 +152,7 @@ def assemble(config: RunConfig, data: Data, world: World) -> Run:
     if simulated or not world.under_torchrun:
         transport = Simulated(config.islands)
     else:
-        transport = Collective.open(device, config.sync.timeout_s)
+        transport = Collective.open(device, config.sync.timeout_s, config.sync.streams)
     islands = [_island(config, model, k) for model, k in zip(models, transport.local, strict=True)]
     sync = LocalSGD(
         models,

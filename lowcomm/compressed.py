@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lowcomm.aggregate.base import Aggregator
@@ -49,7 +49,7 @@ class Crossing:
         """Whether the contribution of local island `local` counts."""
         return self.roll.weights[self.transport.local[local]] != 0
 
-    def strike(self, bad: list[Mapping[int, str]]) -> tuple[RollCall, bool]:
+    def strike(self, bad: Sequence[Mapping[int, str]]) -> tuple[RollCall, bool]:
         """Agree on unusable contributions (`bad`: by local island); the roll without them, and whether there are any.
 
         Raises SyncError without a quorum.

@@ -39,6 +39,8 @@ class SyncConfig:
     """Fraction of the islands whose contributions must be usable for a round to be committed."""
     timeout_s: float = 1800.0
     """Seconds after which a silent peer fails an exchange."""
+    streams: int = 1
+    """TCP connections between two islands that share large transfers on the CPU: several for long round trips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,7 @@ def _check_sync(config: RunConfig) -> None:
     require(0 < sync.quorum <= 1, "sync.quorum", sync.quorum, "0 < quorum <= 1", "0.5 needs half of the islands")
     timeout_ok = 0 < sync.timeout_s < float("inf")
     require(timeout_ok, "sync.timeout_s", sync.timeout_s, "a finite number above 0", "1800 is half an hour")
+    require(1 <= sync.streams <= 64, "sync.streams", sync.streams, "1 to 64", "4 to 8 suit a round trip of 50 ms")
 
 
 def to_dict(value: Any) -> Any:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lowcomm import LocalSGD
+from lowcomm import LocalSGD, compressed_sum
 from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.codec import BF16, Codec, ErrorFeedback, Fp8, Fp32, Int4, Int8, Sign, State, TwoBit
 from lowcomm.codec.dense import Dense
@@ -23,7 +23,8 @@ from lowcomm.exchange import RollCall, aggregate_into_mean, call_roll
 from lowcomm.fragment import Fragment
 from lowcomm.outer import Nesterov
 from lowcomm.sync import SyncReport
-from lowcomm.transport import Collective, Simulated, Transport
+from lowcomm.transport import Collective, Simulated, Transport, collective, pipelined
+from lowcomm.transport.base import Arrival
 from lowcomm.types import ConfigError, Contribution, Delta, Payload, PayloadError, Round, SyncError
 from tests import runs
 
@@ -102,19 +103,25 @@ def trace(transport: Transport, rounds: int = 3) -> dict[str, Tensor]:
     return out
 
 
-def one_island(directory: str) -> int:
+def one_island(directory: str, streams: int) -> int:
     torch.set_num_threads(1)
-    transport = Collective.open(torch.device("cpu"), 60.0)
+    if streams > 1:  # small enough for these tensors to be cut
+        compressed_sum.SEGMENT, collective.STRIPE_BYTES, pipelined.SMALLEST = 64, 32, 16
+    transport = Collective.open(torch.device("cpu"), 60.0, streams)
     save_file(trace(transport), Path(directory) / f"{transport.local[0]}.safetensors")
     transport.close()
     return 0
 
 
-@pytest.mark.parametrize("islands", [2, 4])
-def test_processes_are_the_simulation(tmp_path: Path, islands: int) -> None:
-    """Every codec: means, error feedback and counted bytes, bit for bit."""
+@pytest.mark.parametrize(("islands", "streams"), [(2, 1), (4, 1), (4, 3)])
+def test_processes_are_the_simulation(
+    tmp_path: Path, islands: int, streams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every codec: means, error feedback and counted bytes, bit for bit; also cut in segments over several streams."""
     log = tmp_path / "log"
-    children = [runs.start(one_island, (str(tmp_path),), log, e) for e in runs.islands_environment(islands)]
+    children = [runs.start(one_island, (str(tmp_path), streams), log, e) for e in runs.islands_environment(islands)]
+    if streams > 1:
+        monkeypatch.setattr(compressed_sum, "SEGMENT", 64)
     expected = trace(Simulated(islands))
     assert [runs.wait(child, log) for child in children] == [0] * islands, log.read_text()
     seen: set[str] = set()
@@ -123,6 +130,45 @@ def test_processes_are_the_simulation(tmp_path: Path, islands: int) -> None:
             assert value.numpy().tobytes() == expected[key].numpy().tobytes(), (rank, key)
             seen.add(key)
     assert seen == set(expected)
+
+
+def test_segments_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How finely chunks are cut on their way shows in the headers' bytes alone."""
+    whole = trace(Simulated(4))
+    monkeypatch.setattr(compressed_sum, "SEGMENT", 64)
+    in_segments = trace(Simulated(4))
+    different = {key for key in whole if not torch.equal(whole[key], in_segments[key])}
+    assert different == {k for k in different if k.endswith("bytes")}
+    key = f"{Int4(rounding='stochastic', block=64)!r}/0/bytes"
+    more = in_segments[key] - whole[key]
+    assert more.tolist() == [3 * 2 * 3 * 4 * HEADER_BYTES] * 2  # rounds x ways x peers x segments after the first
+
+
+def test_segments_are_on_their_way_while_others_are_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No segment is waited for before the last one has left; the sums come back in the same way."""
+    monkeypatch.setattr(compressed_sum, "SEGMENT", 64)
+    order: list[str] = []
+
+    class Watched(Simulated):
+        def start_swap(self, rows: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]) -> Arrival:
+            order.append("start")
+            arrival = super().start_swap(rows, sizes)
+            return lambda: (order.append("wait"), arrival())[1]
+
+    plain = Int8.write
+
+    def write(self: Int8, x: Tensor, body: Tensor, seed: int, offset: int) -> None:
+        order.append("write")
+        plain(self, x, body, seed, offset)
+
+    monkeypatch.setattr(Int8, "write", write)
+    transport, codec = Watched(4), Int8(block=64)
+    exchange(transport, codec, fresh(transport, codec), 0)
+    segments = order.count("start") // 2
+    assert segments > 2
+    encoding = ["write"] * 12 + ["start"]  # three islands take part, four chunks each
+    summing = ["write"] * 4 + ["start"]
+    assert order == [*encoding * segments, *["wait"] * segments, *summing * segments, *["wait"] * segments]
 
 
 @pytest.mark.parametrize("codec", ALL, ids=IDS)
@@ -253,11 +299,11 @@ class Meddling(Simulated):
         row[byte] ^= 0x40
         return row
 
-    def swap_rows(self, rows: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]) -> list[list[Tensor]]:
-        out = super().swap_rows(rows, sizes)
+    def start_swap(self, rows: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]) -> Arrival:
+        out = super().start_swap(rows, sizes)()
         out = [[self.meddle(i, k, row) for k, row in enumerate(got)] for i, got in enumerate(out)]
         self.calls += 1
-        return out
+        return lambda: out
 
     def gather_sized(self, rows: Sequence[Tensor]) -> list[Tensor]:
         out = [self.meddle(-1, k, row) for k, row in enumerate(super().gather_sized(rows))]
@@ -418,7 +464,7 @@ def test_a_failed_exchange_keeps_the_error(monkeypatch: pytest.MonkeyPatch) -> N
     sync = islands_of(3, codec, Simulated(3))
     train(sync, range(2))
     kept = [{k: t.clone() for k, t in s[0].items()} for s in sync.codec_states]
-    monkeypatch.setattr(sync.transport, "swap_rows", lambda *_: (_ for _ in ()).throw(SyncError("cut")))
+    monkeypatch.setattr(sync.transport, "start_swap", lambda *_: (_ for _ in ()).throw(SyncError("cut")))
     train(sync, range(2, 3))
     with pytest.raises(SyncError, match="cut"):
         train(sync, range(3, 4))

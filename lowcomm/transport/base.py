@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 BLOCK = 1 << 17
 """Elements summed at a time: accumulator and scratch stay in the L2 cache (2 x 512 KB)."""
+
+
+Arrival = Callable[[], list[list[Tensor]]]
+"""Waits for a swap that was started and gives what it brought. Raises SyncError."""
 
 
 class Transport(ABC):
@@ -42,12 +46,17 @@ class Transport(ABC):
         """All islands' rows, uint8, 1-D, of any sizes (which are exchanged first), in island order."""
 
     @abstractmethod
-    def swap_rows(self, rows: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]) -> list[list[Tensor]]:
-        """All-to-all of uint8 rows: local island i sends `rows[i][k]` to island k; `result[i][k]` came to it from k.
+    def start_swap(self, rows: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]) -> Arrival:
+        """Start an all-to-all of uint8 rows; several may be on their way, and are waited for in the order of starting.
 
-        sizes[i][k]: bytes of what comes to local island i from k, which all know beforehand. Rows are contiguous; the
-        one for oneself comes back as it is.
+        Local island i sends `rows[i][k]` to island k. sizes[i][k]: bytes of what comes to local island i from k, which
+        all know beforehand. Rows are contiguous and must not change before the result is called, which waits and gives
+        `[i][k]`: what came to local island i from k, the row for oneself as it is.
         """
+
+    def swap_rows(self, rows: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]) -> list[list[Tensor]]:
+        """`start_swap` and wait."""
+        return self.start_swap(rows, sizes)()
 
     @abstractmethod
     def broadcast(self, tensors: Sequence[Tensor]) -> None:

@@ -4,6 +4,8 @@ The sum is an all-to-all of chunks, a sum in island order and an all-gather: the
 bits that do not depend on the ring. Results go to scratch first: a failed collective tears the buffer that it writes.
 On the CPU vectors go by paired sends and receives: gloo's own all-gather of 60 MB between two processes took 100 ms on
 the loopback device where these take 27 ms.
+`streams` process groups share what is large: each has its own TCP connections, and on a link with a long round trip one
+connection's window does not fill it. NCCL has channels of its own, so tensors on a GPU always go by the one group.
 """
 
 from __future__ import annotations
@@ -15,19 +17,27 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lowcomm.transport.base import BLOCK, Transport, ordered_sum
+from lowcomm.transport.base import BLOCK, Arrival, Transport, ordered_sum
 from lowcomm.transport.pipelined import pipelined_sum
-from lowcomm.types import SyncError
+from lowcomm.types import SyncError, require
+
+STRIPE_BYTES = 1 << 17
+"""A row is shared by as many streams as get this much of it."""
 
 
 class Collective(Transport):
     """One island per process of an initialised process group (default: the world)."""
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup | None = None, *, streams: int = 1, timeout_s: float | None = None
+    ) -> None:
+        """streams: TCP connections between each pair of islands; timeout_s: of the groups made here (None: torch's)."""
+        require(1 <= streams <= 64, "streams", streams, "1 to 64", "4 to 8 suit a round trip of 50 ms")
         self.group = group
         has_cpu = "cpu:" in str(dist.get_backend_config(group))
         # a loop on GPUs often has an NCCL group only; roll calls and CPU-offloaded syncs need gloo beside it
-        self._cpu_group = group if has_cpu else _gloo_group(group)
+        self._cpu_group = group if has_cpu else _gloo_group(group, timeout_s)
+        self._lanes = [self._cpu_group, *(_gloo_group(group, timeout_s) for _ in range(streams - 1))]
         self.islands = dist.get_world_size(group)
         self.local = (dist.get_rank(group),)
         self.sent_bytes = [0]
@@ -36,19 +46,18 @@ class Collective(Transport):
         self._scratch: Tensor | None = None
 
     @classmethod
-    def open(cls, device: torch.device, timeout_s: float) -> Collective:
+    def open(cls, device: torch.device, timeout_s: float, streams: int = 1) -> Collective:
         """Join the group that torchrun's environment describes; `timeout_s` bounds each exchange."""
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-        return cls()
+        return cls(streams=streams, timeout_s=timeout_s)
 
     def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
         (vector,) = vectors
         n, size = self.islands, out.numel()
         received, scratch = self._buffers(size, out.device)
         if out.device.type == "cpu":
-            group = self._cpu_group
-            self._run("sum", lambda: pipelined_sum(vector, weights, out, received, scratch, group))
+            self._run("sum", lambda: pipelined_sum(vector, weights, out, received, scratch, self._lanes))
         else:
             self._run("all-to-all", lambda: dist.all_to_all_single(received, vector, group=self.group))
             result = out.view(n, size // n)[self.local[0]]
@@ -60,9 +69,14 @@ class Collective(Transport):
     def gather(self, rows: Sequence[Tensor]) -> Tensor:
         (row,) = rows
         out = torch.empty(self.islands * row.numel(), dtype=row.dtype, device=row.device)
-        self._run("all-gather", lambda: dist.all_gather_single(out, row.contiguous(), group=self._group(row)))
-        crossing_bytes = (self.islands - 1) * row.numel() * row.element_size()
-        self.count(crossing_bytes, crossing_bytes)
+        size_bytes = row.numel() * row.element_size()
+        if row.device.type == "cpu" and size_bytes > STRIPE_BYTES:
+            arrived = list(out.view(self.islands, -1))
+            arrived[self.local[0]].copy_(row)
+            self._start("all-gather", [row.contiguous()] * self.islands, arrived)()
+        else:
+            self._run("all-gather", lambda: dist.all_gather_single(out, row.contiguous(), group=self._group(row)))
+        self.count((self.islands - 1) * size_bytes, (self.islands - 1) * size_bytes)
         return out.view(self.islands, -1)
 
     def gather_sized(self, rows: Sequence[Tensor]) -> list[Tensor]:
@@ -70,19 +84,24 @@ class Collective(Transport):
         sizes = self.gather([torch.tensor([row.numel()], dtype=torch.int64, device=row.device)]).flatten().tolist()
         out = [torch.empty(size, dtype=torch.uint8, device=row.device) for size in sizes]
         out[self.local[0]].copy_(row)
-        self._swap("all-gather", [row.contiguous()] * self.islands, out)
+        self._start("all-gather", [row.contiguous()] * self.islands, out)()
         self.count((self.islands - 1) * row.numel(), sum(sizes) - row.numel())
         return out
 
-    def swap_rows(self, rows: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]) -> list[list[Tensor]]:
+    def start_swap(self, rows: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]) -> Arrival:
         (sends,), (expected,), me = rows, sizes, self.local[0]
         device = sends[me].device
         arrived = [torch.empty(n if k != me else 0, dtype=torch.uint8, device=device) for k, n in enumerate(expected)]
-        self._swap("all-to-all", sends, arrived)
+        wait = self._start("all-to-all", sends, arrived)
         arrived[me] = sends[me]
         own_bytes = sends[me].numel()
         self.count(sum(row.numel() for row in sends) - own_bytes, sum(expected) - expected[me])
-        return [arrived]
+
+        def result() -> list[list[Tensor]]:
+            wait()
+            return [arrived]
+
+        return result
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         (tensor,) = tensors
@@ -109,14 +128,35 @@ class Collective(Transport):
         assert self._scratch is not None
         return self._received[:size], self._scratch
 
-    def _swap(self, what: str, sends: Sequence[Tensor], receives: Sequence[Tensor]) -> None:
-        """Send `sends[k]` to island k and receive `receives[k]` from it, for every other island at once."""
+    def _start(self, what: str, sends: Sequence[Tensor], receives: Sequence[Tensor]) -> Callable[[], None]:
+        """Start to send `sends[k]` to island k and to receive `receives[k]` from it, for every other island at once.
+
+        Calling the result waits. It holds the tensors, which gloo reads and writes meanwhile.
+        """
         peers = [k for k in range(self.islands) if k != self.local[0]]
-        group = self._group(sends[0])
-        ops = [dist.P2POp(dist.irecv, receives[k], group=group, group_peer=k) for k in peers]
-        ops += [dist.P2POp(dist.isend, sends[k], group=group, group_peer=k) for k in peers]
-        if ops:
-            self._run(what, lambda: [work.wait() for work in dist.batch_isend_irecv(ops)])
+        pairs = [(sends[k], receives[k], k) for k in peers]
+        works: list[dist.Work] = []
+
+        def start() -> None:
+            lanes = self._lanes if sends[0].device.type == "cpu" else [self.group]
+            ops = {lane: list[dist.P2POp]() for lane in lanes}
+            for _, row, k in pairs:
+                for lane, part in stripes(lanes, row):
+                    ops[lane].append(dist.P2POp(dist.irecv, part, group=lane, group_peer=k))
+            for row, _, k in pairs:
+                for lane, part in stripes(lanes, row):
+                    ops[lane].append(dist.P2POp(dist.isend, part, group=lane, group_peer=k))
+            for batch in ops.values():
+                works.extend(dist.batch_isend_irecv(batch) if batch else [])
+
+        def wait() -> None:
+            for work in works:
+                work.wait()
+            pairs.clear()
+
+        if pairs:
+            self._run(what, start)
+        return lambda: self._run(what, wait)
 
     def _run(self, what: str, exchange: Callable[[], object]) -> None:
         try:
@@ -129,8 +169,19 @@ class Collective(Transport):
             ) from error
 
 
-def _gloo_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+def stripes(lanes: Sequence[dist.ProcessGroup | None], row: Tensor) -> list[tuple[dist.ProcessGroup | None, Tensor]]:
+    """The groups that share a row (1-D) and the part that each carries: no more than there are STRIPE_BYTES in it.
+
+    Both ends know the size of a row, so they agree.
+    """
+    used = max(1, min(len(lanes), row.numel() * row.element_size() // STRIPE_BYTES))
+    step = -(-row.numel() // used)
+    return [(lane, row[i * step : (i + 1) * step]) for i, lane in enumerate(lanes[:used])]
+
+
+def _gloo_group(group: dist.ProcessGroup | None, timeout_s: float | None) -> dist.ProcessGroup:
     ranks = dist.get_process_group_ranks(group)
-    made = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+    timeout = None if timeout_s is None else timedelta(seconds=timeout_s)
+    made = dist.new_group(ranks, timeout=timeout, backend="gloo", use_local_synchronization=True)
     assert isinstance(made, dist.ProcessGroup)
     return made

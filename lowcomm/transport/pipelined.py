@@ -15,6 +15,8 @@ from lowcomm.transport.base import ordered_sum
 
 SEGMENT = 1 << 20
 """Elements sent at a time."""
+SMALLEST = 1 << 15
+"""Elements of a segment that is cut smaller so that each group gets one."""
 CONTRIBUTION, RESULT = 1, 2
 """Message tags, so that results never meet a receive that waits for contributions."""
 
@@ -25,31 +27,31 @@ def pipelined_sum(
     out: Tensor,
     received: Tensor,
     scratch: Tensor,
-    group: dist.ProcessGroup | None,
+    groups: Sequence[dist.ProcessGroup | None],
 ) -> None:
-    """`out = sum_k weights[k] * vector_k` in island order on every rank of `group`; raises RuntimeError on a failure.
+    """`out = sum_k weights[k] * vector_k` in island order on every rank; raises RuntimeError on a failure.
 
+    groups: groups of the same ranks that carry the segments in turn.
     All fp32, 1-D, on the CPU. vector, out, received: of one size, a multiple of the ranks. `out` is torn on a failure.
     """
-    n, me = dist.get_world_size(group), dist.get_rank(group)
+    n, me = dist.get_world_size(groups[0]), dist.get_rank(groups[0])
     peers = [k for k in range(n) if k != me]
     chunk = out.numel() // n
     mine, arrived, results = (list(t.view(n, chunk)) for t in (vector, received, out))
-    cuts = [slice(start, min(start + SEGMENT, chunk)) for start in range(0, chunk, SEGMENT)]
+    size = min(SEGMENT, max(SMALLEST, -(-chunk // len(groups))))
+    cuts = [slice(start, min(start + size, chunk)) for start in range(0, chunk, size)]
+    lanes = [(cut, groups[i % len(groups)]) for i, cut in enumerate(cuts)]
 
     def receive(rows: list[Tensor], tag: int) -> list[list[dist.Work | None]]:
-        return [[dist.irecv(rows[k][cut], group=group, group_src=k, tag=tag) for k in peers] for cut in cuts]
-
-    def send(tensor: Tensor, peer: int, tag: int) -> dist.Work | None:
-        return dist.isend(tensor, group=group, group_dst=peer, tag=tag)
+        return [[dist.irecv(rows[k][cut], group=lane, group_src=k, tag=tag) for k in peers] for cut, lane in lanes]
 
     contributions, answers = receive(arrived, CONTRIBUTION), receive(results, RESULT)
-    sent = [send(mine[k][cut], k, CONTRIBUTION) for cut in cuts for k in peers]
-    for cut, waiting in zip(cuts, contributions, strict=True):
+    sent = [dist.isend(mine[k][cut], group=lane, group_dst=k, tag=CONTRIBUTION) for cut, lane in lanes for k in peers]
+    for (cut, lane), waiting in zip(lanes, contributions, strict=True):
         _wait(waiting)
         parts = [mine[k][cut] if k == me else arrived[k][cut] for k in range(n)]
         ordered_sum(parts, weights, results[me][cut], scratch)
-        sent += [send(results[me][cut], k, RESULT) for k in peers]
+        sent += [dist.isend(results[me][cut], group=lane, group_dst=k, tag=RESULT) for k in peers]
     for waiting in answers:
         _wait(waiting)
     _wait(sent)

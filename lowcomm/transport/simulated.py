@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lowcomm.transport.base import BLOCK, Transport, ordered_sum
+from lowcomm.transport.base import BLOCK, Arrival, Transport, ordered_sum
 from lowcomm.types import require
 
 
@@ -45,11 +45,12 @@ class Simulated(Transport):
             self.received_bytes[i] += total_bytes - row.numel() + (self.islands - 1) * 8
         return list(rows)
 
-    def swap_rows(self, rows: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]) -> list[list[Tensor]]:
+    def start_swap(self, rows: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]) -> Arrival:
         for i in range(self.islands):
             self.sent_bytes[i] += sum(row.numel() for k, row in enumerate(rows[i]) if k != i)
             self.received_bytes[i] += sum(size for k, size in enumerate(sizes[i]) if k != i)
-        return [[rows[k][i] for k in range(self.islands)] for i in range(self.islands)]
+        arrived = [[rows[k][i] for k in range(self.islands)] for i in range(self.islands)]
+        return lambda: arrived
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors[1:]:
