@@ -6,6 +6,7 @@ step. What it guarantees is listed in the docs under "What a sync guarantees".
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -166,7 +167,7 @@ class LocalSGD:
     @torch.no_grad()
     def _sync_fragment(self, index: int, start: float) -> None:
         fragment = self.fragments[index]
-        current = Round(index=self.round, step=self.step, fragments=(index,), seed=self._round_seed())
+        current = dataclasses.replace(self._round_of(index), link_bytes_per_s=self.transport.link_bytes_per_s)
         computed = [fragment.compute_delta(r.tensors(fragment), i) for i, r in enumerate(self.replicas)]
         deltas, norms = [d for d, _ in computed], [n for _, n in computed]
         tokens = [r.unsynced(index) for r in self.replicas]
@@ -230,15 +231,16 @@ class LocalSGD:
         if self._buffers is not None:
             self._average_buffers(self._buffers, [1 / self.transport.islands] * self.transport.islands)
         for index, fragment in enumerate(self.fragments):
-            current = Round(index=self.round, step=self.step, fragments=(index,), seed=self._round_seed())
+            current = self._round_of(index)
             digests = [fragment.read(r.tensors(fragment)) for r in self.replicas]
             verify_equal(self.transport, fragment, digests, current)
             for replica in self.replicas:
                 replica.mark_synced(index)
         self.must_rebase = False  # only now: one that failed is due again
 
-    def _round_seed(self) -> int:
-        return (self.seed * 0x9E3779B97F4A7C15 + (self.round + 1) * 0xBF58476D1CE4E5B9) % 2**64
+    def _round_of(self, fragment: int) -> Round:
+        seed = (self.seed * 0x9E3779B97F4A7C15 + (self.round + 1) * 0xBF58476D1CE4E5B9) % 2**64
+        return Round(index=self.round, step=self.step, fragments=(fragment,), seed=seed)
 
     @property
     def rounds_done(self) -> int:

@@ -55,6 +55,9 @@ class Round:
     seed: int
     island: int | None = None
     """The island that encodes with it; None where nothing depends on the island."""
+    link_bytes_per_s: float | None = None
+    """This process's measured speed of sending; None before there is one, and in a simulation. Nothing that is decoded
+    may depend on it."""
 
     def own_seed(self, use: int = 0) -> int:
         """64-bit seed for what each island draws for itself (stochastic rounding); `use` keeps two draws apart.

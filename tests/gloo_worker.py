@@ -45,7 +45,8 @@ def bytes_on_the_wire() -> dict[str, int]:
         transport.gather_sized([torch.zeros((1 << 20) + transport.local[0], dtype=torch.uint8)])
     dist.barrier()
     time.sleep(0.3)
-    return {"interface": _loopback_bytes() - before, "counted": transport.sent_bytes[0] - counted}
+    speed = int(transport.link_bytes_per_s or 0)
+    return {"interface": _loopback_bytes() - before, "counted": transport.sent_bytes[0] - counted, "speed": speed}
 
 
 def _loopback_bytes() -> int:

@@ -98,6 +98,8 @@ OUT_OF_RANGE = [
     ("sync.quorum", "nan", "0 < quorum <= 1"),
     ("sync.timeout_s", "0", "a finite number above 0"),
     ("sync.timeout_s", "inf", "a finite number above 0"),
+    ("sync.streams", "0", "1 to 64"),
+    ("sync.streams", "65", "1 to 64"),
     ("eval.every", "0", "1 or more, or None for off"),
     ("checkpoint.every_rounds", "0", "1 or more, or None for off"),
     ("checkpoint.keep", "0", "1 or more"),

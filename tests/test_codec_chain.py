@@ -150,6 +150,7 @@ def test_parts_that_do_not_fit_are_refused(first: Any, second: Any) -> None:
         (Packed(first=TopK() | Zstd(), stage=Ans()), "codec.first = Packed"),
         (Packed(first=Int8(), stage=Zstd(level=23)), "codec.stage.level = 23"),
         (Packed(first=Int8(), stage=Ans(link_bytes_per_s=0.0)), "codec.stage.link_bytes_per_s = 0.0"),
+        (Packed(first=Int8(), stage=Zstd(link_bytes_per_s="fast")), "codec.stage.link_bytes_per_s = 'fast'"),
     ],
 )  # fmt: skip
 def test_settings_out_of_range(codec: Codec, says: str) -> None:
@@ -170,6 +171,11 @@ def test_packing_only_where_the_link_makes_it_pay(stage: Stage) -> None:
         assert torch.equal(codec.decode(payload, delta)["w"], wanted)
     assert sizes[0] == sizes[1] < 0.85 * plain.nbytes
     assert sizes[2] == plain.nbytes + 72
+    codec = Packed(first=Int4(), stage=dataclasses.replace(stage, link_bytes_per_s="measured"))
+    for speed, size in ((None, sizes[0]), (0.1, sizes[0]), (0.3, sizes[2])):
+        measured = None if speed is None else speed * stage.pack_bytes_per_s
+        payload, _ = codec.encode(delta, {}, dataclasses.replace(ROUND, link_bytes_per_s=measured))
+        assert payload.nbytes == size
 
 
 def test_the_saving_is_foretold_from_the_bytes() -> None:

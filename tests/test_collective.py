@@ -78,6 +78,7 @@ def test_counted_bytes_are_what_the_interface_carried(tmp_path: Path) -> None:
     counted = sum(r["counted"] for r in results.values())
     carried = max(r["interface"] for r in results.values())
     assert counted <= carried <= counted * 1.02
+    assert all(1e7 < r["speed"] < 1e11 for r in results.values())  # bytes per second on the loopback device
 
 
 def test_a_mismatch_is_refused_on_every_island_naming_both_sides(tmp_path: Path) -> None:

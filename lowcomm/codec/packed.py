@@ -2,7 +2,7 @@
 
 No paper of its own; the stages name theirs.
 
-    body -> stage(body) if it is shorter and `stage.pays(body)`, else body
+    body -> stage(body) if it is shorter and `stage.pays`, else body
 
 Body: 8 bytes, the number of bytes before packing, bit 63 set if they were packed; the header of the first codec's own
 payload, which is checked again after unpacking; then the bytes. State: that of the first.
@@ -51,7 +51,7 @@ class Packed(Codec):
         inner, after = self.first.encode(delta, state, round)
         head, raw = inner.data[: wire.HEADER_BYTES], inner.data[wire.HEADER_BYTES :]
         plain = raw.cpu().numpy().tobytes()
-        small = self.stage.pack(plain) if self.stage.pays(plain) else plain
+        small = self.stage.pack(plain) if self.stage.pays(plain, round.link_bytes_per_s) else plain
         packed = len(small) < len(plain)
         number = len(plain) - PACKED if packed else len(plain)  # bit 63 is the sign
         size = torch.tensor([number], dtype=torch.int64).view(torch.uint8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
@@ -22,9 +22,9 @@ SAMPLE_BYTES = 1 << 16
 class Stage(ABC):
     """Base of the lossless entropy stages, which follow a codec: `Int8() | Zstd()`."""
 
-    link_bytes_per_s: float | None = None
-    """Measured speed of the slowest link: bytes go as they are where packing them takes longer than it saves.
-    None: not measured, always pack."""
+    link_bytes_per_s: float | Literal["measured"] | None = None
+    """Speed of the link: bytes go as they are where packing them takes longer than it saves. "measured": that of this
+    process's latest large exchanges (it packs until there is one, and always in a simulation). None: always pack."""
 
     codec_id: ClassVar[wire.CodecId]
     pack_bytes_per_s: ClassVar[float]
@@ -42,19 +42,20 @@ class Stage(ABC):
     def check(self) -> None:
         """Raise ConfigError for a setting out of range or a library that is missing."""
 
-    def pays(self, raw: bytes) -> bool:
+    def pays(self, raw: bytes, measured_bytes_per_s: float | None = None) -> bool:
         """Whether the link takes longer for what would be saved than packing takes for all."""
-        if self.link_bytes_per_s is None:
+        speed = measured_bytes_per_s if self.link_bytes_per_s == "measured" else self.link_bytes_per_s
+        if speed is None:
             return True
         saved = len(raw) * (1 - foretold_share(raw))
-        return saved / self.link_bytes_per_s > len(raw) / self.pack_bytes_per_s
+        return saved / speed > len(raw) / self.pack_bytes_per_s
 
     def check_link(self) -> None:
         """Raise ConfigError for a speed that is none."""
         speed = self.link_bytes_per_s
-        ok = speed is None or 0 < speed < float("inf")
+        ok = speed is None or speed == "measured" or (not isinstance(speed, str) and 0 < speed < float("inf"))
         fix = "take the figure of `lowcomm doctor`, or leave it out"
-        require(ok, "codec.stage.link_bytes_per_s", speed, "a finite number above 0, or None", fix)
+        require(ok, "codec.stage.link_bytes_per_s", speed, "a finite number above 0, measured, or None", fix)
 
     def __ror__(self, first: Codec) -> Codec:
         from lowcomm.codec.chain import join

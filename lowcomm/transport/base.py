@@ -28,6 +28,8 @@ class Transport(ABC):
     local: tuple[int, ...]
     sent_bytes: list[int]
     received_bytes: list[int]
+    link_bytes_per_s: float | None = None
+    """Bytes that this process sends per second, from its latest large exchanges; None: not measured."""
 
     @abstractmethod
     def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:

@@ -10,6 +10,7 @@ connection's window does not fill it. NCCL has channels of its own, so tensors o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
@@ -23,6 +24,9 @@ from lowcomm.types import SyncError, require
 
 STRIPE_BYTES = 1 << 17
 """A row is shared by as many streams as get this much of it."""
+
+MEASURED_BYTES = 1 << 16
+"""Exchanges from this size on tell the link's speed; shorter ones its latency."""
 
 
 class Collective(Transport):
@@ -136,6 +140,7 @@ class Collective(Transport):
         peers = [k for k in range(self.islands) if k != self.local[0]]
         pairs = [(sends[k], receives[k], k) for k in peers]
         works: list[dist.Work] = []
+        began = time.perf_counter()
 
         def start() -> None:
             lanes = self._lanes if sends[0].device.type == "cpu" else [self.group]
@@ -152,11 +157,17 @@ class Collective(Transport):
         def wait() -> None:
             for work in works:
                 work.wait()
+            self._measure(sum(row.numel() * row.element_size() for row, _, _ in pairs), time.perf_counter() - began)
             pairs.clear()
 
         if pairs:
             self._run(what, start)
         return lambda: self._run(what, wait)
+
+    def _measure(self, sent_bytes: int, seconds_s: float) -> None:
+        """Keep the fastest of the latest exchanges: one that waited for a late peer says little of the link."""
+        if sent_bytes >= MEASURED_BYTES:
+            self.link_bytes_per_s = max(sent_bytes / max(seconds_s, 1e-6), 0.9 * (self.link_bytes_per_s or 0.0))
 
     def _run(self, what: str, exchange: Callable[[], object]) -> None:
         try:
