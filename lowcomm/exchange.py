@@ -1,7 +1,7 @@
 """One fragment's way through codec, transport and aggregation; nothing is committed here.
 
-Three ways: fp32 vectors summed as they are; packed chunks summed by all-to-all (`compressed_sum`); payloads gathered
-and decoded by every island (`compressed_gather`).
+Four ways: fp32 vectors summed as they are; packed chunks summed by all-to-all (`compressed_sum`); packed vectors that
+go to all (`compressed_share`); any payloads gathered and decoded by every island (`compressed_gather`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from lowcomm.codec.error_feedback import ErrorFeedback
 from lowcomm.codec.fp32 import Fp32
 from lowcomm.compressed import Crossing, Exchanged
 from lowcomm.compressed_gather import gather_payloads
+from lowcomm.compressed_share import share_packed
 from lowcomm.compressed_sum import sum_packed
 from lowcomm.fragment import Fragment
 from lowcomm.roll_call import RollCall, call_roll
@@ -57,9 +58,10 @@ def aggregate_into_mean(
         quorum=quorum,
     )
     dense = codec.codec if isinstance(codec, ErrorFeedback) else codec
-    # with two islands a gather sends the same bytes and rounds once
-    if isinstance(dense, Dense) and dense.sums_on_the_way and (transport.islands > 2 or dense.only_sums):
-        return sum_packed(crossing, dense, deltas)
+    if isinstance(dense, Dense) and aggregator.needs == "sum":
+        # with two islands sharing sends the same bytes and rounds once
+        on_the_way = dense.sums_on_the_way and (transport.islands > 2 or dense.only_sums)
+        return (sum_packed if on_the_way else share_packed)(crossing, dense, deltas)
     return gather_payloads(crossing, deltas)
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lowcomm import LocalSGD, compressed_sum
+from lowcomm import LocalSGD, segments
 from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.codec import BF16, Codec, ErrorFeedback, Fp8, Fp32, Int4, Int8, Sign, State, TwoBit
 from lowcomm.codec.dense import Dense
@@ -106,7 +106,7 @@ def trace(transport: Transport, rounds: int = 3) -> dict[str, Tensor]:
 def one_island(directory: str, streams: int) -> int:
     torch.set_num_threads(1)
     if streams > 1:  # small enough for these tensors to be cut
-        compressed_sum.SEGMENT, collective.STRIPE_BYTES, pipelined.SMALLEST = 64, 32, 16
+        segments.SEGMENT, collective.STRIPE_BYTES, pipelined.SMALLEST = 64, 32, 16
     transport = Collective.open(torch.device("cpu"), 60.0, streams)
     save_file(trace(transport), Path(directory) / f"{transport.local[0]}.safetensors")
     transport.close()
@@ -121,7 +121,7 @@ def test_processes_are_the_simulation(
     log = tmp_path / "log"
     children = [runs.start(one_island, (str(tmp_path), streams), log, e) for e in runs.islands_environment(islands)]
     if streams > 1:
-        monkeypatch.setattr(compressed_sum, "SEGMENT", 64)
+        monkeypatch.setattr(segments, "SEGMENT", 64)
     expected = trace(Simulated(islands))
     assert [runs.wait(child, log) for child in children] == [0] * islands, log.read_text()
     seen: set[str] = set()
@@ -135,7 +135,7 @@ def test_processes_are_the_simulation(
 def test_segments_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     """How finely chunks are cut on their way shows in the headers' bytes alone."""
     whole = trace(Simulated(4))
-    monkeypatch.setattr(compressed_sum, "SEGMENT", 64)
+    monkeypatch.setattr(segments, "SEGMENT", 64)
     in_segments = trace(Simulated(4))
     different = {key for key in whole if not torch.equal(whole[key], in_segments[key])}
     assert different == {k for k in different if k.endswith("bytes")}
@@ -146,7 +146,7 @@ def test_segments_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_segments_are_on_their_way_while_others_are_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """No segment is waited for before the last one has left; the sums come back in the same way."""
-    monkeypatch.setattr(compressed_sum, "SEGMENT", 64)
+    monkeypatch.setattr(segments, "SEGMENT", 64)
     order: list[str] = []
 
     class Watched(Simulated):
@@ -164,11 +164,11 @@ def test_segments_are_on_their_way_while_others_are_encoded(monkeypatch: pytest.
     monkeypatch.setattr(Int8, "write", write)
     transport, codec = Watched(4), Int8(block=64)
     exchange(transport, codec, fresh(transport, codec), 0)
-    segments = order.count("start") // 2
-    assert segments > 2
+    number = order.count("start") // 2
+    assert number > 2
     encoding = ["write"] * 12 + ["start"]  # three islands take part, four chunks each
     summing = ["write"] * 4 + ["start"]
-    assert order == [*encoding * segments, *["wait"] * segments, *summing * segments, *["wait"] * segments]
+    assert order == [*encoding * number, *["wait"] * number, *summing * number, *["wait"] * number]
 
 
 @pytest.mark.parametrize("codec", ALL, ids=IDS)
