@@ -14,7 +14,28 @@ from torch import Tensor, nn
 
 from lowcomm import LocalSGD, segments
 from lowcomm.aggregate import Aggregator, Mean
-from lowcomm.codec import BF16, Codec, ErrorFeedback, Fp8, Fp32, Int4, Int8, Sign, State, TwoBit
+from lowcomm.codec import (
+    BF16,
+    Codec,
+    DctTopK,
+    ErrorFeedback,
+    FedZip,
+    Fp8,
+    Fp32,
+    Int4,
+    Int8,
+    Lion,
+    PartialSharing,
+    PowerSGD,
+    RandomK,
+    Rqm,
+    Sign,
+    State,
+    Threshold,
+    TopK,
+    TwoBit,
+    Zstd,
+)
 from lowcomm.codec.dense import Dense
 from lowcomm.codec.wire import HEADER_BYTES
 from lowcomm.compressed_sum import cut
@@ -566,7 +587,9 @@ def measure_scratch(directory: str) -> int:
     numel, out = 1 << 24, []
     like = {"w": torch.randn(numel // 1024, 1024)}
     tiny = {"w": torch.randn(4, 1024)}
-    for codec in (Int8(), Int4(), TwoBit(), Sign(), Fp8(), BF16()):
+    sparse: list[Codec] = [TopK(), RandomK(k=512), PartialSharing(k=512), Threshold(rms=2.5), DctTopK(), FedZip()]
+    other: list[Codec] = [PowerSGD(rank=8, energy=0.95), Rqm(), Lion(), TopK() | Int8() | Zstd()]
+    for codec in (Int8(), Int4(), TwoBit(), Sign(), Fp8(), BF16(), *sparse, *other):
         for wrapped in (codec, ErrorFeedback(codec=codec), ErrorFeedback(codec=codec, dtype="int8")):
             state = wrapped.init(like)
             wrapped.encode(tiny, wrapped.init(tiny), a_round(0))  # compiled code does not count
@@ -584,8 +607,11 @@ def test_encoding_needs_at_most_one_fragment_of_scratch(tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert runs.wait(runs.start(measure_scratch, (str(tmp_path),), log), log) == 0, log.read_text()
     rows = [line.split("\t") for line in (tmp_path / "scratch").read_text(encoding="utf-8").splitlines()]
-    assert len(rows) == 18
-    assert not [row for row in rows if float(row[1]) > 1.05]
+    assert len(rows) == 48
+    # an int8 error is unpacked to be worked on; codecs that decode what they sent to see what is left then need both
+    roomy = ("RandomK", "PartialSharing", "Threshold", "DctTopK", "FedZip", "PowerSGD", "Rqm", "Packed")
+    allowed = {w: 1.9 if "dtype='int8'" in w and any(name in w for name in roomy) else 1.05 for w, _ in rows}
+    assert not [row for row in rows if float(row[1]) > allowed[row[0]]]
 
 
 def test_chunks_cover_the_vector_once() -> None:

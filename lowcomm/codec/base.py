@@ -11,6 +11,9 @@ from torch import Tensor
 from lowcomm.codec.flat import flatten, unflatten
 from lowcomm.types import Delta, Payload, Round
 
+ADDED = 1 << 18
+"""Elements added at a time."""
+
 State = dict[str, Tensor]
 """What a codec carries from round to round (error feedback, warm starts): tensors by name, checkpointed."""
 
@@ -59,7 +62,10 @@ class Codec(ABC):
         A codec that can do so without a dense copy overrides it. After a PayloadError, `total` is undefined.
         """
         for name, value in self.decode(payload, total, round).items():
-            total[name].add_(value.mul(weight))
+            rows = max(1, ADDED * value.shape[0] // max(1, value.numel())) if value.dim() else 1
+            parts = zip(torch.atleast_1d(total[name]).split(rows), torch.atleast_1d(value).split(rows), strict=True)
+            for part, more in parts:  # a few rows at a time, so that the product needs no second dense tensor
+                part.add_(more.mul(weight))
 
     def encode_fed_back(
         self, delta: Delta, error: Tensor, error_out: Tensor, beta: float, state: State, round: Round

@@ -28,12 +28,14 @@ from torch import Tensor
 
 from lowcomm.codec import wire
 from lowcomm.codec.base import State
-from lowcomm.codec.flat import count, device_of, unflatten
+from lowcomm.codec.flat import count, device_of, first_non_finite, unflatten
 from lowcomm.codec.sparse import Pieces, check_finite
 from lowcomm.codec.topk import TopK
 from lowcomm.types import Delta, PayloadError, Round, require
 
 SIDE = 64
+BAND = 1 << 18
+"""Elements transformed back at a time, so that decoding needs no second dense vector."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +67,22 @@ class DctTopK(TopK):
             raise PayloadError("the pseudo-gradient is too large: a cosine coefficient overflows fp32") from error
 
     def spread(self, places: Tensor, values: Tensor, like: Delta) -> Tensor:
-        coefficients = super().spread(places, values, like)
         flat = torch.empty(count(like), device=device_of(like))
         parts, (matrices, rest), at = unflatten(flat, like), grouped(like), 0
         for name, shape in matrices.items():
-            size = coefficient_count(shape)
-            idct(coefficients[at : at + size], shape, out=parts[name].view(shape))
-            at += size
-        vector = idct(coefficients[at:], (rest,)) if rest else coefficients[:0]
+            matrix, rows = parts[name].view(shape), SIDE * max(1, BAND // (SIDE * shape[1]))
+            for start in range(0, shape[0], rows):  # whole rows of blocks: their coefficients follow each other
+                band = matrix[start : start + rows]
+                size = coefficient_count(tuple(band.shape))
+                idct(_between(places, values, at, size), tuple(band.shape), out=band)
+                at += size
+        size = coefficient_count((rest,)) if rest else 0
+        vector = idct(_between(places, values, at, size), (rest,)) if rest else flat[:0]
         for name, part in parts.items():
             if name not in matrices:
                 part.view(-1).copy_(vector[: part.numel()])
                 vector = vector[part.numel() :]
-        if not bool(flat.isfinite().all()):
+        if first_non_finite(flat) is not None:
             raise PayloadError("the payload's coefficients overflow fp32")
         return flat
 
@@ -85,6 +90,15 @@ class DctTopK(TopK):
         super().check()
         fix = "leave it out: a block of 64 x 64 is a chunk"
         require(self.chunk == SIDE * SIDE, "codec.chunk", self.chunk, "4096", fix)
+
+
+def _between(places: Tensor, values: Tensor, at: int, size: int) -> Tensor:
+    """Coefficients `at` to `at + size`, fp32 [size], of those that `places` (ascending) and `values` give."""
+    bounds = torch.tensor([at, at + size], device=places.device)
+    first, last = torch.searchsorted(places, bounds).tolist()
+    out = torch.zeros(size, device=values.device)
+    out[places[first:last] - at] = values[first:last]
+    return out
 
 
 def grouped(like: Delta) -> tuple[dict[str, tuple[int, int]], int]:

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from lowcomm.types import Delta, PayloadError
 
+LOOKED_AT = 1 << 18
+"""Elements checked at a time."""
+
 
 def flatten(delta: Delta) -> Tensor:
     """fp32 [numel]: a view where the tensors follow each other in memory (as in a fragment), else a copy."""
@@ -40,6 +43,15 @@ def count(like: Delta) -> int:
 def device_of(like: Delta) -> torch.device:
     """The device that the tensors are on."""
     return next((d.device for d in like.values()), torch.device("cpu"))
+
+
+def first_non_finite(flat: Tensor) -> int | None:
+    """Index of the first element of fp32 [n] that is NaN or infinite; a part at a time, so that it needs no copy."""
+    for start in range(0, flat.numel(), LOOKED_AT):
+        finite = flat[start : start + LOOKED_AT].isfinite()
+        if not bool(finite.all()):
+            return start + int(finite.to(torch.uint8).argmin())
+    return None
 
 
 def name_of(delta: Delta, index: int) -> str:

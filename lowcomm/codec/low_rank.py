@@ -10,6 +10,8 @@ from lowcomm.types import PayloadError
 
 LEAST = 2.0**-100
 """A matrix of smaller entries counts as zero, so that subnormal arithmetic never decides a bit."""
+CACHED = 1 << 17
+"""Elements of a product that are summed at a time: result and scratch stay in the L2 cache."""
 
 
 def power_step(matrix: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -17,7 +19,7 @@ def power_step(matrix: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     matrix: fp32 [m, n]; q: fp32 [n, r], the Q of the last round. Raises PayloadError if a product overflows.
     """
-    if float(matrix.abs().amax()) < LEAST:
+    if max(-float(matrix.amin()), float(matrix.amax())) < LEAST:
         zeros = matrix.new_zeros
         return zeros(len(matrix), q.shape[1]), zeros(q.shape), zeros(q.shape[1])
     with one_thread():
@@ -56,8 +58,9 @@ def effective_rank(strength: Tensor, energy: float) -> int:
 
 def product(p: Tensor, q: Tensor, out: Tensor) -> None:
     """out = P Q^T, fp32 [m, n], column after column, product and sum rounded apart: the same bits everywhere."""
-    out.zero_()
-    scratch = torch.empty_like(out)
-    for j in range(p.shape[1]):
-        torch.mul(p[:, j : j + 1], q[:, j], out=scratch)
-        out.add_(scratch)
+    rows = max(1, CACHED // max(1, out.shape[1]))
+    scratch = torch.empty(rows, out.shape[1], device=out.device)
+    for start in range(0, out.shape[0], rows):
+        part = out[start : start + rows].zero_()
+        for j in range(p.shape[1]):
+            part.add_(torch.mul(p[start : start + rows, j : j + 1], q[:, j], out=scratch[: part.shape[0]]))

@@ -35,7 +35,7 @@ from lowcomm.codec import wire
 from lowcomm.codec.base import Codec, State
 from lowcomm.codec.bf16 import BF16
 from lowcomm.codec.dense import Dense
-from lowcomm.codec.flat import count, device_of, flatten, non_finite, unflatten
+from lowcomm.codec.flat import count, device_of, first_non_finite, flatten, non_finite, unflatten
 from lowcomm.codec.int4 import Int4
 from lowcomm.codec.int8 import Int8
 from lowcomm.codec.low_rank import effective_rank, power_step, product
@@ -124,7 +124,7 @@ class PowerSGD(Codec):
             else:
                 part.view(-1).copy_(vector[: part.numel()])
                 vector = vector[part.numel() :]
-        if not bool(flat.isfinite().all()):
+        if first_non_finite(flat) is not None:
             raise PayloadError("the payload's factors are NaN, infinite or overflow fp32")
         return unflatten(flat, like)
 

@@ -13,16 +13,17 @@ from typing import ClassVar, Literal
 import torch
 from lowcomm_kernels.errors import NonFiniteError
 from lowcomm_kernels.topk import Chunks, Coded, decode_values, encode_values
-from lowcomm_kernels.topk.reference import flat_places
 from torch import Tensor
 
 from lowcomm.codec import wire
 from lowcomm.codec.base import Codec, State
-from lowcomm.codec.flat import count, device_of, flatten, non_finite, unflatten
+from lowcomm.codec.flat import count, device_of, first_non_finite, flatten, non_finite, unflatten
 from lowcomm.types import Delta, Payload, PayloadError, Round, require
 
 VALUE_CHUNK = 4096
 """Values under one scale, where their number varies."""
+ADDED = 1 << 18
+"""Entries added at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,9 @@ class Sparse(Codec):
             return
         places, values = self._read(payload, total, round)
         flat = flatten(total)
-        flat[places] = flat[places] + values * weight  # a place comes once, so no order matters
+        for start in range(0, places.numel(), ADDED):  # a place comes once, so no order matters
+            here = places[start : start + ADDED]
+            flat[here] += values[start : start + ADDED] * weight
         for name, value in unflatten(flat, total).items():
             if value.data_ptr() != total[name].data_ptr():  # `flatten` had to copy
                 total[name].copy_(value)
@@ -144,14 +147,20 @@ def seed_of(payload: Payload) -> int:
 
 def check_finite(flat: Tensor) -> None:
     """Raise NonFiniteError at the first element that is NaN or infinite."""
-    finite = flat.isfinite()
-    if not bool(finite.all()):
-        raise NonFiniteError(int(finite.to(torch.uint8).argmin()))
+    index = first_non_finite(flat)
+    if index is not None:
+        raise NonFiniteError(index)
 
 
 def places_of(indices: Tensor, chunks: Chunks) -> Tensor:
     """int64 [kept]: places in the whole vector of indices (uint16) within their chunks."""
-    return flat_places(indices, chunks)
+    places, at = torch.empty(chunks.kept, dtype=torch.int64, device=indices.device), 0
+    for first, number, _, k in chunks.parts():
+        rows = places[at : at + number * k].view(number, k)
+        rows.copy_(indices[at : at + number * k].view(number, k))
+        rows.add_(torch.arange(first, first + number, device=indices.device).mul_(chunks.chunk)[:, None])
+        at += number * k
+    return places
 
 
 def check_chunk(chunk: int, k: int) -> None:
