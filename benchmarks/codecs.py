@@ -4,7 +4,7 @@
 
 Every run is a `lowcomm simulate` process of a recipe in recipes/ on the nano preset with 4 islands; bytes are counted
 by its transport. Runs that are done are not repeated: an interrupted call goes on. Writes
-benchmarks/results/codecs.json, its table codecs.md and the plot codecs.html.
+benchmarks/results/codecs.json, its table codecs.md and the plot codecs.svg (which needs Chrome or Chromium).
 """
 
 from __future__ import annotations
@@ -23,13 +23,25 @@ COMPRESSED = (
     *("powersgd", "demo", "fedzip", "rqm"),
 )
 """Functions of recipes/compressed.py with H = 32."""
+TRADE: dict[str, tuple[str, ...]] = {
+    "sparseloco k=256": ("--sync.codec.codec.k", "256"),
+    "sparseloco k=1024": ("--sync.codec.codec.k", "1024"),
+    "sparseloco H=16": ("--sync.every", "16"),
+    "sparseloco beta=0.8": ("--sync.codec.beta", "0.8"),
+}
+"""What SparseLoCo's loss can be traded for: density, rounds, memory of the error."""
 EVERY_STEP = ("distributed_lion",)
 """Those that sync after every step."""
 
 
+FIRST = (DDP, DILOCO, "int4", "sparseloco", "sparseloco k=256")
+"""Run for all seeds before the others, for one seed after the other."""
+
+
 def cells(seeds: int, only: tuple[str, ...] | None) -> list[Cell]:
-    """Seed by seed, so that an interrupted call leaves whole columns. `only`: names of codecs; None: all."""
+    """In an order in which an interrupted call leaves whole columns. `only`: names of codecs; None: all."""
     found = [cell for seed in range(seeds) for cell in _one_seed(seed)]
+    found.sort(key=lambda cell: cell.columns["codec"] not in FIRST)
     return [cell for cell in found if only is None or cell.columns["codec"] in (DDP, DILOCO, *only)]
 
 
@@ -46,6 +58,9 @@ def _one_seed(seed: int) -> list[Cell]:
     ]
     for codec in COMPRESSED:
         found.append(_cell(codec, seed, EVERY, (f"recipes/compressed.py:{codec}", *shared, *every)))
+    for name, changes in TRADE.items():
+        period = 16 if "H=16" in name else EVERY
+        found.append(_cell(name, seed, period, ("recipes/compressed.py:sparseloco", *shared, *every, *changes)))
     for codec in EVERY_STEP:
         found.append(_cell(codec, seed, 1, (f"recipes/compressed.py:{codec}", *shared)))
     return found
@@ -53,7 +68,7 @@ def _one_seed(seed: int) -> list[Cell]:
 
 def _cell(codec: str, seed: int, every: int | None, arguments: tuple[str, ...]) -> Cell:
     columns: dict[str, Any] = {"codec": codec, "H": every, "seed": seed}
-    return Cell(name=f"{codec.replace(' ', '-')}-seed{seed}", arguments=arguments, columns=columns)
+    return Cell(name=f"{codec.replace(' ', '-').replace('=', '')}-seed{seed}", arguments=arguments, columns=columns)
 
 
 def with_cost(row: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +87,7 @@ def main() -> None:
     parser.add_argument("--table-only", action="store_true", help="run nothing: write the result of what is done")
     options = parser.parse_args()
     only = None if options.only is None else tuple(options.only.split(","))
-    known = {*COMPRESSED, *EVERY_STEP}
+    known = {*COMPRESSED, *EVERY_STEP, *TRADE}
     if only is not None and not set(only) <= known:
         parser.error(f"--only: {sorted(set(only) - known)} are none of {sorted(known)}")
     wanted = cells(options.seeds, only)

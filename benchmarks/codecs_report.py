@@ -98,12 +98,13 @@ def write_codecs_table(path: Path) -> Path:
 
 
 def write_codecs_plot(path: Path) -> Path:
-    """RESULTS/codecs.html: validation bits per byte against all bytes that an island sent, range over seeds as bars."""
+    """RESULTS/codecs.svg: validation bits per byte against all bytes that an island sent, range over seeds as bars."""
     import plotly.graph_objects as go
 
     result = json.loads(path.read_text(encoding="utf-8"))
     figure = go.Figure()
-    for line in lines_of(result["rows"]):
+    lines = sorted(lines_of(result["rows"]), key=lambda line: line.sent_bytes)
+    for number, line in enumerate(lines):
         figure.add_trace(
             go.Scatter(
                 x=[line.sent_bytes / 1e6],
@@ -116,7 +117,7 @@ def write_codecs_plot(path: Path) -> Path:
                 },
                 mode="markers+text",
                 text=[line.codec],
-                textposition="top center",
+                textposition=("top center", "bottom center")[number % 2],
                 name=line.codec,
             )
         )
@@ -126,9 +127,11 @@ def write_codecs_plot(path: Path) -> Path:
         yaxis={"title": "validation, bits per byte"},
         showlegend=False,
         template="simple_white",
+        width=1100,
+        height=700,
     )
-    target = path.with_suffix(".html")
-    figure.write_html(target, include_plotlyjs="cdn")
+    target = path.with_suffix(".svg")
+    figure.write_image(target)
     return target
 
 

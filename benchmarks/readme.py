@@ -11,6 +11,7 @@ import re
 import sys
 from typing import Any
 
+from benchmarks.codecs_report import codecs_table
 from benchmarks.common import RESULTS, ROOT
 from benchmarks.tables import quality_table
 
@@ -28,7 +29,8 @@ def _load(name: str) -> dict[str, Any]:
 
 
 def _table(match: re.Match[str]) -> str:
-    return f"{match[1]}{quality_table(_load(match[2]))}{match[3]}"
+    table = codecs_table if match[2] == "codecs" else quality_table
+    return f"{match[1]}{table(_load(match[2]))}{match[3]}"
 
 
 def _value(match: re.Match[str]) -> str:
