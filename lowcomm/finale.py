@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from lowcomm.assembly import Run
 from lowcomm.digest import sha256_weights
 from lowcomm.model import token_losses
+from lowcomm.privacy_spent import privacy_spent
 from lowcomm.run_dir import write_json
 from lowcomm.types import CheckpointError
 
@@ -110,5 +111,6 @@ def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation |
             "sync_s": sync_s,
             "utilisation": 1 - blocked_s / wall if wall > 0 else None,
             "weights_sha256": sha256_weights(sync.weights()),
+            "privacy": privacy_spent(sync.codec, sum(f.numel for f in sync.fragments), sync.round),
         },
     )

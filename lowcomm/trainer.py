@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from lowcomm.assembly import Run, World, assemble, preflight
 from lowcomm.config import RunConfig
 from lowcomm.finale import Evaluation, evaluate, export, write_summary
+from lowcomm.privacy_spent import privacy_spent
 from lowcomm.resume import load_newest, save_now, start_files
 from lowcomm.sync import SyncReport
 from lowcomm.types import CheckpointError, LowcommError, SyncError
@@ -200,6 +201,10 @@ class Loop:
             note = f"island {island} was left out of round {report.round.index}: {why}"
             run.progress.note(f"warning: {note}")
             self.write(None, "note", {"note": note})
+        spent = privacy_spent(run.sync.codec, sum(f.numel for f in run.sync.fragments), run.sync.round)
+        if spent is not None:
+            values = f"{spent['epsilon_per_round']:.4g} this round, {spent['epsilon_total']:.4g} in all"
+            self.write(None, "note", {"note": f"privacy: epsilon {values}, at delta {spent['delta']:g}"})
         run.progress.synced(seconds_s=report.seconds_s, sent_bytes=run.sync.transport.sent_bytes[0])
 
     def log(self) -> None:

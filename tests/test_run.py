@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import resource
 import subprocess
 from pathlib import Path
@@ -16,9 +17,11 @@ import torch
 import lowcomm.trainer
 from lowcomm import checkpoint
 from lowcomm.cli import main
-from lowcomm.config import CheckpointConfig, EvalConfig, to_dict
+from lowcomm.codec import ErrorFeedback, Rqm
+from lowcomm.config import CheckpointConfig, EvalConfig, SyncConfig, to_dict
 from lowcomm.data import build_data
 from lowcomm.island import InnerConfig, PlainIsland
+from lowcomm.privacy import RqmAccountant
 from lowcomm.report.metrics import KEYS
 from lowcomm.trainer import DivergedError, train
 from lowcomm.types import CheckpointError, SyncError
@@ -27,6 +30,7 @@ from tests import runs
 SUMMARY_KEYS = {
     *("status", "name", "parameters", "parameters_trainable", "val_loss", "val_bpb", "tokens", "steps", "rounds"),
     *("islands", "bytes_sent", "bytes_received", "wall_s", "blocked_s", "sync_s", "utilisation", "weights_sha256"),
+    "privacy",
 }
 
 
@@ -317,3 +321,19 @@ def test_config_is_stored_whole(finished: Path, corpus: Path) -> None:
     assert stored == to_dict(config)
     with pytest.raises(Exception, match="can't be stored"):
         to_dict({"x": object()})
+
+
+def test_a_private_codec_reports_what_it_gives_away(tmp_path: Path, corpus: Path) -> None:
+    """Epsilon of each round and of all so far in the log, the whole in the summary; other codecs promise nothing."""
+    codec = ErrorFeedback(codec=Rqm(clip=0.01, margin=4.0, keep=0.2))
+    assert train(runs.small(corpus, tmp_path / "rqm", sync=SyncConfig(every=4, codec=codec))) == 0
+    summary = runs.summary(tmp_path / "rqm")
+    accountant = RqmAccountant(clip=0.01, margin=4.0, levels=16, keep=0.2, elements=summary["parameters"])
+    assert summary["privacy"] == accountant.report(3, 1e-5)
+    notes = [m["note"] for m in runs.metrics(tmp_path / "rqm") if m["note"]]
+    totals = [accountant.epsilon(k, 1e-5) for k in (1, 2, 3)]
+    assert [float(re.search(r"round, ([\d.e+]+) in all", n)[1]) for n in notes] == pytest.approx(totals, rel=1e-3)  # type: ignore[index]
+
+
+def test_other_codecs_promise_no_privacy(finished: Path) -> None:
+    assert runs.summary(finished)["privacy"] is None
