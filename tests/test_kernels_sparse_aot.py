@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -22,11 +21,8 @@ from aot_sparse import TARGETS, compile_entry, entries
 for entry in entries():
     main = entry.name in ("delta_topk_2", "dct_topk")
     for target in TARGETS if main else TARGETS[1::2]:
-        print(json.dumps(compile_entry(entry, target) | {"cap": entry.registers_cap, "wide": entry.wide}))
+        print(json.dumps(compile_entry(entry, target) | {"wide": entry.wide}))
 """
-
-WORSE_IN_3_7 = {("dct_topk", "sm_100")}
-"""Triton 3.7.1, which CUDA builds of torch 2.13.0 ask for, spills 16 bytes here; 3.9 does not."""
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +42,15 @@ def test_every_kernel_compiles_for_every_maker(rows: list[dict]) -> None:
 
 
 def test_no_spills_and_registers_under_the_cap(rows: list[dict]) -> None:
-    failing = {(row["kernel"], row["target"]) for row in rows if row["spill_bytes"] or row["registers"] > row["cap"]}
-    assert failing <= (WORSE_IN_3_7 if metadata.version("triton").startswith("3.7.") else set())
+    assert not [row for row in rows if row["spill_bytes"] or row["registers"] > row["registers_cap"]]
 
 
 def test_dense_tensors_move_16_bytes_at_a_time(rows: list[dict]) -> None:
     least = {"topk": 4, "delta_topk_2": 16, "delta_topk_8": 16, "delta_topk_16": 16, "sparse_decode_2": 4}
     for row in rows:
-        if row["kernel"] in least and row["target"] != "gfx942":
+        if row["kernel"] in least:
             # Kept entries add at most 7 % to the least traffic; scalar accesses would show as missing bytes.
             assert least[row["kernel"]] <= row["global_bytes_per_element"] < 1.07 * least[row["kernel"]], row
-        if row["wide"] and row["target"] != "gfx942":
-            assert row["wide_accesses"] >= 4, row
+        if row["wide"]:
+            # A wave of 64 lanes needs half as many.
+            assert row["wide_accesses"] >= (2 if row["target"] == "gfx942" else 4), row

@@ -2,9 +2,9 @@
 
     python kernels/bench/aot_sparse.py          prints one JSON row for each kernel and target
 
-Chunk 4096, k 64. `global_bytes_per_element` is read off the PTX for 16-byte accesses (all lanes do them); narrower ones
-are predicated on the kept entries, so those bytes come from the format (`kept_bytes` of an entry). The DCT's figure
-holds the 4 bytes per element of its 16 KiB matrix, which stays in the L1 cache.
+Chunk 4096, k 64. `global_bytes_per_element` is read off the PTX (gfx942: the assembly) for 16-byte accesses, which all
+lanes do; narrower ones are predicated on the kept entries, so those bytes come from the format (`kept_bytes` of an
+entry). The DCT's figure holds the 4 bytes per element of its 16 KiB matrix, which stays in the L1 cache.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 TARGETS = (("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32), ("hip", "gfx942", 64))
 _WIDE = re.compile(r"(?:ld|st)\.global(?:\.\w+)*\.(?:v4\.b32|v4\.f32|v2\.b64|v4\.b64|v2\.u64)\b")
+_HIP = re.compile(r"\b(?:global|buffer)_(?:load|store)_dwordx([24])\b")
+"""4: 16 bytes. 2: the 8-bit codes of a lane of a wave of 64, which holds half as many elements as one of 32."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,12 @@ def _dct_entries() -> list[Entry]:
     return [
         Entry("dct", dct._dct_kernel, forward, {"TWO": True}, 8, 4096, 4, True, 96),
         Entry("idct", dct._idct_kernel, backward, {"TWO": True}, 8, 4096, 0, True, 96),
-        Entry("dct_topk", dct._dct_topk_kernel, fused, {}, 8, 4096, 64 * 6 + 4, True, 240),
+        Entry("dct_topk", dct._dct_topk_kernel, fused, {}, 16, 4096, 64 * 6 + 4, True, 112),
     ]
 
 
 def compile_entry(entry: Entry, target: tuple[str, int | str, int]) -> dict[str, object]:
-    """The row of one kernel for one target, and the count of 16-byte accesses (`wide_accesses`; None for HIP).
+    """The row of one kernel for one target, and the count of 16-byte accesses (`wide_accesses`).
 
     Raises:
         whatever the compiler raises for a kernel that does not compile.
@@ -146,14 +148,16 @@ def compile_entry(entry: Entry, target: tuple[str, int | str, int]) -> dict[str,
     if target[0] == "hip":
         text = binary.asm["amdgcn"]
         registers, spilled = (int(_first(rf"\.{name}:\s*(\d+)", text)) for name in ("vgpr_count", "vgpr_spill_count"))
-        spill, wide, moved = 4 * spilled, None, None
+        spill, widths = 4 * spilled, _HIP.findall(text)
+        wide, lane_bytes = widths.count("4"), 4 * sum(map(int, widths))
     else:
         registers, spill = _cubin_resources(binary.asm["cubin"])
         wide = len(_WIDE.findall(binary.asm["ptx"]))
-        moved = (wide * 16 * 32 * entry.warps if entry.wide else 0) + entry.kept_bytes
+        lane_bytes = 16 * wide
+    moved = (lane_bytes * target[2] * entry.warps if entry.wide else 0) + entry.kept_bytes
     row |= {"registers": registers, "spill_bytes": spill, "shared_bytes": binary.metadata.shared}
-    per_element = None if moved is None else round(moved / entry.elements, 3)
-    return row | {"global_bytes_per_element": per_element, "wide_accesses": wide}
+    row |= {"global_bytes_per_element": round(moved / entry.elements, 3), "wide_accesses": wide}
+    return row | {"registers_cap": entry.registers_cap, "warps": entry.warps, "triton": triton.__version__}
 
 
 def _cubin_resources(cubin: bytes) -> tuple[int, int]:

@@ -2,14 +2,11 @@
 
     python kernels/bench/dense.py [--elements 67108864] [--threads 2] [--repeats 7] [--device cpu]
 
-Prints one JSON row for each op and path: {op, path, gb_per_s, share_of_copy}, counted as in `sparse.py`: the least
-traffic of the op against what a copy reads and writes. Eager torch runs on at most 8M elements.
+Prints one JSON row for each op and path, as `timing.py` says. Eager torch runs on at most 8M elements.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,16 +22,13 @@ from lowcomm_kernels.quantise import delta_quantise, quantise
 from lowcomm_kernels.reduce_quantised import reduce_quantised, reduce_to_float
 from lowcomm_kernels.sign import delta_sign, sign_accumulate, sign_pack
 from lowcomm_kernels.vote import vote, vote_apply
-from sparse import EAGER_ELEMENTS, Op, measure
-
-PEERS = 4
-_SCALE = 2 / 256
+from timing import PEERS, SCALE_BYTES, Op, Rows, both_paths, main
 
 
 def _code_operations(x: torch.Tensor, new: torch.Tensor, error: torch.Tensor, path: KernelPath) -> Iterator[Op]:
     n = x.numel()
     for bits in (8, 4, 2):
-        wire = n * (bits / 8 + _SCALE)
+        wire = n * (bits / 8 + SCALE_BYTES)
         name = f"int{bits}" if bits > 2 else "2-bit"
         q = quantise(x, bits=bits, path=path)
         yield Op(f"quantise {name}", lambda b=bits, q=q: quantise(x, bits=b, path=path, out=q), 4 * n + wire)
@@ -61,7 +55,7 @@ def _reduce_operations(x: torch.Tensor, error: torch.Tensor, path: KernelPath) -
     weights = torch.full((PEERS,), 1 / PEERS, device=x.device)
     q = quantise(x, bits=8, path=path)
     codes, scales = torch.stack([q.codes] * PEERS), torch.stack([q.scales] * PEERS)
-    wire = n * (1 + _SCALE)
+    wire = n * (1 + SCALE_BYTES)
     yield Op(
         f"reduce {PEERS} peers int8 -> int8",
         lambda: reduce_quantised(codes, scales, weights, n, bits=8, path=path, out=q),
@@ -77,7 +71,7 @@ def _reduce_operations(x: torch.Tensor, error: torch.Tensor, path: KernelPath) -
 def _other_operations(x: torch.Tensor, new: torch.Tensor, error: torch.Tensor, path: KernelPath) -> Iterator[Op]:
     n = x.numel()
     s = sign_pack(x, path=path)
-    wire = n * (1 / 8 + _SCALE)
+    wire = n * (1 / 8 + SCALE_BYTES)
     yield Op("sign pack", lambda: sign_pack(x, path=path, out=s), 4 * n + wire)
     yield Op(
         "delta + error feedback + sign", lambda: delta_sign(x, new, error, beta=0.9, path=path, out=s), 16 * n + wire
@@ -87,8 +81,8 @@ def _other_operations(x: torch.Tensor, new: torch.Tensor, error: torch.Tensor, p
     yield Op(f"vote, {PEERS} peers", lambda: vote(words, path=path, out=s.words), (PEERS + 1) * n / 8)
     yield Op(f"vote + apply, {PEERS} peers", lambda: vote_apply(words, error, 1e-3, path=path), PEERS * n / 8 + 8 * n)
     f = encode_fp8(x, path=path)
-    yield Op("encode fp8", lambda: encode_fp8(x, path=path, out=f), n * (5 + _SCALE))
-    yield Op("decode fp8", lambda: decode_fp8(f, path=path, out=error), n * (5 + _SCALE))
+    yield Op("encode fp8", lambda: encode_fp8(x, path=path, out=f), n * (5 + SCALE_BYTES))
+    yield Op("decode fp8", lambda: decode_fp8(f, path=path, out=error), n * (5 + SCALE_BYTES))
     half = encode_bf16(x, path=path)
     yield Op("encode bf16", lambda: encode_bf16(x, path=path, out=half), 6 * n)
     yield Op("decode bf16", lambda: decode_bf16(half, path=path, out=error), 6 * n)
@@ -97,40 +91,16 @@ def _other_operations(x: torch.Tensor, new: torch.Tensor, error: torch.Tensor, p
 def operations(x: torch.Tensor, path: KernelPath) -> Iterator[Op]:
     """The ops on `x` (fp32 [N]) with preallocated outputs, block 256."""
     new, error = torch.randn_like(x) * 0.1, torch.zeros_like(x)
+    yield Op("copy", lambda: error.copy_(x), 8 * x.numel())
     yield from _code_operations(x, new, error, path)
     yield from _reduce_operations(x, error, path)
     yield from _other_operations(x, new, error, path)
 
 
-def rows(elements: int, device: torch.device, repeats: int) -> Iterator[dict[str, object]]:
-    """The rows, one after the other; the numba or Triton path at full size, eager torch on at most 8M elements."""
-    fast: KernelPath = "numba" if device.type == "cpu" else "triton"
-    paths: tuple[KernelPath, ...] = (fast, "reference")
-    for path in paths:
-        n = elements if path == fast else min(elements, EAGER_ELEMENTS)
-        x = torch.randn(n, device=device)
-        source, target = torch.randn(n, device=device), torch.empty(n, device=device)
-        label = "eager" if path == "reference" else path
-        for op in operations(x, path):
-            speed, share = measure(op, source, target, repeats if path == fast else min(repeats, 3))
-            yield {"op": op.name, "path": label, "gb_per_s": round(speed, 2), "share_of_copy": round(share, 4)}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--elements", type=int, default=64 << 20, help="fp32 elements of the dense tensors")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--repeats", type=int, default=7, help="timed pairs of copy and op; the median counts")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    arguments = parser.parse_args()
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        print("no GPU here: nothing measured, nothing written", file=sys.stderr)
-        raise SystemExit(2)
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    for row in rows(arguments.elements, torch.device(arguments.device), arguments.repeats):
-        print(json.dumps(row), flush=True)
+def rows(elements: int, device: torch.device, repeats: int) -> Rows:
+    """One after the other."""
+    return both_paths(elements, device, repeats, operations)
 
 
 if __name__ == "__main__":
-    main()
+    main("Speed of the dense kernels as a share of copy.", rows)

@@ -2,23 +2,17 @@
 
     python kernels/bench/sparse.py [--elements 67108864] [--threads 2] [--repeats 7] [--device cpu]
 
-Prints one JSON row for each op and path: {op, path, gb_per_s, share_of_copy}. `gb_per_s` counts the least traffic of
-the op (bytes that the specification reads and writes); a copy counts what it reads and what it writes. Eager torch runs
-on at most 8M elements, beside a copy of that size.
+Prints one JSON row for each op and path, as `timing.py` says. Eager torch runs on at most 8M elements.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
 from lowcomm_kernels.dct import dct, dct_topk, idct
@@ -27,44 +21,7 @@ from lowcomm_kernels.elias_fano import decode_indices, encode_indices, packed_by
 from lowcomm_kernels.randomk import random_indices
 from lowcomm_kernels.sparse_decode import sparse_decode
 from lowcomm_kernels.topk import Chunks, decode_values, delta_topk, encode_values, threshold, topk
-
-EAGER_ELEMENTS = 8 << 20
-PEERS = 4
-
-
-@dataclass(frozen=True)
-class Op:
-    name: str
-    call: Callable[[], object]
-    traffic_bytes: float
-    """What the specification reads and writes, once."""
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    call()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def measure(op: Op, source: torch.Tensor, target: torch.Tensor, repeats: int) -> tuple[float, float]:
-    """GB/s of the op's least traffic, and the median over repeats of its share of the copy made just before it."""
-    op.call()  # compiles, and touches the pages of outputs
-    target.copy_(source)
-    speeds, shares = [], []
-    copied_bytes = 2 * source.numel() * source.element_size()
-    for _ in range(repeats):
-        copy = copied_bytes / _seconds(lambda: target.copy_(source), source.device)
-        speed = op.traffic_bytes / _seconds(op.call, source.device)
-        speeds.append(speed / 1e9)
-        shares.append(speed / copy)
-    return statistics.median(speeds), statistics.median(shares)
+from timing import PEERS, Op, Rows, both_paths, main
 
 
 def operations(x: torch.Tensor, path: KernelPath) -> Iterator[Op]:
@@ -122,35 +79,10 @@ def _dct_operations(x: torch.Tensor, out: torch.Tensor, path: KernelPath) -> Ite
     yield Op("DCT 64x64 + topk", lambda: dct_topk(matrix, path=path, out=kept), 4 * side * side * (1 + 6 / 256))
 
 
-def rows(elements: int, device: torch.device, repeats: int) -> Iterator[dict[str, object]]:
-    """The rows, one after the other; the numba or Triton path at full size, eager torch on at most 8M elements."""
-    fast: KernelPath = "numba" if device.type == "cpu" else "triton"
-    paths: tuple[KernelPath, ...] = (fast, "reference")
-    for path in paths:
-        label = "eager" if path == "reference" else path
-        n = elements if path == fast else min(elements, EAGER_ELEMENTS)
-        x = torch.randn(n, device=device)
-        source, target = torch.randn(n, device=device), torch.empty(n, device=device)
-        for op in operations(x, path):
-            speed, share = measure(op, source, target, repeats if path == fast else min(repeats, 3))
-            yield {"op": op.name, "path": label, "gb_per_s": round(speed, 2), "share_of_copy": round(share, 4)}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--elements", type=int, default=64 << 20, help="fp32 elements of the dense tensors")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--repeats", type=int, default=7, help="timed pairs of copy and op; the median counts")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    arguments = parser.parse_args()
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        print("no GPU here: nothing measured, nothing written", file=sys.stderr)
-        raise SystemExit(2)
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    for row in rows(arguments.elements, torch.device(arguments.device), arguments.repeats):
-        print(json.dumps(row), flush=True)
+def rows(elements: int, device: torch.device, repeats: int) -> Rows:
+    """One after the other."""
+    return both_paths(elements, device, repeats, operations)
 
 
 if __name__ == "__main__":
-    main()
+    main("Speed of the sparse and transform kernels as a share of copy.", rows)
