@@ -16,7 +16,7 @@ CHUNK, KEEP = 4096, 64
 
 
 def _levels(blocks: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """fp32 [b, 256] -> codes int32 [b, 256], scale bits int16 [b], what the codes decode to, fp32 [b, 256]."""
+    """fp32 [b, 256] -> codes fp32 [b, 256], scale bits int16 [b], what the codes decode to, fp32 [b, 256]."""
     if bits == 2:
         found = to_int16(bf16_up(blocks.abs().mean(dim=1) * TWO_BIT_STEP, 0x7EAA))
     else:
@@ -25,16 +25,16 @@ def _levels(blocks: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     t = blocks * inverse(scale)[:, None]
     if bits == 2:
         code = torch.round(t * 0.5 + 1.5).clamp(0, 3)
-        return code.to(torch.int32), found, (2 * code - 3) * scale[:, None]
+        return code, found, (2 * code - 3) * scale[:, None]
     code = torch.round(t).clamp(-LEVELS[bits], LEVELS[bits])
-    return code.to(torch.int32), found, code * scale[:, None]
+    return code, found, code * scale[:, None]
 
 
 def _packed(code: Tensor, bits: int) -> Tensor:
-    """int32 -> uint8 [n * bits / 8]."""
+    """fp32 codes -> uint8 [n * bits / 8]."""
     if bits == 8:
         return code.to(torch.int8).view(torch.uint8).view(-1)
-    parts = (code & ((1 << bits) - 1)).view(-1, 8 // bits)
+    parts = (code.to(torch.int32) & ((1 << bits) - 1)).view(-1, 8 // bits)
     byte = parts[:, 0]
     for i in range(1, 8 // bits):
         byte = byte | parts[:, i] << (bits * i)
@@ -87,7 +87,7 @@ def reduce_to_float(codes: Tensor, scales: Tensor, weight: float, out: Tensor, b
 
 def sign_pack(x: Tensor, words: Tensor, scales: Tensor) -> None:
     scales.copy_(to_int16(bf16_nearest(x.view(-1, BLOCK).abs().mean(dim=1))))
-    words.copy_(_packed((x >= 0).to(torch.int32), 1))
+    words.copy_(_packed((x >= 0).to(torch.float32), 1))
 
 
 def sign_accumulate(words: Tensor, scales: Tensor, acc: Tensor, weight: float) -> None:
