@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -15,6 +17,7 @@ from lowcomm.digest import sha256_weights
 from lowcomm.model import token_losses
 from lowcomm.privacy_spent import privacy_spent
 from lowcomm.run_dir import write_json
+from lowcomm.sync import LocalSGD
 from lowcomm.types import CheckpointError
 
 if TYPE_CHECKING:
@@ -27,6 +30,24 @@ class Evaluation:
 
     loss: float
     bits_per_byte: float
+
+
+@contextmanager
+def holding_global_weights(sync: LocalSGD) -> Iterator[None]:
+    """Within, the first model holds the global weights: fragments come at different steps and may have trained on."""
+    sync.wait()
+    own = [p for f in sync.fragments for p in sync.replicas[0].tensors(f)]
+    merged = [view for f in sync.fragments for view in f.outer_params]
+    kept = [p.detach().clone() for p in own]
+    with torch.no_grad():
+        for p, view in zip(own, merged, strict=True):
+            p.copy_(view)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, old in zip(own, kept, strict=True):
+                p.copy_(old)
 
 
 @torch.no_grad()

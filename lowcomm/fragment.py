@@ -69,12 +69,49 @@ class Fragment:
         return hashed.value()
 
     @torch.no_grad()
+    def starts(self, deltas: Sequence[Tensor]) -> list[Tensor]:
+        """Local weights from which these pseudo-gradients were computed, in their place (to a rounding error)."""
+        return [torch.sub(self.weights, d, out=d) for d in deltas]
+
+    @torch.no_grad()
+    def merge(
+        self,
+        replicas: Sequence[Sequence[Tensor]],
+        starts: Sequence[Tensor] | None,
+        alpha: float | None,
+        mixed: Sequence[bool],
+    ) -> bytes:
+        """Each replica's tensors, which trained on while these global weights were made, come closer to them.
+
+        alpha: `alpha local + (1 - alpha) global`; None: `global + (local - start)`, `starts` flat, one per replica.
+        mixed: whether each replica does; the others (left out, or without a step since) take the global weights as
+        they are. Returns the digest of the global weights.
+        """
+        for i, copies in enumerate(replicas):
+            origins = self._weight_views if starts is None else list(self.views(starts[i]).values())
+            for view, origin, p in zip(self._weight_views, origins, copies, strict=True):
+                if not mixed[i]:
+                    p.copy_(view)
+                elif alpha is None:
+                    p.copy_(p.to(self.device, torch.float32).sub(origin).add_(view))
+                else:
+                    p.copy_(p.to(self.device, torch.float32).mul(alpha).add_(view, alpha=1 - alpha))
+        return self.digest()
+
+    def digest(self) -> bytes:
+        """Digest of the global weights."""
+        hashed = Digest()
+        for view in self._weight_views:
+            hashed.update(view)
+        return hashed.value()
+
+    @torch.no_grad()
     def compute_delta(self, params: Sequence[Tensor], island: int) -> tuple[Tensor, float]:
         """`global - local` in fp32 for local island `island`, and its L2 norm.
 
         Flat, of `size` elements, valid until the next call. The norm is inf or NaN if any element is, or is absurd.
         """
-        flat = self._scratch(island)
+        flat = self.scratch(island)
         norms: list[Tensor] = []
         for view, weight, p in zip(self.views(flat).values(), self._weight_views, params, strict=True):
             torch.sub(weight, p.detach().to(self.device), out=view)
@@ -84,7 +121,7 @@ class Fragment:
     @torch.no_grad()
     def flatten(self, tensors: Sequence[Tensor], island: int) -> Tensor:
         """Tensors of this fragment's shapes as one fp32 vector; valid until the next call for this local island."""
-        flat = self._scratch(island)
+        flat = self.scratch(island)
         for view, t in zip(self.views(flat).values(), tensors, strict=True):
             view.copy_(t)
         return flat
@@ -95,7 +132,8 @@ class Fragment:
         for view, t in zip(self._mean_views, tensors, strict=True):
             t.copy_(view)
 
-    def _scratch(self, island: int) -> Tensor:
+    def scratch(self, island: int) -> Tensor:
+        """Where the pseudo-gradient of this local island is kept: fp32, flat, of `size` elements."""
         while len(self.deltas) <= island:
             self.deltas.append(self._empty())
         return self.deltas[island]

@@ -61,6 +61,7 @@ def load_newest(run: Run) -> None:
         run.shards[i].load_state_dict(values["data"])
         run.base_time_s = max(run.base_time_s, values["time_s"])
         run.resumes = max(stops, values["resumes"]) + 1
+    run.sync.relaunch()
     known = checkpoint.names(root)
     skipped = known[known.index(name) + 1 :]
     note = f"resumed from checkpoint {name} at inner step {run.sync.step}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -18,29 +17,16 @@ from torch.optim import Optimizer
 from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.codec import Codec, Fp32
 from lowcomm.coverage import BufferRule
-from lowcomm.exchange import aggregate_into_mean, call_roll, check_fit
-from lowcomm.fragment import Fragment
+from lowcomm.exchange import Exchanged, aggregate_into_mean, call_roll, check_fit
+from lowcomm.flight import Flight, Worker
 from lowcomm.handshake import check_counts, prepare
+from lowcomm.landing import SyncReport, commit
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.replica import Replica
 from lowcomm.schedule import Action, EveryH, Schedule
-from lowcomm.transport import Transport, default_transport
+from lowcomm.transport import Simulated, Transport, default_transport
 from lowcomm.types import Round, SyncError, require
-from lowcomm.verify import check_still_covered, verify_equal
-
-
-@dataclass(frozen=True, kw_only=True)
-class SyncReport:
-    """What one sync did, for logs; lists have one entry per island, in island order."""
-
-    round: Round
-    seconds_s: float
-    """Whole sync."""
-    blocked_s: float
-    """Part of it in which the island could not train."""
-    delta_norms: list[float]
-    weights: list[float]
-    dropped: dict[int, str] = field(default_factory=dict)
+from lowcomm.verify import check_still_covered, verify_all, verify_equal
 
 
 class LocalSGD:
@@ -100,7 +86,11 @@ class LocalSGD:
         """Steps whose gradients were averaged (DDP)."""
         self._averaged_step: int | None = None
         self.must_rebase = False
-        self.fragments, self._buffers = prepare(self, buffers or {}, outer_device)
+        self.flights: dict[int, Flight] = {}
+        """Exchanges that have started and not landed, by fragment, in the order of starting."""
+        self._worker = Worker(beside=not isinstance(self.transport, Simulated))
+        self.unverified: dict[int, tuple[bytes, Round]] = {}
+        self.fragments, self.buffers = prepare(self, buffers or {}, outer_device)
         self.outers = [self.outer.build(f.outer_params) for f in self.fragments]
         self.codec_states = [[self.codec.init(f.views(f.weights)) for f in self.fragments] for _ in self.replicas]
         for index, replica in enumerate(self.replicas):
@@ -127,6 +117,7 @@ class LocalSGD:
         The step hook does it for a loop that does not, in steps where the schedule asks for it (DDP).
         """
         start = time.perf_counter()
+        self._worker.wait()
         check_still_covered(self.replicas)
         uniform = [1 / self.transport.islands] * self.transport.islands
         for fragment in self.fragments:
@@ -142,8 +133,11 @@ class LocalSGD:
 
     def finish(self) -> None:
         """Merge what has been trained since the last sync; the models then hold the global weights."""
+        self.land(tuple(self.flights))
         if self.must_rebase:
             self._rebase()
+        verify_all(self.transport, self.fragments, self.unverified)
+        self.unverified = {}
         rows = [torch.tensor([r.unsynced(i) for i in range(len(self.fragments))]) for r in self.replicas]
         trained = self.transport.gather(rows).amax(dim=0).tolist()  # an island may have had no work where others had
         due = tuple(i for i, tokens in enumerate(trained) if tokens > 0)
@@ -157,6 +151,8 @@ class LocalSGD:
         stays in `pending` as well, so that the next sync compares it.
         """
         start = time.perf_counter()
+        self.land([i for i in fragments if i in self.flights])
+        self._worker.wait()
         self.pending = tuple(fragments)
         check_still_covered(self.replicas)
         for index in self.pending:
@@ -164,45 +160,79 @@ class LocalSGD:
             self.pending = tuple(i for i in self.pending if i != index)
             start = time.perf_counter()
 
-    @torch.no_grad()
-    def _sync_fragment(self, index: int, start: float) -> None:
-        fragment = self.fragments[index]
-        current = dataclasses.replace(self._round_of(index), link_bytes_per_s=self.transport.link_bytes_per_s)
-        computed = [fragment.compute_delta(r.tensors(fragment), i) for i, r in enumerate(self.replicas)]
-        deltas, norms = [d for d, _ in computed], [n for _, n in computed]
-        tokens = [r.unsynced(index) for r in self.replicas]
-        roll = call_roll(self.transport, self.aggregator, current, tokens, norms, self.quorum)
-        states = [s[index] for s in self.codec_states]
-        done = aggregate_into_mean(
-            fragment, deltas, self.transport, self.codec, self.aggregator, states, roll, current, self.quorum
-        )
-        if self._buffers is not None:
-            self._average_buffers(self._buffers, done.roll.weights)
-        fragment.set_outer_grad()
-        self.outers[index].step()
-        digest = fragment.write([r.tensors(fragment) for r in self.replicas])
-        self.round += 1
-        for i, (replica, island) in enumerate(zip(self.replicas, self.transport.local, strict=True)):
-            replica.mark_synced(index)
-            if island in roll.dropped:
-                replica.inner.state.clear()  # moments of a diverged island are as bad as its weights
-            self.codec_states[i][index] = done.states[i]
-        verify_equal(self.transport, fragment, [digest] * len(self.replicas), current)
-        elapsed = time.perf_counter() - start
-        self.sync_s += elapsed
-        self.blocked_s += elapsed
-        report = SyncReport(
-            round=current,
-            seconds_s=elapsed,
-            blocked_s=elapsed,
-            delta_norms=roll.norms,
-            weights=done.roll.weights,
-            dropped=done.roll.dropped,
-        )
-        for listener in self.listeners:
-            listener(report)
+    def launch(self, fragments: Sequence[int]) -> None:
+        """Start to exchange these fragments beside training; `land` applies what comes of it."""
+        for index in fragments:
+            start = time.perf_counter()
+            check_still_covered(self.replicas)
+            flight = self._depart(index)
+            flight.to_verify, self.unverified = self.unverified, {}
+            self.flights[index] = flight
+            self._worker.start(flight, self._exchange)
+            flight.blocked_s = time.perf_counter() - start
 
-    def _average_buffers(self, buffers: Fragment, weights: Sequence[float]) -> None:
+    def relaunch(self) -> None:
+        """Start again what was on its way when a checkpoint was saved.
+
+        Islands of this process that stopped apart start it together, when the last one is there.
+        """
+        if any(r.steps != self.step for r in self.replicas):
+            self.flights.clear()
+        for flight in self.flights.values():
+            self._worker.start(flight, self._exchange)
+
+    def wait(self) -> None:
+        """Until no exchange runs beside training: before anybody else uses the transport."""
+        self._worker.wait()
+
+    def land(self, fragments: Sequence[int]) -> None:
+        """Apply exchanges that were launched, waiting for them if need be.
+
+        On SyncError nothing has changed and the fragment is in `pending`: the next step exchanges it anew.
+        """
+        for index in fragments:
+            start = time.perf_counter()
+            flight = self.flights.pop(index)
+            self.pending = (*self.pending, index)
+            commit(self, flight, start, delayed=True)
+            self.pending = tuple(i for i in self.pending if i != index)
+
+    def _sync_fragment(self, index: int, start: float) -> None:
+        flight = self._depart(index)
+        Worker(beside=False).start(flight, self._exchange)
+        commit(self, flight, start)
+
+    @torch.no_grad()
+    def _depart(self, index: int) -> Flight:
+        fragment, transport = self.fragments[index], self.transport
+        current = dataclasses.replace(self.round_of(index), link_bytes_per_s=transport.link_bytes_per_s)
+        computed = [fragment.compute_delta(r.tensors(fragment), i) for i, r in enumerate(self.replicas)]
+        return Flight(
+            fragment=index,
+            round=current,
+            deltas=[d for d, _ in computed],
+            norms=[n for _, n in computed],
+            tokens=[r.tokens for r in self.replicas],
+            unsynced=[r.unsynced(index) for r in self.replicas],
+            bytes_before=list(zip(transport.sent_bytes, transport.received_bytes, strict=True)),
+        )
+
+    def _exchange(self, flight: Flight) -> Exchanged:
+        """What may run beside training: it changes nothing but the fragment's scratch."""
+        fragment, transport = self.fragments[flight.fragment], self.transport
+        verify_all(transport, self.fragments, flight.to_verify)
+        roll = call_roll(transport, self.aggregator, flight.round, flight.unsynced, flight.norms, self.quorum)
+        flight.roll = roll
+        states = [s[flight.fragment] for s in self.codec_states]
+        return aggregate_into_mean(
+            fragment, flight.deltas, transport, self.codec, self.aggregator, states, roll, flight.round, self.quorum
+        )
+
+    def average_buffers(self, weights: Sequence[float]) -> None:
+        """Average the buffers that were named for it, with the islands' weights."""
+        buffers = self.buffers
+        if buffers is None:
+            return
         flats = [buffers.flatten(r.tensors(buffers), i) for i, r in enumerate(self.replicas)]
         self.transport.weighted_sum(flats, weights, buffers.mean)
         for replica in self.replicas:
@@ -221,24 +251,30 @@ class LocalSGD:
         if any(r.steps == self.step for r in self.replicas):
             return
         self.step += 1
-        due = (*self.pending, *self.schedule(self.step, self.every).sync)
+        action = self.schedule(self.step, self.every)
+        due = () if self.schedule.delay else action.sync
+        due = (*self.pending, *due)
+        self.land([i for i in action.land if i in self.flights])
         if due:
             self.sync(tuple(dict.fromkeys(due)))
+        if self.schedule.delay:
+            self.launch([i for i in action.sync if i not in due])
 
     @torch.no_grad()
     def _rebase(self) -> None:
         """After steps with averaged gradients the islands are equal: their weights are the global weights."""
-        if self._buffers is not None:
-            self._average_buffers(self._buffers, [1 / self.transport.islands] * self.transport.islands)
+        if self.buffers is not None:
+            self.average_buffers([1 / self.transport.islands] * self.transport.islands)
         for index, fragment in enumerate(self.fragments):
-            current = self._round_of(index)
+            current = self.round_of(index)
             digests = [fragment.read(r.tensors(fragment)) for r in self.replicas]
             verify_equal(self.transport, fragment, digests, current)
             for replica in self.replicas:
                 replica.mark_synced(index)
         self.must_rebase = False  # only now: one that failed is due again
 
-    def _round_of(self, fragment: int) -> Round:
+    def round_of(self, fragment: int) -> Round:
+        """The next round, for this fragment."""
         seed = (self.seed * 0x9E3779B97F4A7C15 + (self.round + 1) * 0xBF58476D1CE4E5B9) % 2**64
         return Round(index=self.round, step=self.step, fragments=(fragment,), seed=seed)
 

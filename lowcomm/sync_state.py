@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from lowcomm import optimizer_state
 from lowcomm.checkpoint import Part
+from lowcomm.flight import Flight
 from lowcomm.sync import LocalSGD
-from lowcomm.types import CheckpointError
+from lowcomm.types import CheckpointError, Round
 
 
 def global_part(sync: LocalSGD) -> Part:
@@ -45,7 +47,14 @@ def island_part(sync: LocalSGD, local: int) -> Part:
     tensors.update(inner)
     for i, state in enumerate(sync.codec_states[local]):
         tensors.update({f"codec.{i}.{key}": t for key, t in state.items()})
+    for i, flight in sync.flights.items():
+        tensors[f"flight.{i}"] = flight.deltas[local][: sync.fragments[i].numel]
+    # an exchange on its way is done again after a resume: its bytes are counted then
+    counted = [f.bytes_before[local] for f in sync.flights.values()]
+    sent, received = counted[0] if counted else (sync.transport.sent_bytes[local], sync.transport.received_bytes[local])
     return tensors, {
+        "flights": [_flight_values(f, local) for f in sync.flights.values()],
+        "unverified": _rounds(sync.unverified),
         "inner": meta,
         "step": sync.step,
         "pending": list(sync.pending),
@@ -53,8 +62,8 @@ def island_part(sync: LocalSGD, local: int) -> Part:
         "gradient_steps": sync.gradient_steps,
         "tokens": replica.tokens,
         "synced_tokens": {str(k): v for k, v in replica.synced_tokens.items()},
-        "bytes_sent": sync.transport.sent_bytes[local],
-        "bytes_received": sync.transport.received_bytes[local],
+        "bytes_sent": sent,
+        "bytes_received": received,
         "sync_s": sync.sync_s,
         "blocked_s": sync.blocked_s,
     }
@@ -89,3 +98,57 @@ def load_island(sync: LocalSGD, local: int, part: Part) -> None:
     sync.transport.sent_bytes[local] = values["bytes_sent"]
     sync.transport.received_bytes[local] = values["bytes_received"]
     sync.sync_s, sync.blocked_s = values["sync_s"], values["blocked_s"]
+    sync.unverified = _landed(sync, values["unverified"])
+    _load_flights(sync, local, tensors, values["flights"])
+
+
+def _flight_values(flight: Flight, local: int) -> dict[str, Any]:
+    return {
+        "fragment": flight.fragment,
+        "step": flight.round.step,
+        "norm": flight.norms[local],
+        "tokens": flight.tokens[local],
+        "unsynced": flight.unsynced[local],
+        "verifies": _rounds(flight.to_verify),
+    }
+
+
+def _rounds(landed: dict[int, tuple[bytes, Round]]) -> list[list[int]]:
+    return [[index, then.index, then.step] for index, (_, then) in landed.items()]
+
+
+def _landed(sync: LocalSGD, rounds: list[list[int]]) -> dict[int, tuple[bytes, Round]]:
+    return {
+        index: (sync.fragments[index].digest(), Round(index=number, step=step, fragments=(index,), seed=0))
+        for index, number, step in rounds
+    }
+
+
+def _load_flights(sync: LocalSGD, local: int, tensors: dict[str, Tensor], saved: list[dict[str, Any]]) -> None:
+    """Flights of the first local island, to which the others add theirs; `relaunch` starts them."""
+    if local == 0:
+        sync.flights.clear()
+    for values in saved:
+        index = values["fragment"]
+        fragment = sync.fragments[index]
+        delta = fragment.scratch(local).zero_()
+        delta[: fragment.numel].copy_(tensors[f"flight.{index}"])
+        if index not in sync.flights:
+            then = dataclasses.replace(sync.round_of(index), step=values["step"])
+            landed = _landed(sync, values["verifies"])
+            sync.flights[index] = Flight(
+                fragment=index,
+                round=then,
+                deltas=[],
+                norms=[],
+                tokens=[],
+                unsynced=[],
+                bytes_before=[],
+                to_verify=landed,
+            )
+        flight = sync.flights[index]
+        flight.deltas.append(delta)
+        flight.norms.append(values["norm"])
+        flight.tokens.append(values["tokens"])
+        flight.unsynced.append(values["unsynced"])
+        flight.bytes_before.append((sync.transport.sent_bytes[local], sync.transport.received_bytes[local]))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from lowcomm.assembly import Run, World, assemble, preflight
 from lowcomm.config import RunConfig
-from lowcomm.finale import Evaluation, evaluate, export, write_summary
+from lowcomm.finale import Evaluation, evaluate, export, holding_global_weights, write_summary
 from lowcomm.privacy_spent import privacy_spent
 from lowcomm.resume import load_newest, save_now, start_files
 from lowcomm.sync import SyncReport
@@ -228,9 +228,10 @@ class Loop:
         self.logged_step, self.logged_s = sync.step, time.monotonic()
 
     def evaluate(self) -> Evaluation:
-        """Validation loss of the global weights, which the models hold right after a sync."""
+        """Validation loss of the global weights."""
         run = self.run
-        result = evaluate(run)
+        with holding_global_weights(run.sync):
+            result = evaluate(run)
         run.progress.evaluated(bits_per_byte=result.bits_per_byte)
         if run.world.rank == 0:
             self.write(None, "eval", {"val_loss": result.loss, "val_bpb": result.bits_per_byte})

@@ -27,6 +27,12 @@ def check_still_covered(replicas: Sequence[Replica]) -> None:
         check_optimized(replica.params.values(), [p for g in replica.inner.param_groups for p in g["params"]])
 
 
+def verify_all(transport: Transport, fragments: Sequence[Fragment], landed: dict[int, tuple[bytes, Round]]) -> None:
+    """`verify_equal` for fragments that landed (digest and round by number)."""
+    for index, (value, then) in landed.items():
+        verify_equal(transport, fragments[index], [value] * len(transport.local), then)
+
+
 def verify_equal(transport: Transport, fragment: Fragment, digests: Sequence[bytes], round: Round) -> None:
     """Compare the islands' global weights (16 bytes each); DivergenceError names the first tensor that differs."""
     try:

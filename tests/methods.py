@@ -27,7 +27,7 @@ from lowcomm.codec import (
     Zstd,
 )
 from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Nesterov, Outer
-from lowcomm.schedule import EveryH, EveryStep, PostLocal, Schedule
+from lowcomm.schedule import EveryH, EveryStep, PostLocal, Schedule, Streaming
 
 OUTERS: tuple[Outer, ...] = (
     SGD(lr=1.0),
@@ -38,7 +38,14 @@ OUTERS: tuple[Outer, ...] = (
     FedYogi(lr=0.01),
 )
 
-SCHEDULES: tuple[Schedule, ...] = (EveryH(), EveryStep(), PostLocal(warmup_steps=3))
+SCHEDULES: tuple[Schedule, ...] = (
+    EveryH(),
+    EveryStep(),
+    PostLocal(warmup_steps=3),
+    Streaming(fragments=3, by="size"),
+    Streaming(fragments=2, delay=1, by="size"),
+    Streaming(fragments=1, delay=3, alpha=0.5),
+)
 
 AGGREGATORS: tuple[Aggregator, ...] = (Mean(), Mean(by="uniform"))
 

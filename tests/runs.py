@@ -21,7 +21,7 @@ from lowcomm import checkpoint
 from lowcomm.config import CheckpointConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig, TextFiles
 from lowcomm.model import ModelConfig
-from lowcomm.schedule import EveryH, EveryStep, PostLocal, Schedule
+from lowcomm.schedule import EveryH, EveryStep, PostLocal, Schedule, Streaming
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = """
@@ -36,6 +36,9 @@ def ddp():
 
 def post_local():
     return variant("post_local", Path({corpus!r}), None)
+
+def streaming():
+    return variant("streaming", Path({corpus!r}), None)
 """
 
 
@@ -67,7 +70,12 @@ def small(corpus: Path, run_dir: Path | None, **changes: Any) -> RunConfig:
 
 def variant(name: str, corpus: Path, run_dir: Path | None, **changes: Any) -> RunConfig:
     """The small run with another schedule; "local" is the small run itself. The last step is a sync in each."""
-    schedules: dict[str, Schedule] = {"local": EveryH(), "ddp": EveryStep(), "post_local": PostLocal(warmup_steps=5)}
+    schedules: dict[str, Schedule] = {
+        "local": EveryH(),
+        "ddp": EveryStep(),
+        "post_local": PostLocal(warmup_steps=5),
+        "streaming": Streaming(fragments=2, delay=1),  # starts after steps 2, 4, 6 ..., lands one step later
+    }
     steps = 13 if name == "post_local" else 12
     return small(corpus, run_dir, steps=steps, sync=SyncConfig(every=4, schedule=schedules[name]), **changes)
 

@@ -277,23 +277,23 @@ def test_parameter_unfrozen_later_is_seen_under_every_schedule(schedule: Schedul
     for m in models:
         m.last.bias.requires_grad_(False)
     inners = [torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.1) for m in models]
-    sync = LocalSGD(models, inners, every=2, schedule=schedule)
+    sync = LocalSGD(models, inners, every=4, schedule=schedule)
     toy.train_step(sync, 0)
     for m, inner in zip(models, inners, strict=True):
         m.last.bias.requires_grad_(True)
         inner.add_param_group({"params": [m.last.bias]})
     with pytest.raises(CoverageError, match=r"parameter last\.bias was frozen, unfrozen or replaced"):
-        for step in range(1, 4):
+        for step in range(1, 8):
             toy.train_step(sync, step)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
 def test_tensor_given_to_the_optimizer_later_is_seen(schedule: Schedule) -> None:
-    sync = toy.build(2, schedule=schedule, every=2)
+    sync = toy.build(2, schedule=schedule, every=4)
     toy.train_step(sync, 0)
     sync.replicas[1].inner.add_param_group({"params": [nn.Parameter(torch.zeros(3))]})
     with pytest.raises(CoverageError, match="the inner optimizer updates 1 tensors"):
-        for step in range(1, 4):
+        for step in range(1, 8):
             toy.train_step(sync, step)
 
 

@@ -4,5 +4,6 @@ from lowcomm.schedule.base import Action, Schedule
 from lowcomm.schedule.every_h import EveryH
 from lowcomm.schedule.every_step import EveryStep
 from lowcomm.schedule.post_local import PostLocal
+from lowcomm.schedule.streaming import Streaming
 
-__all__ = ["Action", "EveryH", "EveryStep", "PostLocal", "Schedule"]
+__all__ = ["Action", "EveryH", "EveryStep", "PostLocal", "Schedule", "Streaming"]

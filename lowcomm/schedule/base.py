@@ -15,6 +15,8 @@ class Action:
     """Average the gradients of this step over the islands before the inner optimizer uses them (DDP)."""
     sync: tuple[int, ...] = ()
     """Fragments whose exchange starts right after this step, in the order in which all islands send them."""
+    land: tuple[int, ...] = ()
+    """Fragments whose exchange started earlier and is applied right after this step, before new ones start."""
 
 
 class Schedule(ABC):
@@ -22,6 +24,11 @@ class Schedule(ABC):
 
     fragments: int = 1
     """Number of fragments that the model is cut into."""
+    delay: int = 0
+    """Inner steps between the start of an exchange and its landing; 0: training waits for it."""
+    alpha: float | None = None
+    """Share of the local weights in what a delayed fragment becomes, the rest is global. None: global weights plus
+    what was trained locally while the exchange was on its way, so that nothing is lost."""
 
     @abstractmethod
     def __call__(self, step: int, every: int) -> Action:

@@ -1,0 +1,77 @@
+"""What an exchange changes: the outer step, the replicas' weights, codec states, counters."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from lowcomm.exchange import Exchanged
+from lowcomm.flight import Flight
+from lowcomm.types import Round
+from lowcomm.verify import verify_equal
+
+if TYPE_CHECKING:
+    from lowcomm.sync import LocalSGD
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncReport:
+    """What one sync did, for logs; lists have one entry per island, in island order."""
+
+    round: Round
+    seconds_s: float
+    """Whole sync, or the exchange alone if training went on beside it."""
+    blocked_s: float
+    """Part of it in which the island could not train."""
+    delta_norms: list[float]
+    weights: list[float]
+    dropped: dict[int, str] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def commit(sync: LocalSGD, flight: Flight, start: float, delayed: bool = False) -> None:
+    """Outer step and new weights, if the exchange succeeded. Raises what it raised; then nothing has changed.
+
+    start: since when training has waited (time.perf_counter). delayed: training went on since the flight started.
+    """
+    index, fragment, transport = flight.fragment, sync.fragments[flight.fragment], sync.transport
+    done = flight.result()
+    sync.average_buffers(done.roll.weights)
+    tensors = [r.tensors(fragment) for r in sync.replicas]
+    alpha = sync.schedule.alpha
+    starts = fragment.starts(flight.deltas) if delayed and alpha is None else None
+    fragment.set_outer_grad()
+    sync.outers[index].step()
+    trained = [r.tokens != t for r, t in zip(sync.replicas, flight.tokens, strict=True)]
+    mixed = [done.roll.weights[k] != 0 and more for k, more in zip(transport.local, trained, strict=True)]
+    digest = fragment.merge(tensors, starts, alpha, mixed) if delayed else fragment.write(tensors)
+    sync.round += 1
+    for i, (replica, island) in enumerate(zip(sync.replicas, transport.local, strict=True)):
+        replica.synced_tokens[index] = flight.tokens[i]
+        if flight.roll is not None and island in flight.roll.dropped:
+            replica.inner.state.clear()  # moments of a diverged island are as bad as its weights
+        sync.codec_states[i][index] = done.states[i]
+    if delayed:
+        sync.unverified[index] = (digest, flight.round)  # compared in the next exchange, so that no step waits for it
+    else:
+        verify_equal(transport, fragment, [digest] * len(sync.replicas), flight.round)
+    _report(sync, flight, done, flight.blocked_s + time.perf_counter() - start)
+
+
+def _report(sync: LocalSGD, flight: Flight, done: Exchanged, blocked_s: float) -> None:
+    elapsed = max(blocked_s, flight.exchange_s)
+    sync.sync_s += elapsed
+    sync.blocked_s += blocked_s
+    report = SyncReport(
+        round=flight.round,
+        seconds_s=elapsed,
+        blocked_s=blocked_s,
+        delta_norms=done.roll.norms,
+        weights=done.roll.weights,
+        dropped=done.roll.dropped,
+    )
+    for listener in sync.listeners:
+        listener(report)
