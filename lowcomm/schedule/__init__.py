@@ -3,7 +3,20 @@
 from lowcomm.schedule.base import Action, Schedule
 from lowcomm.schedule.every_h import EveryH
 from lowcomm.schedule.every_step import EveryStep
+from lowcomm.schedule.growing import Growing
+from lowcomm.schedule.late_merge import LateMerge
+from lowcomm.schedule.one_step_delay import OneStepDelay
 from lowcomm.schedule.post_local import PostLocal
 from lowcomm.schedule.streaming import Streaming
 
-__all__ = ["Action", "EveryH", "EveryStep", "PostLocal", "Schedule", "Streaming"]
+__all__ = [
+    "Action",
+    "EveryH",
+    "EveryStep",
+    "Growing",
+    "LateMerge",
+    "OneStepDelay",
+    "PostLocal",
+    "Schedule",
+    "Streaming",
+]

@@ -24,11 +24,14 @@ class Schedule(ABC):
 
     fragments: int = 1
     """Number of fragments that the model is cut into."""
-    delay: int = 0
-    """Inner steps between the start of an exchange and its landing; 0: training waits for it."""
     alpha: float | None = None
     """Share of the local weights in what a delayed fragment becomes, the rest is global. None: global weights plus
     what was trained locally while the exchange was on its way, so that nothing is lost."""
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether exchanges run beside training and land later; otherwise training waits for each."""
+        return False
 
     @abstractmethod
     def __call__(self, step: int, every: int) -> Action:

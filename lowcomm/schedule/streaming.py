@@ -39,6 +39,10 @@ class Streaming(Schedule):
     by: Literal["strided", "size"] = "strided"
     """Cut by layers in turn (layer modulo fragments), or by size in the model's order."""
 
+    @property
+    def overlaps(self) -> bool:
+        return self.delay > 0
+
     def __call__(self, step: int, every: int) -> Action:
         phases = [((p + 1) * every // self.fragments) % every for p in range(self.fragments)]
         start = tuple(p for p, phase in enumerate(phases) if step % every == phase)
