@@ -7,7 +7,8 @@ STAMP := $(VENV)/.lowcomm-installed
 TORCH := torch==2.13.0
 # Extra pip flags for torch alone, for instance the index of the CPU-only wheels (2 GB less to fetch).
 TORCH_FLAGS ?=
-BENCH ?= tuning "quality --preset nano" "quality --preset tiny" sync_cost simulation_cost readme
+BENCH ?= tuning "quality --preset nano" "quality --preset tiny" codecs sync_cost simulation_cost "kernels cpu" "kernels aot" \
+	fuzz_codecs readme
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help

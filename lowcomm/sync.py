@@ -252,12 +252,12 @@ class LocalSGD:
             return
         self.step += 1
         action = self.schedule(self.step, self.every)
-        due = () if self.schedule.delay else action.sync
+        due = () if self.schedule.overlaps else action.sync
         due = (*self.pending, *due)
         self.land([i for i in action.land if i in self.flights])
         if due:
             self.sync(tuple(dict.fromkeys(due)))
-        if self.schedule.delay:
+        if self.schedule.overlaps:
             self.launch([i for i in action.sync if i not in due])
 
     @torch.no_grad()
