@@ -49,7 +49,8 @@ class Flight:
 class Worker:
     """Runs exchanges beside training, one at a time and in order; with `beside=False` at once instead.
 
-    Islands simulated in one process have no link to hide, and their exchange gives the same bits either way.
+    Islands simulated in one process have no link to hide, and their exchange gives the same bits either way. A codec
+    that sets the number of threads must not run beside training that uses several, whose bits would change.
     """
 
     def __init__(self, beside: bool) -> None:

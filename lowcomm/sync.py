@@ -88,7 +88,7 @@ class LocalSGD:
         self.must_rebase = False
         self.flights: dict[int, Flight] = {}
         """Exchanges that have started and not landed, by fragment, in the order of starting."""
-        self._worker = Worker(beside=not isinstance(self.transport, Simulated))
+        self._worker = Worker(beside=self._may_overlap())
         self.unverified: dict[int, tuple[bytes, Round]] = {}
         self.fragments, self.buffers = prepare(self, buffers or {}, outer_device)
         self.outers = [self.outer.build(f.outer_params) for f in self.fragments]
@@ -263,8 +263,7 @@ class LocalSGD:
     @torch.no_grad()
     def _rebase(self) -> None:
         """After steps with averaged gradients the islands are equal: their weights are the global weights."""
-        if self.buffers is not None:
-            self.average_buffers([1 / self.transport.islands] * self.transport.islands)
+        self.average_buffers([1 / self.transport.islands] * self.transport.islands)
         for index, fragment in enumerate(self.fragments):
             current = self.round_of(index)
             digests = [fragment.read(r.tensors(fragment)) for r in self.replicas]
@@ -272,6 +271,11 @@ class LocalSGD:
             for replica in self.replicas:
                 replica.mark_synced(index)
         self.must_rebase = False  # only now: one that failed is due again
+
+    def _may_overlap(self) -> bool:
+        on_cpu = all(p.device.type == "cpu" for r in self.replicas for p in r.params.values())
+        own_threads = self.codec.sets_threads and on_cpu and torch.get_num_threads() > 1
+        return not isinstance(self.transport, Simulated) and not own_threads
 
     def round_of(self, fragment: int) -> Round:
         """The next round, for this fragment."""

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lowcomm.codec import Codec, ErrorFeedback, Int4, PowerSGD, Zstd
 from lowcomm.flight import Worker
 from lowcomm.outer import SGD
 from lowcomm.schedule import EveryH, Schedule, Streaming
 from lowcomm.schedule.layers import by_size, strided
 from lowcomm.sync import LocalSGD, SyncReport
-from lowcomm.transport import Simulated
+from lowcomm.transport import Simulated, Transport
 from lowcomm.types import ConfigError, DivergenceError, SyncError
 from tests import toy
 
@@ -200,6 +201,31 @@ def test_training_goes_on_beside_an_exchange() -> None:
         toy.train_step(again, step)
     assert torch.equal(merged(sync), merged(again))
     assert torch.equal(local(sync, 1), local(again, 1))
+
+
+def test_a_codec_that_sets_threads_does_not_run_beside_training_on_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Link(Transport):
+        """As the simulation in all but its class."""
+
+        def __init__(self) -> None:
+            self.inner = Simulated(2)
+            self.islands, self.local = 2, (0, 1)
+            self.sent_bytes, self.received_bytes = self.inner.sent_bytes, self.inner.received_bytes
+
+        weighted_sum = property(lambda self: self.inner.weighted_sum)  # type: ignore[assignment]
+        gather = property(lambda self: self.inner.gather)  # type: ignore[assignment]
+        gather_sized = property(lambda self: self.inner.gather_sized)  # type: ignore[assignment]
+        start_swap = property(lambda self: self.inner.start_swap)  # type: ignore[assignment]
+        broadcast = property(lambda self: self.inner.broadcast)  # type: ignore[assignment]
+        close = property(lambda self: self.inner.close)  # type: ignore[assignment]
+
+    factors: list[Codec] = [PowerSGD(rank=1), ErrorFeedback(codec=PowerSGD(rank=1)), PowerSGD(rank=1) | Zstd()]
+    for threads, codec, beside in (
+        [(2, c, False) for c in factors] + [(1, c, True) for c in factors] + [(2, Int4(), True)]
+    ):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        sync = toy.build(2, schedule=Streaming(fragments=1, delay=1), codec=codec, transport=Link())
+        assert sync._worker.beside is beside
 
 
 def test_a_failed_exchange_changes_nothing_and_is_made_up() -> None:

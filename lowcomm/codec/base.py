@@ -30,6 +30,11 @@ class Codec(ABC):
     """The payload's size depends on shapes and settings only, so that every island knows it beforehand."""
 
     @property
+    def sets_threads(self) -> bool:
+        """Whether encoding sets the process's number of threads for a while: not beside training on several."""
+        return False
+
+    @property
     def sums_on_the_way(self) -> bool:
         """Whether no island ever sees another's contribution: then only a weighted sum can be had (`needs` "sum")."""
         return False

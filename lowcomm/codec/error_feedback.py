@@ -52,6 +52,10 @@ class ErrorFeedback(Codec):
         return self.codec.fixed_size
 
     @property
+    def sets_threads(self) -> bool:
+        return self.codec.sets_threads
+
+    @property
     def sums_on_the_way(self) -> bool:
         return self.codec.sums_on_the_way
 

@@ -12,9 +12,13 @@ import torch
 def one_thread() -> Iterator[None]:
     """Run what is inside with one thread of torch and its BLAS, which split sums over threads otherwise.
 
-    A simulation and real processes have different numbers of threads and must send the same bytes.
+    A simulation and real processes have different numbers of threads and must send the same bytes. The number belongs
+    to the process: a codec that uses this says so (`Codec.sets_threads`), and does not run beside training on several.
     """
     before = torch.get_num_threads()
+    if before == 1:  # setting it, even to the same, is not local to this thread
+        yield
+        return
     torch.set_num_threads(1)
     try:
         yield

@@ -44,6 +44,10 @@ class Packed(Codec):
     linear: ClassVar[bool] = False
     fixed_size: ClassVar[bool] = False
 
+    @property
+    def sets_threads(self) -> bool:
+        return self.first.sets_threads
+
     def init(self, like: Delta) -> State:
         return self.first.init(like)
 

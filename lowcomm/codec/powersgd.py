@@ -65,6 +65,10 @@ class PowerSGD(Codec):
         """Not if the rank follows the spectrum."""
         return self.energy is None
 
+    @property
+    def sets_threads(self) -> bool:
+        return True
+
     def init(self, like: Delta) -> State:
         shapes = self.matrices(like)
         generator = torch.Generator().manual_seed(0x505753)  # the same start on every island
