@@ -1,0 +1,112 @@
+"""A laboratory of hosts: bring up, shape, run, count, tear down. Needs root, iproute2 and /dev/net/tun."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """What every host's line to the star is like."""
+
+    rate_mbit: float | None = None
+    """Speed each way, in 10^6 bits per second; None: as fast as the machine."""
+    delay_ms: float = 0.0
+    """One way: half of the round trip."""
+    loss: float = 0.0
+    """Part of the packets that is lost, 0 to 1."""
+    queue_ms: float = 200.0
+    """Longest wait for a line before packets are dropped."""
+    cut: tuple[tuple[int, int], ...] = ()
+    """Pairs of hosts (from 1) that can't reach each other."""
+
+
+def why_not() -> str | None:
+    """Why there can be no laboratory here, or None."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if shutil.which("ip") is None:
+        return "the command ip is missing: install iproute2"
+    if not Path("/dev/net/tun").exists():
+        return "/dev/net/tun is missing: load the kernel's tun module"
+    return None
+
+
+class Lab:
+    """`with Lab(2) as lab:` has hosts 1 and 2, 10.78.0.1 and 10.78.0.2 on tun0, all gone at the end."""
+
+    def __init__(self, hosts: int, link: Link | None = None) -> None:
+        reason = why_not()
+        if reason is not None:
+            raise SystemExit(f"no shaped network here: {reason}")
+        self.hosts = hosts
+        self.directory = Path(tempfile.mkdtemp(prefix="netlab-"))
+        self.router: subprocess.Popen[str] | None = None
+        self.shape(link or Link())
+
+    def __enter__(self) -> Lab:
+        command = [sys.executable, "-m", "benchmarks.netlab.router", str(self.hosts), str(self.control)]
+        self.router = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert self.router.stdout is not None
+        if self.router.stdout.readline().strip() != "ready":
+            self.close()
+            raise SystemExit("the router did not start: are there namespaces lowcomm1 ... left? ip netns list")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def control(self) -> Path:
+        """What the router reads, again at each change."""
+        return self.directory / "control.json"
+
+    def shape(self, link: Link) -> None:
+        """Change all lines, also while something runs."""
+        new = self.control.with_suffix(".new")
+        new.write_text(json.dumps(asdict(link)), encoding="utf-8")
+        new.rename(self.control)
+
+    def start(
+        self, host: int, command: Sequence[str], environment: Mapping[str, str], log: Path
+    ) -> subprocess.Popen[bytes]:
+        """Run `command` on host `host` (from 1); gloo uses the shaped line."""
+        full = {**os.environ, "GLOO_SOCKET_IFNAME": "tun0", "TP_SOCKET_IFNAME": "tun0", **environment}
+        with log.open("ab") as out:
+            return subprocess.Popen(
+                ["ip", "netns", "exec", f"lowcomm{host}", *command], cwd=ROOT, env=full, stdout=out, stderr=out
+            )
+
+    def counted_bytes(self, host: int) -> tuple[int, int]:
+        """(sent, received) by the host's own interface, packet headers included."""
+        text = subprocess.run(
+            ["ip", "netns", "exec", f"lowcomm{host}", "cat", "/proc/net/dev"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        fields = next(line for line in text.splitlines() if line.strip().startswith("tun0:")).split(":")[1].split()
+        return int(fields[8]), int(fields[0])
+
+    def close(self) -> None:
+        """Take everything down; safe to call twice."""
+        if self.router is not None:
+            self.router.kill()
+            self.router.wait()
+            self.router = None
+        for host in range(1, self.hosts + 1):
+            subprocess.run(["ip", "netns", "del", f"lowcomm{host}"], capture_output=True, check=False)
+        shutil.rmtree(self.directory, ignore_errors=True)
