@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.codecs_report import codecs_table
 from benchmarks.common import RESULTS, ROOT
-from benchmarks.tables import quality_table
+from benchmarks.tables import quality_table, streams_table
 
 README = ROOT / "README.md"
 
@@ -29,7 +29,7 @@ def _load(name: str) -> dict[str, Any]:
 
 
 def _table(match: re.Match[str]) -> str:
-    table = codecs_table if match[2] == "codecs" else quality_table
+    table = {"codecs": codecs_table, "streams": streams_table}.get(match[2], quality_table)
     return f"{match[1]}{table(_load(match[2]))}{match[3]}"
 
 

@@ -42,3 +42,23 @@ def quality_table(result: dict[str, Any]) -> str:
         f"{result['created'][:10]}."
     )
     return "\n".join(lines) + "\n"
+
+
+def streams_table(result: dict[str, Any]) -> str:
+    """Seconds of one sync per way of sending, beside stock gloo."""
+    rows = result["rows"]
+    lines = [
+        "| 100 MB fp32 between two hosts | seconds, median | fastest to slowest | against all_reduce |",
+        "|---|---|---|---|",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r['way']} | {r['seconds_s']:.2f} | {r['fastest_s']:.2f} to {r['slowest_s']:.2f} "
+            f"| {r['speedup_over_all_reduce']:.1f}x |"
+        )
+    first = rows[0]
+    lines.append(
+        f"\n{first['rate_mbit']:g} Mbit/s, {first['rtt_ms']:g} ms round trip, {first['repeats']} repeats, shaped on one "
+        f"machine. `{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
+    )
+    return "\n".join(lines) + "\n"
