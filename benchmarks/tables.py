@@ -58,7 +58,7 @@ def streams_table(result: dict[str, Any]) -> str:
         )
     first = rows[0]
     lines.append(
-        f"\n{first['rate_mbit']:g} Mbit/s, {first['rtt_ms']:g} ms round trip, {first['repeats']} repeats, shaped on one "
-        f"machine. `{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
+        f"\n{first['rate_mbit']:g} Mbit/s, {first['rtt_ms']:g} ms round trip, {first['repeats']} repeats, on one "
+        f"machine's shaped network. `{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
     )
     return "\n".join(lines) + "\n"
