@@ -105,7 +105,7 @@ class Lab:
         """Take everything down; safe to call twice."""
         if self.router is not None:
             self.router.kill()
-            self.router.wait()
+            self.router.communicate()
             self.router = None
         for host in range(1, self.hosts + 1):
             subprocess.run(["ip", "netns", "del", f"lowcomm{host}"], capture_output=True, check=False)
