@@ -76,31 +76,12 @@ def worker(repeats: int, out: Path) -> None:
     os._exit(0)  # groups of several connections each take long to leave over this link
 
 
-def main() -> None:
-    """Bring up two hosts, time, write benchmarks/results/streams.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate-mbit", type=float, default=1000.0)
-    parser.add_argument("--delay-ms", type=float, default=25.0, help="one way")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--worker", type=Path, default=None, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker is not None:
-        worker(options.repeats, options.worker)
-        return
-    with tempfile.TemporaryDirectory() as directory, Lab(2, Link()) as lab:
-        out = Path(directory) / "times.json"
-        lab.shape(Link(rate_mbit=options.rate_mbit, delay_ms=options.delay_ms))
-        children = []
+def measured(rate_mbit: float, delay_ms: float, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each way on two hosts that are brought up for it."""
+    with tempfile.TemporaryDirectory() as directory, Lab(2, Link(rate_mbit=rate_mbit, delay_ms=delay_ms)) as lab:
+        out, children = Path(directory) / "times.json", []
+        command = [sys.executable, "-m", "benchmarks.streams", "--worker", str(out), "--repeats", str(repeats)]
         for host in (1, 2):
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.streams",
-                "--worker",
-                str(out),
-                "--repeats",
-                str(options.repeats),
-            ]
             environment = {
                 "RANK": str(host - 1),
                 "WORLD_SIZE": "2",
@@ -112,7 +93,21 @@ def main() -> None:
             children.append(lab.start(host, command, environment, Path(directory) / f"host{host}.log"))
         if any(child.wait() for child in children):
             raise SystemExit((Path(directory) / "host1.log").read_text(encoding="utf-8")[-4000:])
-        times = json.loads(out.read_text(encoding="utf-8"))
+        return json.loads(out.read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    """Bring up two hosts, time, write benchmarks/results/streams.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate-mbit", type=float, default=1000.0)
+    parser.add_argument("--delay-ms", type=float, default=25.0, help="one way")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--worker", type=Path, default=None, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker is not None:
+        worker(options.repeats, options.worker)
+        return
+    times = measured(options.rate_mbit, options.delay_ms, options.repeats)
     stock = statistics.median(times["all_reduce"])
     rows = [
         {
