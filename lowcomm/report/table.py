@@ -12,7 +12,7 @@ from lowcomm.report.load import Run
 from lowcomm.report.series import headline, labels
 from lowcomm.report.units import format_bytes, format_count, format_decimal, format_seconds, format_share
 
-CAPTION = "bits/byte: validation; sent, received: mean per island; sync: share of wall-clock"
+CAPTION = "bits/byte: validation; sent, received: mean per island; sync: share of wall-clock that it stopped training"
 
 
 def summary_table(runs: Sequence[Run]) -> Table:
@@ -32,7 +32,7 @@ def summary_table(runs: Sequence[Run]) -> Table:
             format_count(facts.tokens),
             format_bytes(facts.sent_bytes),
             format_bytes(facts.received_bytes),
-            format_share(facts.sync_share),
+            format_share(facts.sync_share if facts.utilisation is None else 1 - facts.utilisation),
             format_seconds(facts.wall_s),
         )
         # Text, not str: rich would read [brackets] in a run's name as markup.
