@@ -1,7 +1,7 @@
 """lowcomm: train and fine-tune language models over slow, unequal or unreliable links."""
 
 from lowcomm import aggregate, codec, outer, schedule, transport
-from lowcomm.presets import DiLoCo, FedAvg
+from lowcomm.presets import DiLoCo, DiLoCoX, FedAvg, SparseLoCo, StreamingDiLoCo
 from lowcomm.sync import LocalSGD, SyncReport
 from lowcomm.types import (
     CheckpointError,
@@ -19,11 +19,14 @@ __all__ = [
     "ConfigError",
     "CoverageError",
     "DiLoCo",
+    "DiLoCoX",
     "DivergenceError",
     "FedAvg",
     "LocalSGD",
     "LowcommError",
     "PayloadError",
+    "SparseLoCo",
+    "StreamingDiLoCo",
     "SyncError",
     "SyncReport",
     "__version__",

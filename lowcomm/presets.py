@@ -8,8 +8,9 @@ from typing import Literal
 from torch import nn
 from torch.optim import Optimizer
 
-from lowcomm.codec import ErrorFeedback, TopK
+from lowcomm.codec import ErrorFeedback, Int4, PowerSGD, TopK
 from lowcomm.outer import SGD, Nesterov
+from lowcomm.schedule import OneStepDelay, Streaming
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Transport
 
@@ -54,3 +55,49 @@ def SparseLoCo(  # noqa: N802 - the paper's name
     """
     codec = ErrorFeedback(codec=TopK(chunk=4096, k=k, bits=bits), beta=beta)
     return LocalSGD(model, inner, every=every, outer=SGD(lr=lr), codec=codec, transport=transport)
+
+
+def StreamingDiLoCo(  # noqa: N802 - the paper's name
+    model: Models,
+    inner: Optimizers,
+    *,
+    every: int = 100,
+    fragments: int = 4,
+    delay: int = 5,
+    alpha: float | None = 0.5,
+    lr: float = 0.4,
+    momentum: float = 0.9,
+    transport: Transport | None = None,
+) -> LocalSGD:
+    """Streaming DiLoCo (arXiv 2501.18512): fragments in turn, `delay` steps on their way, mixed half and half, 4 bits."""
+    return LocalSGD(
+        model,
+        inner,
+        every=every,
+        outer=Nesterov(lr=lr, momentum=momentum),
+        codec=ErrorFeedback(codec=Int4()),
+        schedule=Streaming(fragments=fragments, delay=delay, alpha=alpha),
+        transport=transport,
+    )
+
+
+def DiLoCoX(  # noqa: N802 - the paper's name
+    model: Models,
+    inner: Optimizers,
+    *,
+    every: int = 125,
+    rank: int = 64,
+    lr: float = 0.7,
+    momentum: float = 0.9,
+    transport: Transport | None = None,
+) -> LocalSGD:
+    """After DiLoCoX (arXiv 2506.21263): an update has the next round to arrive, low-rank in 4 bits, error feedback."""
+    return LocalSGD(
+        model,
+        inner,
+        every=every,
+        outer=Nesterov(lr=lr, momentum=momentum),
+        codec=ErrorFeedback(codec=PowerSGD(rank=rank, bits=4, energy=0.95)),
+        schedule=OneStepDelay(),
+        transport=transport,
+    )

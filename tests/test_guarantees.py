@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import lowcomm as lc
+from lowcomm.codec import ErrorFeedback, Int4, PowerSGD
 from lowcomm.coverage import check_partition, prove
 from lowcomm.outer import SGD, FedAdam, Nesterov
+from lowcomm.schedule import OneStepDelay, Streaming
 from lowcomm.sync import LocalSGD, SyncReport
 from lowcomm.transport import Simulated
 from lowcomm.transport.base import ordered_sum
@@ -338,5 +340,14 @@ def test_presets_say_what_the_papers_say() -> None:
     assert (diloco.every, diloco.outer) == (500, Nesterov(lr=0.7, momentum=0.9))
     other = toy.Net()
     assert lc.FedAvg(other, toy.adamw(other), every=5).outer == SGD(lr=1.0)
+    layers = nn.Sequential(*(nn.Linear(3, 3) for _ in range(4)))
+    named = nn.ModuleDict({"layers": layers})
+    streaming = lc.StreamingDiLoCo(named, toy.sgd(named), every=24)
+    assert streaming.schedule == Streaming(fragments=4, delay=5, alpha=0.5) and len(streaming.fragments) == 4
+    assert streaming.codec == ErrorFeedback(codec=Int4()) and streaming.outer == Nesterov(lr=0.4, momentum=0.9)
+    last = toy.Net()
+    delayed = lc.DiLoCoX(last, toy.adamw(last))
+    assert delayed.schedule == OneStepDelay() and delayed.every == 125
+    assert delayed.codec == ErrorFeedback(codec=PowerSGD(rank=64, bits=4, energy=0.95))
     with pytest.raises(TypeError):
         lc.DiLoCo(other, toy.adamw(other), evry=3)  # type: ignore[call-arg]
