@@ -69,7 +69,7 @@ def StreamingDiLoCo(  # noqa: N802 - the paper's name
     momentum: float = 0.9,
     transport: Transport | None = None,
 ) -> LocalSGD:
-    """Streaming DiLoCo (arXiv 2501.18512): fragments in turn, `delay` steps on their way, mixed half and half, 4 bits."""
+    """Streaming DiLoCo (arXiv 2501.18512): fragments in turn, `delay` steps on their way, mixed in halves, 4 bits."""
     return LocalSGD(
         model,
         inner,
