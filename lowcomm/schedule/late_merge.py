@@ -27,7 +27,7 @@ class LateMerge(Schedule):
     steps: int
     """Inner steps of the whole run."""
     merges: int = 1
-    """Syncs in the whole run, the last one at its end."""
+    """Number of syncs in the whole run, the last one at its end."""
 
     def __call__(self, step: int, every: int) -> Action:
         left = self.steps - step
