@@ -64,12 +64,20 @@ def choose_path(device: torch.device, path: Path | None = None) -> Path:
 
 
 def use_threads() -> int:
-    """Set numba's thread count to torch's (as far as numba has them); returns the count."""
+    """Set numba's thread count to torch's (as far as numba has them), with torch's as it was; returns the count.
+
+    Numba's OpenMP pool starts with `omp_set_num_threads(all cores)` in the process-wide libgomp that torch shares. Left
+    like that, torch would go on with more threads than the user set: sums would change their last bits, and islands
+    that share a machine would take each other's cores.
+    """
     import numba
 
-    count = max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # pyright: ignore
+    wanted = torch.get_num_threads()
+    count = max(1, min(wanted, numba.config.NUMBA_NUM_THREADS))  # pyright: ignore
     if numba.get_num_threads() != count:
         numba.set_num_threads(count)
+    if torch.get_num_threads() != wanted:
+        torch.set_num_threads(wanted)
     return count
 
 

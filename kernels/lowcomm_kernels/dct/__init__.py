@@ -19,10 +19,9 @@ from torch import Tensor
 
 from lowcomm_kernels.dct import reference
 from lowcomm_kernels.dct.table import BLOCK, tiles_of
-from lowcomm_kernels.dispatch import Path, check_flat, choose_path, output
+from lowcomm_kernels.dispatch import Path, check_flat, choose_path, output, use_threads
 from lowcomm_kernels.errors import NonFiniteError
 from lowcomm_kernels.topk import Chunks, Kept, first_nonfinite
-from lowcomm_kernels.topk.threads import use_threads
 
 
 def coefficient_count(shape: tuple[int, ...]) -> int:

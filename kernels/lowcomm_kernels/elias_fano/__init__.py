@@ -17,7 +17,7 @@ from lowcomm_kernels.elias_fano.layout import chunk_bytes, low_bits, packed_byte
 from lowcomm_kernels.topk.layout import Chunks
 
 __all__ = ["chunk_bytes", "decode_indices", "encode_indices", "low_bits", "packed_bytes"]
-from lowcomm_kernels.topk.threads import use_threads
+from lowcomm_kernels.dispatch import use_threads
 
 
 def encode_indices(indices: Tensor, chunks: Chunks, *, path: Path | None = None, out: Tensor | None = None) -> Tensor:

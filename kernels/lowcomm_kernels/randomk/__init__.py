@@ -15,11 +15,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lowcomm_kernels.dispatch import Path, check_flat, choose_path, output
+from lowcomm_kernels.dispatch import Path, check_flat, choose_path, output, use_threads
 from lowcomm_kernels.philox import signed_seed
 from lowcomm_kernels.randomk import reference
 from lowcomm_kernels.topk.layout import Chunks
-from lowcomm_kernels.topk.threads import use_threads
 
 _CPU = torch.device("cpu")
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lowcomm_kernels.dispatch import Path, choose_path, output
+from lowcomm_kernels.dispatch import Path, choose_path, output, use_threads
 from lowcomm_kernels.sparse_decode import reference
 from lowcomm_kernels.topk.layout import Chunks, check_bits
-from lowcomm_kernels.topk.threads import use_threads
 
 
 def sparse_decode(

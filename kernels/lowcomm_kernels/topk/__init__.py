@@ -34,7 +34,7 @@ __all__ = [
     "threshold",
     "topk",
 ]
-from lowcomm_kernels.topk.threads import use_threads
+from lowcomm_kernels.dispatch import use_threads
 
 
 @dataclass(frozen=True)

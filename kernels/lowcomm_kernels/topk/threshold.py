@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowcomm_kernels.dispatch import Path, check_flat, choose_path
+from lowcomm_kernels.dispatch import Path, check_flat, choose_path, use_threads
 from lowcomm_kernels.errors import NonFiniteError
-from lowcomm_kernels.topk.threads import use_threads
 from lowcomm_kernels.topk.values_reference import magnitude_bits
 
 _INFINITY = 0x7F800000

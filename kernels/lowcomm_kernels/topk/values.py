@@ -29,11 +29,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowcomm_kernels.dispatch import Path, check_flat, choose_path, output
+from lowcomm_kernels.dispatch import Path, check_flat, choose_path, output, use_threads
 from lowcomm_kernels.errors import NonFiniteError
 from lowcomm_kernels.topk import values_reference
 from lowcomm_kernels.topk.layout import Chunks, check_bits
-from lowcomm_kernels.topk.threads import use_threads
 
 
 @dataclass(frozen=True)
