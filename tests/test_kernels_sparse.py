@@ -370,13 +370,22 @@ def test_importing_loads_neither_numba_nor_triton() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_torch_keeps_its_thread_count() -> None:
+@pytest.mark.parametrize(
+    "call",
+    [
+        "from lowcomm_kernels.topk import Chunks, topk; topk(x, Chunks(100))",
+        "from lowcomm_kernels.quantise import quantise; quantise(x, bits=4)",
+        "from lowcomm_kernels.sign import sign_pack; sign_pack(x)",
+        "from lowcomm_kernels.fp8 import encode_bf16; encode_bf16(x)",
+    ],
+)
+def test_torch_keeps_its_thread_count(call: str) -> None:
     """Numba's pool would set it to all cores, and with it the last bits of torch's sums, when it starts."""
     code = (
         "import sys; sys.path.insert(0, 'kernels')\n"
         "import torch, numba; torch.set_num_threads(1)\n"
-        "from lowcomm_kernels.topk import Chunks, topk\n"
-        "for _ in range(2): topk(torch.randn(100), Chunks(100))\n"
+        "x = torch.randn(100)\n"
+        f"for _ in range(2):\n    {call}\n"
         "print(torch.get_num_threads(), numba.get_num_threads())"
     )
     command = [sys.executable, "-c", code]
