@@ -28,8 +28,10 @@ TRADE: dict[str, tuple[str, ...]] = {
     "sparseloco k=1024": ("--sync.codec.codec.k", "1024"),
     "sparseloco H=16": ("--sync.every", "16"),
     "sparseloco beta=0.8": ("--sync.codec.beta", "0.8"),
+    "sparseloco Nesterov": (),
+    "sparseloco Nesterov k=256": ("--sync.codec.codec.k", "256"),
 }
-"""What SparseLoCo's loss can be traded for: density, rounds, memory of the error."""
+"""What SparseLoCo's loss can be traded for: density, rounds, memory of the error, outer step."""
 EVERY_STEP = ("distributed_lion",)
 """Those that sync after every step."""
 
@@ -60,7 +62,8 @@ def _one_seed(seed: int) -> list[Cell]:
         found.append(_cell(codec, seed, EVERY, (f"recipes/compressed.py:{codec}", *shared, *every)))
     for name, changes in TRADE.items():
         period = 16 if "H=16" in name else EVERY
-        found.append(_cell(name, seed, period, ("recipes/compressed.py:sparseloco", *shared, *every, *changes)))
+        recipe = "sparseloco_nesterov" if "Nesterov" in name else "sparseloco"
+        found.append(_cell(name, seed, period, (f"recipes/compressed.py:{recipe}", *shared, *every, *changes)))
     for codec in EVERY_STEP:
         found.append(_cell(codec, seed, 1, (f"recipes/compressed.py:{codec}", *shared)))
     return found
