@@ -69,22 +69,22 @@ def codecs_table(result: dict[str, Any]) -> str:
     if not rows:
         return "No run is done yet.\n"
     text = [
-        "| codec | H | syncs | bits per byte, mean | min to max | against DDP | against fp32 DiLoCo "
+        "| codec | H | syncs | seeds | bits per byte, mean | min to max | against DDP | against fp32 DiLoCo "
         "| bytes per parameter and sync | MB sent per island | |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines_of(rows):
         shares = ["-" if p is None else f"{p:+.2%}" for p in (line.against_ddp, line.against_diloco)]
         broken = line.against_diloco is not None and line.against_diloco > BREAKS
         text.append(
-            f"| {line.codec} | {line.every or '-'} | {line.syncs} | {line.bpb:.4f} | {line.lowest:.4f} to "
-            f"{line.highest:.4f} | {shares[0]} | {shares[1]} | {line.bytes_per_sync:.4f} "
+            f"| {line.codec} | {line.every or '-'} | {line.syncs} | {line.seeds} | {line.bpb:.4f} "
+            f"| {line.lowest:.4f} to {line.highest:.4f} | {shares[0]} | {shares[1]} | {line.bytes_per_sync:.4f} "
             f"| {line.sent_bytes / 1e6:,.2f} | {'breaks' if broken else ''} |"
         )
-    first, seeds = rows[0], len({r["seed"] for r in rows})
+    first = rows[0]
     text.append(
         f"\n{first['parameters']:,} parameters, {first['islands']} islands, {first['steps']} inner steps, "
-        f"{first['tokens']:,} tokens, seeds: {seeds}; breaks: over {BREAKS:.0%} behind fp32 DiLoCo. "
+        f"{first['tokens']:,} tokens; penalties seed by seed; breaks: over {BREAKS:.0%} behind fp32 DiLoCo. "
         f"`{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
     )
     return "\n".join(text) + "\n"
