@@ -23,15 +23,19 @@ COMPRESSED = (
     *("powersgd", "demo", "fedzip", "rqm"),
 )
 """Functions of recipes/compressed.py with H = 32."""
-TRADE: dict[str, tuple[str, ...]] = {
-    "sparseloco k=256": ("--sync.codec.codec.k", "256"),
-    "sparseloco k=1024": ("--sync.codec.codec.k", "1024"),
-    "sparseloco H=16": ("--sync.every", "16"),
-    "sparseloco beta=0.8": ("--sync.codec.beta", "0.8"),
-    "sparseloco Nesterov": (),
-    "sparseloco Nesterov k=256": ("--sync.codec.codec.k", "256"),
+NESTEROV = ("--sync.outer.lr", "0.7", "--sync.outer.momentum", "0.8")
+"""DiLoCo's outer step instead of averaging."""
+TRADE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "sparseloco k=256": ("sparseloco", ("--sync.codec.codec.k", "256")),
+    "sparseloco k=1024": ("sparseloco", ("--sync.codec.codec.k", "1024")),
+    "sparseloco H=16": ("sparseloco", ("--sync.every", "16")),
+    "sparseloco beta=0.8": ("sparseloco", ("--sync.codec.beta", "0.8")),
+    "sparseloco Nesterov k=256": ("sparseloco", (*NESTEROV, "--sync.codec.codec.k", "256")),
+    "random_k Nesterov": ("random_k", NESTEROV),
+    "powersgd Nesterov": ("powersgd", NESTEROV),
+    "demo Nesterov": ("demo", NESTEROV),
 }
-"""What SparseLoCo's loss can be traded for: density, rounds, memory of the error, outer step."""
+"""What loss can be traded for: density, rounds, memory of the error, outer step. Name: recipe and its flags."""
 EVERY_STEP = ("distributed_lion",)
 """Those that sync after every step."""
 
@@ -60,9 +64,8 @@ def _one_seed(seed: int) -> list[Cell]:
     ]
     for codec in COMPRESSED:
         found.append(_cell(codec, seed, EVERY, (f"recipes/compressed.py:{codec}", *shared, *every)))
-    for name, changes in TRADE.items():
+    for name, (recipe, changes) in TRADE.items():
         period = 16 if "H=16" in name else EVERY
-        recipe = "sparseloco_nesterov" if "Nesterov" in name else "sparseloco"
         found.append(_cell(name, seed, period, (f"recipes/compressed.py:{recipe}", *shared, *every, *changes)))
     for codec in EVERY_STEP:
         found.append(_cell(codec, seed, 1, (f"recipes/compressed.py:{codec}", *shared)))

@@ -46,6 +46,10 @@ def smoke() -> RunConfig:
     )
 
 
+AVERAGE = Nesterov(lr=1.0, momentum=0.0)
+"""Averaging, with a momentum that flags can raise: error feedback sends late, which momentum overshoots."""
+
+
 def _tiny(name: str, codec: Codec, outer: Outer | None = None) -> RunConfig:
     return RunConfig(
         name=name,
@@ -86,54 +90,49 @@ def sign() -> RunConfig:
 
 def sparseloco() -> RunConfig:
     """SparseLoCo (arXiv 2508.15706): 64 of 4096 in 2 bits, error feedback 0.95, averaging: 1/200 of DiLoCo's bits."""
-    return _tiny("sparseloco", ErrorFeedback(codec=TopK(chunk=4096, k=64, bits=2), beta=0.95), SGD(lr=1.0))
-
-
-def sparseloco_nesterov() -> RunConfig:
-    """SparseLoCo's payload with DiLoCo's outer Nesterov: for runs of few rounds, where averaging is slow."""
-    return _tiny("sparseloco-nesterov", ErrorFeedback(codec=TopK(chunk=4096, k=64, bits=2), beta=0.95))
+    return _tiny("sparseloco", ErrorFeedback(codec=TopK(chunk=4096, k=64, bits=2), beta=0.95), AVERAGE)
 
 
 def random_k() -> RunConfig:
     """An eighth of the entries, drawn anew each round from the shared seed, in 2 bits, error feedback."""
-    return _tiny("random-k", ErrorFeedback(codec=RandomK(chunk=4096, k=512, bits=2), beta=0.9))
+    return _tiny("random-k", ErrorFeedback(codec=RandomK(chunk=4096, k=512, bits=2), beta=0.9), AVERAGE)
 
 
 def psofed() -> RunConfig:
     """PSO-Fed (arXiv 2110.13607): an eighth of the entries in turn, in 2 bits, error feedback."""
-    return _tiny("psofed", ErrorFeedback(codec=PartialSharing(chunk=4096, k=512, bits=2), beta=0.8))
+    return _tiny("psofed", ErrorFeedback(codec=PartialSharing(chunk=4096, k=512, bits=2), beta=0.8), AVERAGE)
 
 
 def threshold() -> RunConfig:
     """Every entry above the root mean square (gradient dropping, arXiv 1704.05021), in 2 bits, error feedback."""
     # at 3.0 the error grows, and the threshold with it, faster than it is sent
-    return _tiny("threshold", ErrorFeedback(codec=Threshold(rms=1.0, bits=2), beta=0.9))
+    return _tiny("threshold", ErrorFeedback(codec=Threshold(rms=1.0, bits=2), beta=0.9), AVERAGE)
 
 
 def powersgd() -> RunConfig:
     """PowerSGD (arXiv 1905.13727), rank 8 and less as the spectrum allows (arXiv 2506.21263), error feedback."""
-    return _tiny("powersgd", ErrorFeedback(codec=PowerSGD(rank=8, bits=16, energy=0.95)))
+    return _tiny("powersgd", ErrorFeedback(codec=PowerSGD(rank=8, bits=16, energy=0.95)), AVERAGE)
 
 
 def demo() -> RunConfig:
     """DeMo (arXiv 2411.19870): 64 of 4096 cosine coefficients in 2 bits, error feedback 0.95."""
-    return _tiny("demo", ErrorFeedback(codec=DctTopK(k=64, bits=2), beta=0.95))
+    return _tiny("demo", ErrorFeedback(codec=DctTopK(k=64, bits=2), beta=0.95), AVERAGE)
 
 
 def fedzip() -> RunConfig:
     """FedZip (arXiv 2102.01593): 64 of 4096, 4 centroids, entropy-coded for real, error feedback 0.95."""
-    return _tiny("fedzip", ErrorFeedback(codec=FedZip(chunk=4096, k=64, clusters=4), beta=0.95))
+    return _tiny("fedzip", ErrorFeedback(codec=FedZip(chunk=4096, k=64, clusters=4), beta=0.95), AVERAGE)
 
 
 def rqm() -> RunConfig:
     """RQM (arXiv 2306.11913): 4 random bits per update that hide it (see lowcomm.privacy), error feedback 0.95."""
-    return _tiny("rqm", ErrorFeedback(codec=Rqm(clip=0.01, margin=1.0, levels=16, keep=0.5), beta=0.95))
+    return _tiny("rqm", ErrorFeedback(codec=Rqm(clip=0.01, margin=1.0, levels=16, keep=0.5), beta=0.95), AVERAGE)
 
 
 def chain() -> RunConfig:
     """A chain: 64 of 4096, their values in 8 bits, zstd behind it if the link is slow, error feedback 0.95."""
     codec = TopK(chunk=4096, k=64) | Int8() | Zstd(link_bytes_per_s="measured")
-    return _tiny("chain", ErrorFeedback(codec=codec, beta=0.95))
+    return _tiny("chain", ErrorFeedback(codec=codec, beta=0.95), AVERAGE)
 
 
 def distributed_lion() -> RunConfig:
