@@ -69,9 +69,26 @@ class Fragment:
         return hashed.value()
 
     @torch.no_grad()
-    def starts(self, deltas: Sequence[Tensor]) -> list[Tensor]:
-        """Local weights from which these pseudo-gradients were computed, in their place (to a rounding error)."""
-        return [torch.sub(self.weights, d, out=d) for d in deltas]
+    def go_on_from(self, replicas: Sequence[Sequence[Tensor]], deltas: Sequence[Tensor], share: float) -> None:
+        """Each replica's tensors <- `global - share * delta`: deltas flat, one per replica."""
+        for copies, flat in zip(replicas, deltas, strict=True):
+            for weight, d, p in zip(self._weight_views, self.views(flat).values(), copies, strict=True):
+                p.copy_(torch.sub(weight, d, alpha=share))
+
+    @torch.no_grad()
+    def take_back(self, replicas: Sequence[Sequence[Tensor]], deltas: Sequence[Tensor], share: float) -> None:
+        """Undo `go_on_from`: give each replica the part of its own pseudo-gradient that it went on without."""
+        for copies, flat in zip(replicas, deltas, strict=True):
+            for d, p in zip(self.views(flat).values(), copies, strict=True):
+                p.copy_(torch.sub(p.to(self.device, torch.float32), d, alpha=1 - share))
+
+    @torch.no_grad()
+    def starts(self, deltas: Sequence[Tensor], share: float) -> list[Tensor]:
+        """Local weights with which islands went on after these pseudo-gradients, in their place.
+
+        To a rounding error for a share of 1, where they were left as they are; see `go_on_from` otherwise.
+        """
+        return [torch.sub(self.weights, d, alpha=share, out=d) for d in deltas]
 
     @torch.no_grad()
     def merge(

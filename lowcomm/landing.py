@@ -10,7 +10,7 @@ import torch
 
 from lowcomm.exchange import Exchanged
 from lowcomm.flight import Flight
-from lowcomm.types import Round
+from lowcomm.types import Round, SyncError
 from lowcomm.verify import verify_equal
 
 if TYPE_CHECKING:
@@ -38,11 +38,16 @@ def commit(sync: LocalSGD, flight: Flight, start: float, delayed: bool = False) 
     start: since when training has waited (time.perf_counter). delayed: training went on since the flight started.
     """
     index, fragment, transport = flight.fragment, sync.fragments[flight.fragment], sync.transport
-    done = flight.result()
-    sync.average_buffers(done.roll.weights)
     tensors = [r.tensors(fragment) for r in sync.replicas]
-    alpha = sync.schedule.alpha
-    starts = fragment.starts(flight.deltas) if delayed and alpha is None else None
+    alpha, share = sync.schedule.alpha, sync.schedule.own_share(transport.islands)
+    try:
+        done = flight.result()
+        sync.average_buffers(done.roll.weights)
+    except SyncError:
+        if delayed and share != 1:
+            fragment.take_back(tensors, flight.deltas, share)  # or what was trained before the launch would be lost
+        raise
+    starts = fragment.starts(flight.deltas, share) if delayed and alpha is None else None
     fragment.set_outer_grad()
     sync.outers[index].step()
     trained = [r.tokens != t for r, t in zip(sync.replicas, flight.tokens, strict=True)]

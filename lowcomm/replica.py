@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -27,6 +28,14 @@ class Replica:
         if key not in self._lists:
             self._lists[key] = [self.params[n] if n in self.params else self.buffers[n] for n in fragment.names]
         return self._lists[key]
+
+    def grads(self, fragment: Fragment) -> list[Tensor]:
+        """Gradients of `tensors`, made of zeros where this island had none: the others may have one."""
+        params = self.tensors(fragment)
+        for p in params:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        return [p.grad for p in params if p.grad is not None]
 
     def take_step(self) -> None:
         """Count one inner step and the tokens announced for it (one unit if none were)."""

@@ -121,10 +121,10 @@ class LocalSGD:
         check_still_covered(self.replicas)
         uniform = [1 / self.transport.islands] * self.transport.islands
         for fragment in self.fragments:
-            flats = [fragment.flatten(_grads(r.tensors(fragment)), i) for i, r in enumerate(self.replicas)]
+            flats = [fragment.flatten(r.grads(fragment), i) for i, r in enumerate(self.replicas)]
             self.transport.weighted_sum(flats, uniform, fragment.mean)
             for replica in self.replicas:
-                fragment.unflatten_mean(_grads(replica.tensors(fragment)))
+                fragment.unflatten_mean(replica.grads(fragment))
         self._averaged_step = self.step
         self.must_rebase = True
         self.gradient_steps += 1
@@ -168,6 +168,9 @@ class LocalSGD:
             flight = self._depart(index)
             flight.to_verify, self.unverified = self.unverified, {}
             self.flights[index] = flight
+            if (share := self.schedule.own_share(self.transport.islands)) != 1:
+                fragment = self.fragments[index]
+                fragment.go_on_from([r.tensors(fragment) for r in self.replicas], flight.deltas, share)
             self._worker.start(flight, self._exchange)
             flight.blocked_s = time.perf_counter() - start
 
@@ -290,11 +293,3 @@ class LocalSGD:
     def weights(self) -> dict[str, Tensor]:
         """The global weights by name: fp32 views on the outer device."""
         return {name: view for f in self.fragments for name, view in f.views(f.weights).items()}
-
-
-def _grads(params: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients, made of zeros where this island had none: the others may have one."""
-    for p in params:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-    return [p.grad for p in params if p.grad is not None]

@@ -27,7 +27,7 @@ from lowcomm.codec import (
     Zstd,
 )
 from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Nesterov, Outer
-from lowcomm.schedule import EveryH, EveryStep, Growing, LateMerge, OneStepDelay, PostLocal, Schedule, Streaming
+from lowcomm.schedule import Eager, EveryH, EveryStep, Growing, LateMerge, OneStepDelay, PostLocal, Schedule, Streaming
 
 OUTERS: tuple[Outer, ...] = (
     SGD(lr=1.0),
@@ -46,6 +46,7 @@ SCHEDULES: tuple[Schedule, ...] = (
     Streaming(fragments=2, delay=1, by="size"),
     Streaming(fragments=1, delay=3, alpha=0.5),
     OneStepDelay(),
+    Eager(gain=1.2),
     LateMerge(steps=14, merges=2),
     Growing(growth=1.3, longest=8),
 )

@@ -1,6 +1,7 @@
 """Schedules: when islands exchange what."""
 
 from lowcomm.schedule.base import Action, Schedule
+from lowcomm.schedule.eager import Eager
 from lowcomm.schedule.every_h import EveryH
 from lowcomm.schedule.every_step import EveryStep
 from lowcomm.schedule.growing import Growing
@@ -11,6 +12,7 @@ from lowcomm.schedule.streaming import Streaming
 
 __all__ = [
     "Action",
+    "Eager",
     "EveryH",
     "EveryStep",
     "Growing",

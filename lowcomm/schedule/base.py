@@ -33,6 +33,13 @@ class Schedule(ABC):
         """Whether exchanges run beside training and land later; otherwise training waits for each."""
         return False
 
+    def own_share(self, islands: int) -> float:
+        """Part of its own pseudo-gradient with which an island goes on while the exchange is on its way; 1: all of it.
+
+        Only for `alpha` None.
+        """
+        return 1.0
+
     @abstractmethod
     def __call__(self, step: int, every: int) -> Action:
         """The action around inner step `step` (counted from 1) for a sync period of `every` inner steps."""
