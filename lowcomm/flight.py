@@ -37,6 +37,8 @@ class Flight:
     """Seconds of training that starting it took."""
     exchange_s: float = 0.0
     """Seconds that the exchange itself took."""
+    latency_s: float = 0.0
+    """Seconds that its roll call took: a small gather, and waiting for islands that come late."""
     roll: RollCall | None = None
     """Who was on the roll before payloads were looked at."""
     future: Future[Exchanged] = field(default_factory=Future)

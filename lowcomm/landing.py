@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import torch
 
 from lowcomm.exchange import Exchanged
 from lowcomm.flight import Flight
+from lowcomm.pacing import decide
 from lowcomm.types import Round, SyncError
 from lowcomm.verify import verify_equal
 
@@ -29,6 +31,8 @@ class SyncReport:
     delta_norms: list[float]
     weights: list[float]
     dropped: dict[int, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What codec and schedule decided in it."""
 
 
 @torch.no_grad()
@@ -63,6 +67,8 @@ def commit(sync: LocalSGD, flight: Flight, start: float, delayed: bool = False) 
         sync.unverified[index] = (digest, flight.round)  # compared in the next exchange, so that no step waits for it
     else:
         verify_equal(transport, fragment, [digest] * len(sync.replicas), flight.round)
+    if sync.schedule.adapts:
+        sync.pace = decide(sync, flight)
     _report(sync, flight, done, flight.blocked_s + time.perf_counter() - start)
 
 
@@ -77,6 +83,19 @@ def _report(sync: LocalSGD, flight: Flight, done: Exchanged, blocked_s: float) -
         delta_norms=done.roll.norms,
         weights=done.roll.weights,
         dropped=done.roll.dropped,
+        notes=tuple(_notes(sync, flight)),
     )
     for listener in sync.listeners:
         listener(report)
+
+
+def _notes(sync: LocalSGD, flight: Flight) -> Iterator[str]:
+    note = sync.codec.note(sync.codec_states[0][flight.fragment])
+    if note is not None:
+        yield f"round {flight.round.index}: {note}"
+    if sync.schedule.adapts:
+        pace = sync.pace
+        yield (
+            f"from round {sync.round} on: H {pace.every}, level {pace.level} "
+            f"(step {1000 * (pace.step_s or 0):.3g} ms, exchange at level 0 {1000 * (pace.exchange_s or 0):.3g} ms)"
+        )

@@ -19,11 +19,13 @@ from lowcomm.codec import Codec, Fp32
 from lowcomm.coverage import BufferRule
 from lowcomm.exchange import Exchanged, aggregate_into_mean, call_roll, check_fit
 from lowcomm.flight import Flight, Worker
+from lowcomm.gradients import average_gradients
 from lowcomm.handshake import check_counts, prepare
 from lowcomm.landing import SyncReport, commit
 from lowcomm.outer import Nesterov, Outer
+from lowcomm.pacing import StepClock
 from lowcomm.replica import Replica
-from lowcomm.schedule import Action, EveryH, Schedule
+from lowcomm.schedule import Action, EveryH, Pace, Schedule
 from lowcomm.transport import Simulated, Transport, default_transport
 from lowcomm.types import Round, SyncError, require
 from lowcomm.verify import check_still_covered, verify_all, verify_equal
@@ -75,8 +77,7 @@ class LocalSGD:
         self.transport = transport or default_transport(len(models))
         check_counts(len(models), len(inners), self.transport)
         self.replicas = [Replica(m, i) for m, i in zip(models, inners, strict=True)]
-        self.step = 0
-        self.round = 0
+        self.step, self.round = 0, 0
         self.pending: tuple[int, ...] = ()
         """Fragments whose exchange was due and has not been committed."""
         self.listeners: list[Callable[[SyncReport], None]] = []
@@ -86,6 +87,7 @@ class LocalSGD:
         """Steps whose gradients were averaged (DDP)."""
         self._averaged_step: int | None = None
         self.must_rebase = False
+        self.pace, self.step_clock = Pace(every=every), StepClock()
         self.flights: dict[int, Flight] = {}
         """Exchanges that have started and not landed, by fragment, in the order of starting."""
         self._worker = Worker(beside=self._may_overlap())
@@ -100,7 +102,11 @@ class LocalSGD:
     @property
     def next_action(self) -> Action:
         """What the schedule says about the inner step that comes next."""
-        return self.schedule(self.step + 1, self.every)
+        return self.action_at(self.step + 1)
+
+    def action_at(self, step: int) -> Action:
+        """What the schedule says about an inner step of the round that goes on."""
+        return self.schedule(step - self.pace.since, self.pace.every)
 
     def count_tokens(self, tokens: int, island: int = 0) -> None:
         """Say how many tokens the next inner step of local island `island` trains on (weights of the mean).
@@ -116,20 +122,8 @@ class LocalSGD:
 
         The step hook does it for a loop that does not, in steps where the schedule asks for it (DDP).
         """
-        start = time.perf_counter()
-        self._worker.wait()
-        check_still_covered(self.replicas)
-        uniform = [1 / self.transport.islands] * self.transport.islands
-        for fragment in self.fragments:
-            flats = [fragment.flatten(r.grads(fragment), i) for i, r in enumerate(self.replicas)]
-            self.transport.weighted_sum(flats, uniform, fragment.mean)
-            for replica in self.replicas:
-                fragment.unflatten_mean(replica.grads(fragment))
+        average_gradients(self)
         self._averaged_step = self.step
-        self.must_rebase = True
-        self.gradient_steps += 1
-        self.sync_s += time.perf_counter() - start
-        self.blocked_s += time.perf_counter() - start
 
     def finish(self) -> None:
         """Merge what has been trained since the last sync; the models then hold the global weights."""
@@ -224,11 +218,12 @@ class LocalSGD:
         """What may run beside training: it changes nothing but the fragment's scratch."""
         fragment, transport = self.fragments[flight.fragment], self.transport
         verify_all(transport, self.fragments, flight.to_verify)
+        start = time.perf_counter()
         roll = call_roll(transport, self.aggregator, flight.round, flight.unsynced, flight.norms, self.quorum)
-        flight.roll = roll
-        states = [s[flight.fragment] for s in self.codec_states]
+        flight.roll, flight.latency_s = roll, time.perf_counter() - start
+        states, codec = [s[flight.fragment] for s in self.codec_states], self.codec.at(flight.round)
         return aggregate_into_mean(
-            fragment, flight.deltas, transport, self.codec, self.aggregator, states, roll, flight.round, self.quorum
+            fragment, flight.deltas, transport, codec, self.aggregator, states, roll, flight.round, self.quorum
         )
 
     def average_buffers(self, weights: Sequence[float]) -> None:
@@ -254,7 +249,8 @@ class LocalSGD:
         if any(r.steps == self.step for r in self.replicas):
             return
         self.step += 1
-        action = self.schedule(self.step, self.every)
+        self.step_clock.stepped()
+        action = self.action_at(self.step)
         due = () if self.schedule.overlaps else action.sync
         due = (*self.pending, *due)
         self.land([i for i in action.land if i in self.flights])
@@ -262,6 +258,7 @@ class LocalSGD:
             self.sync(tuple(dict.fromkeys(due)))
         if self.schedule.overlaps:
             self.launch([i for i in action.sync if i not in due])
+        self.step_clock.begin()
 
     @torch.no_grad()
     def _rebase(self) -> None:
@@ -283,7 +280,7 @@ class LocalSGD:
     def round_of(self, fragment: int) -> Round:
         """The next round, for this fragment."""
         seed = (self.seed * 0x9E3779B97F4A7C15 + (self.round + 1) * 0xBF58476D1CE4E5B9) % 2**64
-        return Round(index=self.round, step=self.step, fragments=(fragment,), seed=seed)
+        return Round(index=self.round, step=self.step, fragments=(fragment,), seed=seed, level=self.pace.level)
 
     @property
     def rounds_done(self) -> int:

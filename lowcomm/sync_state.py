@@ -11,6 +11,7 @@ from torch import Tensor
 from lowcomm import optimizer_state
 from lowcomm.checkpoint import Part
 from lowcomm.flight import Flight
+from lowcomm.schedule import Pace
 from lowcomm.sync import LocalSGD
 from lowcomm.types import CheckpointError, Round
 
@@ -24,7 +25,9 @@ def global_part(sync: LocalSGD) -> Part:
         state, meta = optimizer_state.to_tensors(optimizer, f"outer.{i}")
         tensors.update(state)
         outer.append(meta)
-    return tensors, {"round": sync.round, "outer": outer, "fragments": [list(f.names) for f in sync.fragments]}
+    fragments = [list(f.names) for f in sync.fragments]
+    pace = dataclasses.asdict(sync.pace)
+    return tensors, {"round": sync.round, "outer": outer, "fragments": fragments, "pace": pace}
 
 
 def load_global(sync: LocalSGD, part: Part) -> None:
@@ -35,7 +38,7 @@ def load_global(sync: LocalSGD, part: Part) -> None:
     for i, (fragment, optimizer) in enumerate(zip(sync.fragments, sync.outers, strict=True)):
         fragment.weights[: fragment.numel].copy_(tensors[f"weights.{i}"])
         optimizer_state.from_tensors(optimizer, f"outer.{i}", tensors, values["outer"][i])
-    sync.round = values["round"]
+    sync.round, sync.pace = values["round"], Pace(**values["pace"])
 
 
 def island_part(sync: LocalSGD, local: int) -> Part:

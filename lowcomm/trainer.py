@@ -134,7 +134,7 @@ class Loop:
     def after_step(self) -> None:
         """Log, evaluate and save where they are due."""
         run, sync = self.run, self.run.sync
-        gradients = sync.schedule(sync.step, sync.every).average_gradients
+        gradients = sync.action_at(sync.step).average_gradients
         boundary = self.synced or (gradients and sync.step % sync.every == 0)
         self.synced = False
         if sync.step - self.logged_step >= run.config.log_every or sync.step == run.config.steps:
@@ -149,7 +149,7 @@ class Loop:
     def _passed(self, every: int) -> bool:
         """Whether a multiple of `every` lies in the steps of the period that just ended."""
         sync = self.run.sync
-        return sync.step // every > max(0, sync.step - sync.every) // every
+        return sync.step // every > max(0, sync.step - sync.pace.every) // every
 
     def should_stop(self) -> bool:
         """Whether a signal came or the step to stop at is reached (not at the very end)."""
@@ -200,6 +200,8 @@ class Loop:
         for island, why in report.dropped.items():
             note = f"island {island} was left out of round {report.round.index}: {why}"
             run.progress.note(f"warning: {note}")
+            self.write(None, "note", {"note": note})
+        for note in report.notes:
             self.write(None, "note", {"note": note})
         spent = privacy_spent(run.sync.codec, sum(f.numel for f in run.sync.fragments), run.sync.round)
         if spent is not None:

@@ -55,6 +55,8 @@ class Round:
     seed: int
     island: int | None = None
     """The island that encodes with it; None where nothing depends on the island."""
+    level: int = 0
+    """How coarse a `Graded` codec is in this round; equal on every island."""
     link_bytes_per_s: float | None = None
     """This process's measured speed of sending; None before there is one, and in a simulation. Nothing that is decoded
     may depend on it."""

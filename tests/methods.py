@@ -12,6 +12,7 @@ from lowcomm.codec import (
     FedZip,
     Fp8,
     Fp32,
+    Graded,
     Int4,
     Int8,
     Lion,
@@ -27,7 +28,18 @@ from lowcomm.codec import (
     Zstd,
 )
 from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Nesterov, Outer
-from lowcomm.schedule import Eager, EveryH, EveryStep, Growing, LateMerge, OneStepDelay, PostLocal, Schedule, Streaming
+from lowcomm.schedule import (
+    Adaptive,
+    Eager,
+    EveryH,
+    EveryStep,
+    Growing,
+    LateMerge,
+    OneStepDelay,
+    PostLocal,
+    Schedule,
+    Streaming,
+)
 
 OUTERS: tuple[Outer, ...] = (
     SGD(lr=1.0),
@@ -47,6 +59,7 @@ SCHEDULES: tuple[Schedule, ...] = (
     Streaming(fragments=1, delay=3, alpha=0.5),
     OneStepDelay(),
     Eager(gain=1.2),
+    Adaptive(shortest=2, longest=8, step_s=0.001, link_mbit=10.0),
     LateMerge(steps=14, merges=2),
     Growing(growth=1.3, longest=8),
 )
@@ -87,6 +100,7 @@ CODECS: tuple[Codec, ...] = (
     ErrorFeedback(codec=TopK(chunk=64, k=8) | Int8() | Zstd()),
     Packed(first=Int4(), stage=Ans()),
     DctTopK() | Int4(),
+    ErrorFeedback(codec=Graded()),
 )
 
 

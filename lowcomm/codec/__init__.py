@@ -8,6 +8,7 @@ from lowcomm.codec.error_feedback import ErrorFeedback
 from lowcomm.codec.fedzip import FedZip
 from lowcomm.codec.fp8 import Fp8
 from lowcomm.codec.fp32 import Fp32
+from lowcomm.codec.graded import Graded
 from lowcomm.codec.int4 import Int4
 from lowcomm.codec.int8 import Int8
 from lowcomm.codec.lion import Lion
@@ -32,6 +33,7 @@ __all__ = [
     "FedZip",
     "Fp8",
     "Fp32",
+    "Graded",
     "Int4",
     "Int8",
     "Lion",

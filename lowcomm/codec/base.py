@@ -39,6 +39,18 @@ class Codec(ABC):
         """Whether no island ever sees another's contribution: then only a weighted sum can be had (`needs` "sum")."""
         return False
 
+    def at(self, round: Round) -> Codec:
+        """The codec of this round: itself, unless it is graded."""
+        return self
+
+    def level_bytes(self, like: Delta) -> list[int]:
+        """Bytes of a payload at each level that a schedule may choose, the finest first; none: there is no choice."""
+        return []
+
+    def note(self, state: State) -> str | None:
+        """What it decided in the last round, for the log."""
+        return None
+
     @abstractmethod
     def init(self, like: Delta) -> State:
         """The state before the first round for a Delta of these shapes."""

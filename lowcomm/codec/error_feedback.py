@@ -15,7 +15,7 @@ Reduces to: the identity on the codec's state if the codec loses nothing (Fp32, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -58,6 +58,16 @@ class ErrorFeedback(Codec):
     @property
     def sums_on_the_way(self) -> bool:
         return self.codec.sums_on_the_way
+
+    def at(self, round: Round) -> Codec:
+        now = self.codec.at(round)
+        return self if now is self.codec else replace(self, codec=now)
+
+    def level_bytes(self, like: Delta) -> list[int]:
+        return self.codec.level_bytes(like)
+
+    def note(self, state: State) -> str | None:
+        return self.codec.note(self.inner_state(state))
 
     def init(self, like: Delta) -> State:
         zeros = self.store(torch.zeros(count(like), device=device_of(like)))

@@ -69,6 +69,12 @@ class PowerSGD(Codec):
     def sets_threads(self) -> bool:
         return True
 
+    def note(self, state: State) -> str | None:
+        if self.energy is None or not len(state["schedule"]):
+            return None
+        _, ranks, bits = state["schedule"][-1].tolist()
+        return f"ranks {ranks} in all, {bits} bits"
+
     def init(self, like: Delta) -> State:
         shapes = self.matrices(like)
         generator = torch.Generator().manual_seed(0x505753)  # the same start on every island

@@ -1,6 +1,7 @@
 """Schedules: when islands exchange what."""
 
-from lowcomm.schedule.base import Action, Schedule
+from lowcomm.schedule.adaptive import Adaptive
+from lowcomm.schedule.base import Action, Measured, Pace, Schedule
 from lowcomm.schedule.eager import Eager
 from lowcomm.schedule.every_h import EveryH
 from lowcomm.schedule.every_step import EveryStep
@@ -12,12 +13,15 @@ from lowcomm.schedule.streaming import Streaming
 
 __all__ = [
     "Action",
+    "Adaptive",
     "Eager",
     "EveryH",
     "EveryStep",
     "Growing",
     "LateMerge",
+    "Measured",
     "OneStepDelay",
+    "Pace",
     "PostLocal",
     "Schedule",
     "Streaming",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -19,6 +19,39 @@ class Action:
     """Fragments whose exchange started earlier and is applied right after this step, before new ones start."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How rounds go on from here; for schedules that adapt, decided anew after each one, else always the first."""
+
+    every: int
+    """Inner steps of this round (H)."""
+    since: int = 0
+    """Inner step after which this round began; a schedule counts from there."""
+    level: int = 0
+    """Of a `Graded` codec."""
+    step_s: float | None = None
+    exchange_s: float | None = None
+    """Seconds of an exchange at level 0."""
+    fixed_s: float | None = None
+    """Part of them that does not depend on bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Of the round that just ended, agreed by all islands."""
+
+    step: int
+    """Inner steps done."""
+    step_s: float
+    """Seconds of an inner step on the slowest island."""
+    exchange_s: float
+    """Seconds of the exchange on the island that came last to it."""
+    latency_s: float
+    """Seconds of its roll call there."""
+    sent_bytes: int
+    """Bytes that an island sent in it, at most."""
+
+
 class Schedule(ABC):
     """A pure function of the step, so that every island decides alike without talking."""
 
@@ -27,6 +60,9 @@ class Schedule(ABC):
     alpha: float | None = None
     """Share of the local weights in what a delayed fragment becomes, the rest is global. None: global weights plus
     what was trained locally while the exchange was on its way, so that nothing is lost."""
+
+    adapts: bool = False
+    """Whether `next_pace` is asked after each round."""
 
     @property
     def overlaps(self) -> bool:
@@ -43,6 +79,13 @@ class Schedule(ABC):
     @abstractmethod
     def __call__(self, step: int, every: int) -> Action:
         """The action around inner step `step` (counted from 1) for a sync period of `every` inner steps."""
+
+    def next_pace(self, pace: Pace, every: int, measured: Measured, level_bytes: Sequence[int]) -> Pace:
+        """The next round's pace: a pure function of what all islands agree on.
+
+        every: the configured period. level_bytes: payload of the model at each level of the codec.
+        """
+        return pace
 
     def partition(self, sizes: Mapping[str, int]) -> list[list[str]]:
         """Parameter names by fragment, for names and element counts in the model's order; here one fragment."""
