@@ -76,6 +76,12 @@ class Fragment:
                 p.copy_(torch.sub(weight, d, alpha=share))
 
     @torch.no_grad()
+    def keep_apart(self, params: Sequence[Tensor], residual: Tensor, share: float) -> None:
+        """This replica's tensors -= share * residual (flat, fp32): it keeps what the others were not sent."""
+        for view, p in zip(self.views(residual).values(), params, strict=True):
+            p.copy_(torch.sub(p.to(self.device, torch.float32), view, alpha=share))
+
+    @torch.no_grad()
     def take_back(self, replicas: Sequence[Sequence[Tensor]], deltas: Sequence[Tensor], share: float) -> None:
         """Undo `go_on_from`: give each replica the part of its own pseudo-gradient that it went on without."""
         for copies, flat in zip(replicas, deltas, strict=True):

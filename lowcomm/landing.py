@@ -62,7 +62,10 @@ def commit(sync: LocalSGD, flight: Flight, start: float, delayed: bool = False) 
         replica.synced_tokens[index] = flight.tokens[i]
         if flight.roll is not None and island in flight.roll.dropped:
             replica.inner.state.clear()  # moments of a diverged island are as bad as its weights
-        sync.codec_states[i][index] = done.states[i]
+        residual, sync.codec_states[i][index] = sync.codec.take_residual(done.states[i])
+        if residual is not None:
+            own = alpha if delayed and mixed[i] and alpha is not None else 0.0
+            fragment.keep_apart(tensors[i], residual, 1 - own)
     if delayed:
         sync.unverified[index] = (digest, flight.round)  # compared in the next exchange, so that no step waits for it
     else:

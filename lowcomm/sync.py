@@ -86,7 +86,7 @@ class LocalSGD:
         self.gradient_steps = 0
         """Steps whose gradients were averaged (DDP)."""
         self._averaged_step: int | None = None
-        self.must_rebase = False
+        self.must_rebase = self._last = False
         self.pace, self.step_clock = Pace(every=every), StepClock()
         self.flights: dict[int, Flight] = {}
         """Exchanges that have started and not landed, by fragment, in the order of starting."""
@@ -134,9 +134,11 @@ class LocalSGD:
         self.unverified = {}
         rows = [torch.tensor([r.unsynced(i) for i in range(len(self.fragments))]) for r in self.replicas]
         trained = self.transport.gather(rows).amax(dim=0).tolist()  # an island may have had no work where others had
-        due = tuple(i for i, tokens in enumerate(trained) if tokens > 0)
+        self._last = True
+        due = tuple(i for i, tokens in enumerate(trained) if tokens > 0 or self.codec.holds_back)
         if due:
             self.sync(due)
+        self._last = False
 
     def sync(self, fragments: Sequence[int]) -> None:
         """Exchange these fragments now. On SyncError nothing has changed and they stay in `pending`.
@@ -210,7 +212,8 @@ class LocalSGD:
             deltas=[d for d, _ in computed],
             norms=[n for _, n in computed],
             tokens=[r.tokens for r in self.replicas],
-            unsynced=[r.unsynced(index) for r in self.replicas],
+            # what was held back is of the whole run
+            unsynced=[r.tokens if current.last and self.codec.holds_back else r.unsynced(index) for r in self.replicas],
             bytes_before=list(zip(transport.sent_bytes, transport.received_bytes, strict=True)),
         )
 
@@ -280,7 +283,8 @@ class LocalSGD:
     def round_of(self, fragment: int) -> Round:
         """The next round, for this fragment."""
         seed = (self.seed * 0x9E3779B97F4A7C15 + (self.round + 1) * 0xBF58476D1CE4E5B9) % 2**64
-        return Round(index=self.round, step=self.step, fragments=(fragment,), seed=seed, level=self.pace.level)
+        now = Round(index=self.round, step=self.step, fragments=(fragment,), seed=seed)
+        return dataclasses.replace(now, level=self.pace.level, last=self._last)
 
     @property
     def rounds_done(self) -> int:

@@ -55,6 +55,8 @@ class Round:
     seed: int
     island: int | None = None
     """The island that encodes with it; None where nothing depends on the island."""
+    last: bool = False
+    """The merge at the end of a run, after which the islands hold the global weights."""
     level: int = 0
     """How coarse a `Graded` codec is in this round; equal on every island."""
     link_bytes_per_s: float | None = None

@@ -16,6 +16,7 @@ from lowcomm.codec import (
     Int4,
     Int8,
     Lion,
+    LocalResidual,
     PartialSharing,
     PowerSGD,
     RandomK,
@@ -91,6 +92,11 @@ def sign() -> RunConfig:
 def sparseloco() -> RunConfig:
     """SparseLoCo (arXiv 2508.15706): 64 of 4096 in 2 bits, error feedback 0.95, averaging: 1/200 of DiLoCo's bits."""
     return _tiny("sparseloco", ErrorFeedback(codec=TopK(chunk=4096, k=64, bits=2), beta=0.95), AVERAGE)
+
+
+def sparse_kept() -> RunConfig:
+    """SparseLoCo's payloads; what is not sent stays in the island's weights (after CHOCO-SGD, arXiv 1902.00340)."""
+    return _tiny("sparse-kept", LocalResidual(codec=TopK(chunk=4096, k=64, bits=2)), AVERAGE)
 
 
 def random_k() -> RunConfig:

@@ -16,6 +16,7 @@ from lowcomm.codec import (
     Int4,
     Int8,
     Lion,
+    LocalResidual,
     Packed,
     PartialSharing,
     PowerSGD,
@@ -101,6 +102,7 @@ CODECS: tuple[Codec, ...] = (
     Packed(first=Int4(), stage=Ans()),
     DctTopK() | Int4(),
     ErrorFeedback(codec=Graded()),
+    LocalResidual(codec=TopK(chunk=64, k=8)),
 )
 
 

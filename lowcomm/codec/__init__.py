@@ -12,6 +12,7 @@ from lowcomm.codec.graded import Graded
 from lowcomm.codec.int4 import Int4
 from lowcomm.codec.int8 import Int8
 from lowcomm.codec.lion import Lion
+from lowcomm.codec.local_residual import LocalResidual
 from lowcomm.codec.packed import Packed
 from lowcomm.codec.partial_sharing import PartialSharing
 from lowcomm.codec.powersgd import PowerSGD
@@ -37,6 +38,7 @@ __all__ = [
     "Int4",
     "Int8",
     "Lion",
+    "LocalResidual",
     "Packed",
     "PartialSharing",
     "PowerSGD",

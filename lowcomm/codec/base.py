@@ -35,6 +35,11 @@ class Codec(ABC):
         return False
 
     @property
+    def holds_back(self) -> bool:
+        """Whether islands' weights hold something that was never sent, so that a run's last merge sends everything."""
+        return False
+
+    @property
     def sums_on_the_way(self) -> bool:
         """Whether no island ever sees another's contribution: then only a weighted sum can be had (`needs` "sum")."""
         return False
@@ -46,6 +51,10 @@ class Codec(ABC):
     def level_bytes(self, like: Delta) -> list[int]:
         """Bytes of a payload at each level that a schedule may choose, the finest first; none: there is no choice."""
         return []
+
+    def take_residual(self, state: State) -> tuple[Tensor | None, State]:
+        """What stays in the island's own weights (Delta's sign, fp32 [numel]); and the state without it."""
+        return None, state
 
     def note(self, state: State) -> str | None:
         """What it decided in the last round, for the log."""
