@@ -19,17 +19,18 @@ from benchmarks.common import Cell, is_done, run_cells, write_result
 STEPS, EVERY, SEQ_LEN, SEQUENCES, ISLANDS = 5120, 32, 64, 512, 4
 DDP, DILOCO = "DDP", "fp32 DiLoCo"
 COMPRESSED = (
-    *("int8", "fp8", "int4", "two_bit", "sign", "sparseloco", "chain", "random_k", "psofed", "threshold"),
-    *("powersgd", "demo", "fedzip", "rqm"),
+    *("int8", "fp8", "int4", "two_bit", "sign", "sparseloco", "sparse_kept", "chain", "random_k", "psofed"),
+    *("threshold", "powersgd", "demo", "fedzip", "rqm"),
 )
 """Functions of recipes/compressed.py with H = 32."""
 NESTEROV = ("--sync.outer.lr", "0.7", "--sync.outer.momentum", "0.8")
 """DiLoCo's outer step instead of averaging."""
 TRADE: dict[str, tuple[str, tuple[str, ...]]] = {
     "sparseloco k=256": ("sparseloco", ("--sync.codec.codec.k", "256")),
-    "sparseloco k=1024": ("sparseloco", ("--sync.codec.codec.k", "1024")),
-    "sparseloco H=16": ("sparseloco", ("--sync.every", "16")),
-    "sparseloco beta=0.8": ("sparseloco", ("--sync.codec.beta", "0.8")),
+    "sparseloco H=8": ("sparseloco", ("--sync.every", "8")),
+    "sparse_kept k=256": ("sparse_kept", ("--sync.codec.codec.k", "256")),
+    "sparse_kept H=16": ("sparse_kept", ("--sync.every", "16")),
+    "sparse_kept H=8": ("sparse_kept", ("--sync.every", "8")),
     "sparseloco Nesterov k=256": ("sparseloco", (*NESTEROV, "--sync.codec.codec.k", "256")),
     "random_k Nesterov": ("random_k", NESTEROV),
     "powersgd Nesterov": ("powersgd", NESTEROV),
@@ -65,7 +66,7 @@ def _one_seed(seed: int) -> list[Cell]:
     for codec in COMPRESSED:
         found.append(_cell(codec, seed, EVERY, (f"recipes/compressed.py:{codec}", *shared, *every)))
     for name, (recipe, changes) in TRADE.items():
-        period = 16 if "H=16" in name else EVERY
+        period = int(changes[1]) if changes[0] == "--sync.every" else EVERY
         found.append(_cell(name, seed, period, (f"recipes/compressed.py:{recipe}", *shared, *every, *changes)))
     for codec in EVERY_STEP:
         found.append(_cell(codec, seed, 1, (f"recipes/compressed.py:{codec}", *shared)))
