@@ -39,9 +39,7 @@ TRADE: dict[str, tuple[str, tuple[str, ...]]] = {
 """What loss can be traded for: density, rounds, memory of the error, outer step. Name: recipe and its flags."""
 EVERY_STEP = ("distributed_lion",)
 """Those that sync after every step."""
-
-
-FIRST = (DDP, DILOCO, "int4", "sparseloco", "sparseloco k=256")
+FIRST = (DDP, DILOCO, "int4", "sparseloco", "sparse_kept", "sparse_kept H=8")
 """Run for all seeds before the others, for one seed after the other."""
 
 

@@ -9,8 +9,8 @@ that this fragment is sent; Q: `bits` per value, a 16-bit scale per chunk. With 
 (uncoordinated sharing in the paper), else all share the same entries (coordinated).
 Cost: 64 + 8 + ceil(n / chunk) (k bits / 8 + 2) B per payload, n - 1 payloads each way for n islands.
 Raises: PayloadError for NaN or infinity, naming the tensor, and for a payload that it can't have made; ConfigError.
-Deviates: the paper keeps the entries that are not shared on their client; here every island takes the global weights,
-and ErrorFeedback holds what was not sent until its turn.
+Deviates: in few bits where the paper sends numbers. Inside LocalResidual, entries that are not shared stay on their
+island as in the paper; inside ErrorFeedback, all islands take the global weights and a buffer holds what waits.
 Reduces to: the identity for k = chunk on values that `bits` can hold (bits=16: bfloat16 values). After
 ceil(chunk / k) rounds every entry has been sent once.
 """
