@@ -155,8 +155,9 @@ def assemble(config: RunConfig, data: Data, world: World) -> Run:
         transport = Simulated(config.islands)
     else:
         transport = Collective.open(device, config.sync.timeout_s, config.sync.streams)
-    islands = [_island(config, model, k) for model, k in zip(models, transport.local, strict=True)]
-    together = config.batched and len(islands) > 1  # one island alone is faster as it is
+    together = config.batched and len(models) > 1  # one island alone is faster as it is
+    alone = config.model.compile and not together
+    islands = [_island(config, model, k, alone) for model, k in zip(models, transport.local, strict=True)]
     batched = BatchedIslands(islands, compile=config.model.compile) if together else None
     sync = LocalSGD(
         models,
@@ -190,8 +191,8 @@ def assemble(config: RunConfig, data: Data, world: World) -> Run:
     )
 
 
-def _island(config: RunConfig, model: nn.Module, number: int) -> PlainIsland:
-    forward = torch.compile(model) if config.model.compile and not together else model
+def _island(config: RunConfig, model: nn.Module, number: int, compiled: bool) -> PlainIsland:
+    forward = torch.compile(model) if compiled else model
     return PlainIsland(
         model,
         config.inner,

@@ -166,7 +166,18 @@ def to_dict(value: Any) -> Any:
     raise ConfigError(f"{value!r} of type {type(value).__name__} can't be stored in config.json: use a dataclass")
 
 
-MAY_CHANGE = {"run_dir", "resume", "log_every", "tensorboard", "transport", "batched", "threads", "checkpoint", "eval", "device"}
+MAY_CHANGE = {
+    "run_dir",
+    "resume",
+    "log_every",
+    "tensorboard",
+    "transport",
+    "batched",
+    "threads",
+    "checkpoint",
+    "eval",
+    "device",
+}
 """Fields that a resumed run may set anew; everything else would change what is being trained."""
 
 

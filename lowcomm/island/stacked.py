@@ -1,9 +1,9 @@
 """One model with the weights of n islands: every parameter gets a leading axis [islands, ...].
 
-Attention, activations and losses work row by row, so that the rows of all islands can go through them together, island by
-island: inputs are [islands * batch, seq_len]. Only what holds weights differs: linear layers become one batched product,
-an embedding looks up in the tables laid end to end, a norm's scale is broadcast over its island's rows. The rest of the
-model, here of transformers, runs as it is.
+Attention, activations and losses work row by row, so that the rows of all islands can go through them together, island
+after island: inputs are [islands * batch, seq_len]. Only what holds weights differs: linear layers become one batched
+product, an embedding looks up in the tables laid end to end, a norm's scale is broadcast over its island's rows. The
+rest of the model, here of transformers, runs as it is.
 
 `stack` moves the islands' own parameters: they become views of the stacked ones, so that whatever changes an island's
 model (an optimizer, a sync, a checkpoint) changes the stacked model, and the other way round.
@@ -147,7 +147,11 @@ def _swap(name: str, module: nn.Module) -> nn.Module:
             return StackedLinear(weight, bias, transposed=False)
         if kind == "Conv1D" and weight.ndim == 3:  # transformers' linear layer with the weight [in, out]
             return StackedLinear(weight, bias, transposed=True)
-        if type(module) is nn.Embedding and module.max_norm is None and not (module.sparse or module.scale_grad_by_freq):
+        if (
+            type(module) is nn.Embedding
+            and module.max_norm is None
+            and not (module.sparse or module.scale_grad_by_freq)
+        ):
             return StackedEmbedding(weight, module.padding_idx)
         is_norm = type(module) in (nn.LayerNorm, nn.RMSNorm) or (kind.endswith("RMSNorm") and bias is None)
         if is_norm and weight.ndim == 2:
@@ -161,7 +165,7 @@ def _swap(name: str, module: nn.Module) -> nn.Module:
 def _by_island(x: Tensor, islands: int) -> Tensor:
     if x.shape[0] % islands:
         raise ConfigError(
-            f"batched = True can't run this model: a layer gets {x.shape[0]} rows, not a multiple of {islands} islands. "
+            f"batched = True can't run this model: a layer gets {x.shape[0]} rows, no multiple of {islands} islands. "
             f"Fix: {FIX}"
         )
     return x.unflatten(0, (islands, -1))
