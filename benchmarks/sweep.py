@@ -2,7 +2,8 @@
 
     python -m benchmarks.sweep [--steps 800] [--seeds 0]
 
-One `lowcomm sweep` with one thread: equal tokens in every run, shared out over the islands. An interrupted call goes on.
+One `lowcomm sweep` with one thread: equal tokens in every run, shared out over the islands. An interrupted call goes
+on where it was.
 """
 
 from __future__ import annotations
