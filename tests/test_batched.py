@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,6 +132,19 @@ class Plain(Inner):
 @pytest.mark.parametrize("inner", [AdamW(lr=3e-3), Plain()], ids=["adamw", "sgd"])
 def test_other_layers_follow_the_loop(inner: Inner) -> None:
     assert_follow(Small(), small_losses, inner)
+
+
+def test_an_island_gone_astray_leaves_the_others_alone() -> None:
+    islands = [island(llama(tied=True), token_losses, AdamW()) for _ in range(3)]
+    batched = BatchedIslands(islands)
+    with torch.no_grad():
+        islands[1].params[0].fill_(torch.nan)
+    losses = batched.backward({k: work(k, 0) for k in range(3)})
+    assert math.isnan(losses[1]) and math.isfinite(losses[0]) and math.isfinite(losses[2])
+    batched.update(0, [0, 2])
+    for k in (0, 2):
+        assert math.isfinite(islands[k].grad_norm)
+        assert all(bool(p.isfinite().all()) for p in islands[k].params)
 
 
 def test_parameters_are_views_of_the_stack() -> None:

@@ -79,8 +79,10 @@ class BatchedIslands:
             inner = self.islands[i].inner
             if i in together[:1]:  # the hooks that were there first, those of a sync, see the weights before the step
                 hook = inner.register_step_pre_hook(lambda *_: self._step_together(together))
-                inner.step()
-                hook.remove()
+                try:
+                    inner.step()
+                finally:
+                    hook.remove()
             else:
                 inner.step()  # those together have no gradient any more: it only runs the hooks
             if i not in together:
