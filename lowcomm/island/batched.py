@@ -13,9 +13,10 @@ import ctypes
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.adamw import adamw
 
@@ -37,7 +38,7 @@ class BatchedIslands:
         self.islands = list(islands)
         first = self.islands[0]
         self.model = stack([island.model for island in self.islands], first.losses)
-        self.forward_model = torch.compile(self.model) if compile else self.model
+        self.forward_model = cast("nn.Module", torch.compile(self.model)) if compile else self.model
         stacked = {p.data_ptr(): p for p in self.model.parameters()}
         self.params = [stacked[p.data_ptr()] for p in first.params]  # island 0 is where the stacked tensor begins
 
@@ -108,8 +109,9 @@ class BatchedIslands:
         inners = [self.islands[i].inner for i in numbers]
         for group, *others in zip(*(inner.param_groups for inner in inners), strict=True):
             groups = [group, *others]
-            params = [p for g in groups for p in g["params"]]
-            states = [inner.state[p] for inner, g in zip(inners, groups, strict=True) for p in g["params"]]
+            pairs = [(inner, p) for inner, g in zip(inners, groups, strict=True) for p in g["params"]]
+            params = [p for _, p in pairs if p.grad is not None]
+            states = [inner.state[p] for inner, p in pairs if p.grad is not None]
             adamw(
                 params,
                 [p.grad for p in params],

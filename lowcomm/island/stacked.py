@@ -54,7 +54,8 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (grad,) = grad_outputs
         x, weight = ctx.saved_tensors
         for_x, for_weight = ctx.needs_input_grad
         return (
