@@ -1,6 +1,6 @@
 """The local-SGD scaling law through small runs, and how well it predicts a size that it has not seen.
 
-    python -m benchmarks.sweep [--steps 512] [--seeds 0]
+    python -m benchmarks.sweep [--steps 800] [--seeds 0]
 
 One `lowcomm sweep` with one thread: equal tokens in every run, shared out over the islands. An interrupted call goes
 on where it was.
@@ -17,13 +17,13 @@ from pathlib import Path
 
 from benchmarks.common import ROOT, write_result
 
-SIZES, HOLD_OUT, ISLANDS, EVERY, BATCH, MOMENTUM = "32,48,nano,80", "112", "1,2,4", "16,64", 4, 0.6
+SIZES, HOLD_OUT, ISLANDS, EVERY, BATCH, MOMENTUM = "32,48,nano,80", "112", "1,2,4", "16,64", 8, 0.6
 
 
 def main() -> None:
     """Write benchmarks/results/sweep.json: one row per run, one for the fit, one per prediction."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--work-dir", type=Path, default=Path("runs/bench/sweep"))
     options = parser.parse_args()
