@@ -14,7 +14,7 @@ from torch import nn
 
 from lowcomm.config import RunConfig, check, check_resumable
 from lowcomm.data import Data, Shard, build_data
-from lowcomm.island import PlainIsland
+from lowcomm.island import BatchedIslands, PlainIsland
 from lowcomm.model import build_model, token_losses
 from lowcomm.report.metrics import Metrics
 from lowcomm.report.progress import Progress
@@ -62,6 +62,8 @@ class Run:
     data: Data
     shards: list[Shard]
     islands: list[PlainIsland]
+    batched: BatchedIslands | None
+    """What trains all islands at once; None: one after another."""
     sync: LocalSGD
     metrics: Metrics
     progress: Progress
@@ -153,7 +155,10 @@ def assemble(config: RunConfig, data: Data, world: World) -> Run:
         transport = Simulated(config.islands)
     else:
         transport = Collective.open(device, config.sync.timeout_s, config.sync.streams)
-    islands = [_island(config, model, k) for model, k in zip(models, transport.local, strict=True)]
+    together = config.batched and len(models) > 1  # one island alone is faster as it is
+    alone = config.model.compile and not together
+    islands = [_island(config, model, k, alone) for model, k in zip(models, transport.local, strict=True)]
+    batched = BatchedIslands(islands, compile=config.model.compile) if together else None
     sync = LocalSGD(
         models,
         [i.inner for i in islands],
@@ -176,6 +181,7 @@ def assemble(config: RunConfig, data: Data, world: World) -> Run:
         data=data,
         shards=[data.shard(k) for k in transport.local],
         islands=islands,
+        batched=batched,
         sync=sync,
         metrics=Metrics(config.directory, config.tensorboard),
         progress=Progress(name=config.name, steps=config.steps, enabled=world.rank == 0),
@@ -185,8 +191,8 @@ def assemble(config: RunConfig, data: Data, world: World) -> Run:
     )
 
 
-def _island(config: RunConfig, model: nn.Module, number: int) -> PlainIsland:
-    forward = torch.compile(model) if config.model.compile else model
+def _island(config: RunConfig, model: nn.Module, number: int, compiled: bool) -> PlainIsland:
+    forward = torch.compile(model) if compiled else model
     return PlainIsland(
         model,
         config.inner,

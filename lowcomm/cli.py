@@ -1,4 +1,4 @@
-"""The command line: `lowcomm train | simulate | report | recipes | doctor`."""
+"""The command line: `lowcomm train | simulate | sweep | report | recipes | doctor`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ lowcomm {__version__}: train language models when the links between the machines
 
   lowcomm train RECIPE.py:FUNCTION [--islands N] [--steps N] [--sync.every H] ...   train; --help lists every field
   lowcomm simulate RECIPE.py:FUNCTION ...      the same run with all islands in one process (same bits)
+  lowcomm sweep RECIPE.py:FUNCTION --sizes 32,48,nano --islands 1,2,4 --every 16,64   a scaling law through small runs
   lowcomm report RUN [RUN ...] [--out FILE]    one HTML page of one or several runs
   lowcomm recipes                              the recipes that came with the package
   lowcomm recipes copy NAME                    put one into the current directory to edit it
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {
         "train": lambda a: _train(a, []),
         "simulate": lambda a: _train(a, ["--transport", "simulated"]),
+        "sweep": _sweep,
         "report": _report,
         "recipes": _recipes,
         "doctor": _doctor,
@@ -133,6 +135,12 @@ def _parse(default: RunConfig, arguments: Sequence[str], prog: str) -> RunConfig
             raise
         words = re.sub(r"[─-╿]+", " ", caught.getvalue())
         raise ConfigError(" ".join(words.split())) from None
+
+
+def _sweep(arguments: Sequence[str]) -> int:
+    from lowcomm.sweep_command import sweep
+
+    return sweep(arguments, _parse)
 
 
 def _report(arguments: Sequence[str]) -> int:

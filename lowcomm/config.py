@@ -79,6 +79,8 @@ class RunConfig:
     """Seed of weights, data order and each round's randomness."""
     transport: Literal["collective", "simulated"] = "collective"
     """collective: one process per island (torch.distributed); simulated: all islands in one process, same bits."""
+    batched: bool = False
+    """Simulated islands in one forward and backward: faster for small models, equal to the loop but for rounding."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the models; auto takes the GPU if there is one."""
     threads: int | None = None
@@ -114,6 +116,8 @@ def check(config: RunConfig, islands: int) -> None:
     require(ok, "name", name, "a file name without slashes", "pass --name my-run")
     threads = config.threads
     require(threads is None or threads >= 1, "threads", threads, "1 or more, or None", "leave it out")
+    fits = not config.batched or config.transport == "simulated"
+    require(fits, "batched", True, "False, as islands are processes of their own", "pass --transport simulated")
     require(config.log_every >= 1, "log_every", config.log_every, "1 or more", "10 is usual")
     config.data.check(islands)
     config.model.check()
@@ -162,7 +166,18 @@ def to_dict(value: Any) -> Any:
     raise ConfigError(f"{value!r} of type {type(value).__name__} can't be stored in config.json: use a dataclass")
 
 
-MAY_CHANGE = {"run_dir", "resume", "log_every", "tensorboard", "transport", "threads", "checkpoint", "eval", "device"}
+MAY_CHANGE = {
+    "run_dir",
+    "resume",
+    "log_every",
+    "tensorboard",
+    "transport",
+    "batched",
+    "threads",
+    "checkpoint",
+    "eval",
+    "device",
+}
 """Fields that a resumed run may set anew; everything else would change what is being trained."""
 
 

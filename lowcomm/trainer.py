@@ -105,19 +105,20 @@ class Loop:
         average = sync.next_action.average_gradients
         places = [shard.state_dict() for shard in run.shards] if average else []
         states = [(island.cpu_rng, island.cuda_rng) for island in run.islands]
-        for i, island in enumerate(run.islands):
-            if sync.replicas[i].steps > step:
-                continue  # it was stopped ahead of the others
-            batches = [run.shards[i].next_batch() for _ in range(run.config.inner.accumulation)]
-            loss = island.backward(batches)
+        due = [i for i, r in enumerate(sync.replicas) if r.steps <= step]  # others were stopped ahead of these
+        batches = {i: [run.shards[i].next_batch() for _ in range(run.config.inner.accumulation)] for i in due}
+        losses = run.batched.backward(batches) if run.batched is not None else {}
+        for i in due:
+            island = run.islands[i]
+            loss = losses[i] if i in losses else island.backward(batches[i])
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"the loss of island {sync.transport.local[i]} is {loss} at inner step {step + 1}: the run stops. "
                     "Fix: lower --inner.optimizer.lr or --sync.outer.lr, and --resume from the last checkpoint"
                 )
             self.losses[i] += loss
-            sync.count_tokens(sum(targets.numel() for _, targets in batches), i)
-            if not average:
+            sync.count_tokens(sum(targets.numel() for _, targets in batches[i]), i)
+            if not average and run.batched is None:
                 island.update(step)
         if average:
             try:
@@ -128,8 +129,11 @@ class Loop:
                 for island, (cpu_rng, cuda_rng) in zip(run.islands, states, strict=True):
                     island.cpu_rng, island.cuda_rng = cpu_rng, cuda_rng
                 raise
-            for island in run.islands:
-                island.update(step)
+        if run.batched is not None:
+            run.batched.update(step, due)
+        elif average:
+            for i in due:
+                run.islands[i].update(step)
 
     def after_step(self) -> None:
         """Log, evaluate and save where they are due."""

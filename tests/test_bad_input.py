@@ -74,6 +74,7 @@ OUT_OF_RANGE = [
     ("data.validation_fraction", "0.6", "above 0 and at most 0.5"),
     ("data.validation_fraction", "nan", "above 0 and at most 0.5"),
     ("data.cache_dir", __file__, "a directory"),
+    ("model.width", "30", "a multiple of 8, for nano"),
     ("model.directory", "/nonexistent", "a directory with config.json"),
     ("inner.warmup_fraction", "-0.1", "0 to 1"),
     ("inner.warmup_fraction", "nan", "0 to 1"),

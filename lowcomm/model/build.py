@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from lowcomm.model.presets import SHAPES, Shape
+from lowcomm.model.presets import SHAPES, Shape, widened
 from lowcomm.types import ConfigError, require
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ class ModelConfig:
 
     preset: Literal["nano", "tiny", "3m", "30m", "150m", "1b"] = "tiny"
     """Llama shape for a model from scratch (about 0.12M, 0.8M, 3M, 30M, 150M, 1B parameters)."""
+    width: int | None = None
+    """Hidden width instead of the preset's, with the feed-forward in proportion; None: the preset's."""
     directory: Path | None = None
     """Local transformers directory to start from instead of a preset."""
     compile: bool = False
@@ -32,6 +34,12 @@ class ModelConfig:
     def check(self) -> None:
         """Raise ConfigError for an unknown preset or a directory that holds no model."""
         require(self.preset in SHAPES, "model.preset", self.preset, f"one of {', '.join(SHAPES)}", "pick one of these")
+        if self.width is not None:
+            even = 2 * SHAPES[self.preset].heads  # an even number of elements per head, for rotary positions
+            ok = self.width >= even and self.width % even == 0
+            require(ok, "model.width", self.width, f"a multiple of {even}, for {self.preset}", f"pass {even * 8}")
+            fix = "leave one of them out"
+            require(self.directory is None, "model.width", self.width, "None where model.directory is set", fix)
         if self.directory is not None:
             is_model = (self.directory / "config.json").is_file()
             fix = "give a directory saved by save_pretrained"
@@ -49,6 +57,8 @@ def build_model(config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: 
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape: Shape = SHAPES[config.preset]
+    if config.width is not None:
+        shape = widened(shape, config.width)
     llama = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=shape.hidden,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,3 +24,9 @@ SHAPES = {
     "150m": Shape(hidden=896, layers=14, heads=14, kv_heads=14, intermediate=2432),
     "1b": Shape(hidden=2048, layers=20, heads=16, kv_heads=16, intermediate=5504),
 }
+
+
+def widened(shape: Shape, width: int) -> Shape:
+    """The shape at another hidden width: same layers and heads, the feed-forward in proportion (multiples of 4)."""
+    intermediate = max(4, round(shape.intermediate * width / shape.hidden / 4) * 4)
+    return replace(shape, hidden=width, intermediate=intermediate)
