@@ -28,8 +28,9 @@ class Pace:
     since: int = 0
     """Inner step after which this round began; a schedule counts from there."""
     level: int = 0
-    """Of a `Graded` codec."""
+    """Number of the codec within `Graded`, 0 is the finest."""
     step_s: float | None = None
+    """Seconds of an inner step."""
     exchange_s: float | None = None
     """Seconds of an exchange at level 0."""
     fixed_s: float | None = None
