@@ -28,9 +28,8 @@ NESTEROV = ("--sync.outer.lr", "0.7", "--sync.outer.momentum", "0.8")
 TRADE: dict[str, tuple[str, tuple[str, ...]]] = {
     "sparseloco k=256": ("sparseloco", ("--sync.codec.codec.k", "256")),
     "sparseloco H=8": ("sparseloco", ("--sync.every", "8")),
-    "sparse_kept k=256": ("sparse_kept", ("--sync.codec.codec.k", "256")),
+    "sparse_kept averaging": ("sparse_kept", ("--sync.outer.momentum", "0.0")),
     "sparse_kept H=16": ("sparse_kept", ("--sync.every", "16")),
-    "sparse_kept H=8": ("sparse_kept", ("--sync.every", "8")),
     "sparseloco Nesterov k=256": ("sparseloco", (*NESTEROV, "--sync.codec.codec.k", "256")),
     "random_k Nesterov": ("random_k", NESTEROV),
     "powersgd Nesterov": ("powersgd", NESTEROV),
@@ -39,7 +38,7 @@ TRADE: dict[str, tuple[str, tuple[str, ...]]] = {
 """What loss can be traded for: density, rounds, memory of the error, outer step. Name: recipe and its flags."""
 EVERY_STEP = ("distributed_lion",)
 """Those that sync after every step."""
-FIRST = (DDP, DILOCO, "int4", "sparseloco", "sparse_kept", "sparse_kept H=8")
+FIRST = (DDP, DILOCO, "int4", "sparseloco", "sparse_kept")
 """Run for all seeds before the others, for one seed after the other."""
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.fewer_bytes [--seeds 1] [--jobs 2] [--only "2 bits, H=67"] [--table-only]
 
 The nano preset, 4 islands, 20,480 inner steps: long periods and sparse updates need hundreds of rounds, so the rounds
-are a column. Every run is a `lowcomm simulate` process; bytes are counted by its transport. The outer momentum follows
-the number of rounds (benchmarks/tuning.py). Runs that are done are not repeated: an interrupted call goes on.
+are a column. Every run is a `lowcomm simulate` process; bytes are counted by its transport. Runs that are done are not
+repeated: an interrupted call goes on.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import Cell, is_done, run_cells, write_result
-from benchmarks.quality import momentum_for
 from benchmarks.tables import write_quality_table
 
 STEPS, SEQ_LEN, SEQUENCES, ISLANDS = 20_480, 64, 512, 4
-TWO_BIT = "recipes/compressed.py:two_bit"
-METHODS: dict[str, tuple[str, int]] = {"2 bits, H=67": (TWO_BIT, 67), "2 bits, H=200": (TWO_BIT, 200)}
-"""Name: recipe and H."""
+RECIPES = "recipes/compressed.py:"
+METHODS: dict[str, tuple[str, int, float | None]] = {
+    "64 of 4096 in 2 bits, kept residual, H=36": (f"{RECIPES}sparse_kept", 36, None),
+    "2 bits, H=67": (f"{RECIPES}two_bit", 67, 0.9),
+}
+"""Name: recipe, H, outer momentum (None: the recipe's)."""
 
 
 def cells(seeds: int, only: tuple[str, ...] | None) -> list[Cell]:
@@ -47,9 +49,9 @@ def _ddp(seed: int) -> Cell:
 
 
 def _local(name: str, seed: int) -> Cell:
-    recipe, every = METHODS[name]
-    momentum = momentum_for(STEPS // every)
-    sync = ("--sync.every", str(every), "--sync.outer.momentum", str(momentum))
+    recipe, every, momentum = METHODS[name]
+    outer = () if momentum is None else ("--sync.outer.momentum", str(momentum))
+    sync = ("--sync.every", str(every), *outer)
     columns = {"method": name, "H": every, "momentum": momentum, "seed": seed}
     text = name.replace(" ", "-").replace(",", "").replace("=", "")
     return Cell(name=f"{text}-seed{seed}", arguments=(recipe, *_shared(seed), *sync), columns=columns)

@@ -96,7 +96,9 @@ def sparseloco() -> RunConfig:
 
 def sparse_kept() -> RunConfig:
     """SparseLoCo's payloads; what is not sent stays in the island's weights (after CHOCO-SGD, arXiv 1902.00340)."""
-    return _tiny("sparse-kept", LocalResidual(codec=TopK(chunk=4096, k=64, bits=2)), AVERAGE)
+    # a momentum sends on what only some islands had room to send: averaging loses more
+    outer = Nesterov(lr=1.0, momentum=0.5)
+    return _tiny("sparse-kept", LocalResidual(codec=TopK(chunk=4096, k=64, bits=2)), outer)
 
 
 def random_k() -> RunConfig:
