@@ -3,8 +3,8 @@
     python -m benchmarks.fewer_bytes [--seeds 1] [--jobs 2] [--only "2 bits, H=67"] [--table-only]
 
 The nano preset, 4 islands, 20,480 inner steps: long periods and sparse updates need hundreds of rounds, so the rounds
-are a column. Every run is a `lowcomm simulate` process; bytes are counted by its transport. Runs that are done are not
-repeated: an interrupted call goes on.
+are a column. Every run is a `lowcomm simulate --batched` process; bytes are counted by its transport. Runs that are
+done are not repeated: an interrupted call goes on.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _shared(seed: int) -> tuple[str, ...]:
     return (
         *("--model.preset", "nano", "--steps", str(STEPS), "--seed", str(seed), "--islands", str(ISLANDS)),
         *("--data.seq-len", str(SEQ_LEN), "--data.validation-sequences", str(SEQUENCES)),
-        *("--eval.every", str(STEPS // 10)),
+        *("--eval.every", str(STEPS // 10), "--batched"),
     )
 
 
