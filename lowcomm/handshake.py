@@ -101,6 +101,7 @@ def _facts(sync: LocalSGD, replica: Replica, coverage: Coverage) -> Facts:
         "codec": repr(sync.codec),
         "schedule": repr(sync.schedule),
         "aggregator": repr(sync.aggregator),
+        **({"on_late": sync.deadlines.on_late} if sync.deadlines.on_late != "wait" else {}),
         "tensors": {n: f"{tuple(t.shape)} {t.dtype}" for n, t in {**parameters, **replica.buffers}.items()},
         "trainable": " ".join(coverage.trainable),
         "frozen weights": digest_all({n: parameters[n] for n in coverage.frozen}).hex(),
