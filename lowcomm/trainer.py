@@ -276,7 +276,7 @@ class Loop:
                 "tokens": int(sum(sync.replicas[i].tokens for i in chosen) * (share if local is None else 1)),
                 "bytes_sent": sum(sync.transport.sent_bytes[i] for i in chosen) // len(chosen),
                 "bytes_received": sum(sync.transport.received_bytes[i] for i in chosen) // len(chosen),
-                "time_s": round(self.time_s(), 4),
+                "time_s": round(self.time_s(), 6),
                 **values,
             }
         )
