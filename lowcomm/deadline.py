@@ -109,13 +109,18 @@ def explain(flight: Flight, island: int, waited_s: float) -> tuple[Cause, str]:
     """Cause of a wait for this flight on `island`: whatever made up the larger part of it; and what was measured."""
     arrivals_s = flight.roll.arrivals_s if flight.roll is not None else []
     last = max(range(len(arrivals_s)), key=lambda k: arrivals_s[k], default=island)
-    peer_s = min(arrivals_s[last] - arrivals_s[island], flight.rolled - flight.began) if arrivals_s else 0.0
+    roll_s = flight.exchange_s - flight.transfer_s
+    peer_s = min(arrivals_s[last] - arrivals_s[island], roll_s) if arrivals_s else 0.0
+    # a roll call is two small messages each way: what takes longer than two payloads on the same link is not the link
+    stalled_s = max(0.0, roll_s - peer_s - 2 * flight.transfer_s)
     sent_bytes = max(flight.sent_bytes, default=0)
     rate = sent_bytes / max(flight.transfer_s, 1e-6)
     transfer = f"{sent_bytes} bytes sent in {flight.transfer_s:.3f} s, {rate * 8e-6:.3g} Mbit/s"
-    if peer_s >= waited_s - peer_s:
+    if 2 * (peer_s + stalled_s) < waited_s:
+        return "slow link", f"{transfer}; the last peer came {peer_s:.3f} s after this one"
+    if peer_s >= stalled_s:
         return "slow peer", f"island {last} came to the roll call {peer_s:.3f} s after this one; {transfer}"
-    return "slow link", f"{transfer}; the last peer came {max(peer_s, 0.0):.3f} s after this one"
+    return "slow peer", f"all had come, but the roll call took {stalled_s:.3f} s: a busy processor; {transfer}"
 
 
 def describe(late: Late) -> str:

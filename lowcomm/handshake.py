@@ -79,6 +79,7 @@ def prepare(
     _agree_on_weights(sync)
     for fragment in fragments:
         fragment.read(first.tensors(fragment))
+    sync.deadlines.restart()
     return fragments, Fragment(averaged, islands, device) if averaged else None
 
 

@@ -84,8 +84,7 @@ class LocalSGD:
         self.pending: tuple[int, ...] = ()
         """Fragments whose exchange was due and has not been committed."""
         self.listeners: list[Callable[[SyncReport], None]] = []
-        self.sync_s = 0.0
-        self.blocked_s = 0.0
+        self.sync_s, self.blocked_s = 0.0, 0.0
         self.gradient_steps = 0
         """Steps whose gradients were averaged (DDP)."""
         self._averaged_step: int | None = None
@@ -97,7 +96,6 @@ class LocalSGD:
         self.unverified: dict[int, tuple[bytes, Round]] = {}
         self.deadlines = Deadlines(on_late)
         self.fragments, self.buffers = prepare(self, buffers or {}, outer_device)
-        self.deadlines.restart()
         self.outers = [self.outer.build(f.outer_params) for f in self.fragments]
         self.codec_states = [[self.codec.init(f.views(f.weights)) for f in self.fragments] for _ in self.replicas]
         for index, replica in enumerate(self.replicas):

@@ -60,17 +60,23 @@ def bandwidth_figures(runs: Sequence[Run], names: Sequence[str]) -> list[Figure]
     for index, run in enumerate(runs):
         rate, share = link_use(run).link_bytes_per_s, headline(run).utilisation
         if rate and share is not None:
-            points.setdefault(method_of(run).label, []).append((rate * 8, share, index))
+            points.setdefault(method_of(run).key, []).append((rate * 8, share, index))
     if len(runs) < 2 or not points:
         return []
-    traces = [_line(label, sorted(found), names) for label, found in points.items()]
+    labels = [method_of(runs[found[0][2]]).label for found in points.values()]
+    traces = []
+    for label, found in zip(labels, points.values(), strict=True):
+        unique = label if labels.count(label) == 1 else f"{label}: {names[found[0][2]]}"
+        traces.append(_line(unique, sorted(found), names))
     left_out = len(runs) - sum(len(found) for found in points.values())
     notes = ["rate as measured while sending, on the slowest island"]
-    notes += [f"{left_out} runs without a measured link are left out"] if left_out else []
-    xaxis = axis("link (bit/s)") | {"type": "log", "tickformat": "~s", "dtick": 1}
+    notes += [f"left out, with no measured link: {left_out}"] if left_out else []
+    rates = [rate for found in points.values() for rate, _, _ in found]
+    xaxis = axis("link (bit/s)") | {"type": "log", "tickformat": "~s"}
+    xaxis |= {"dtick": 1} if max(rates) >= 10 * min(rates) else {"nticks": 4}
     yaxis = axis("utilisation") | {"tickformat": ".0%", "range": [0, 1.05], "nticks": 6}
     look = layout(xaxis, yaxis) | {"showlegend": True}
-    look["legend"] = {"orientation": "h", "y": -0.3, "font": {"size": 11}}
+    look["legend"] = {"orientation": "h", "y": -0.25, "font": {"size": 11}}
     spec = {"data": traces, "layout": look}
     return [Figure(title="Utilisation against bandwidth", caption="; ".join(notes), spec=spec, empty=False)]
 

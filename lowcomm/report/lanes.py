@@ -14,6 +14,8 @@ from lowcomm.report.series import islands_of
 
 Kind = Literal["training", "blocked", "late", "evaluation", "roll call", "transfer"]
 
+_TIMED = ("step", "sync", "eval", "deadline")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
@@ -57,7 +59,8 @@ def _in_order(events: Sequence[Event], island: int | None) -> list[Event]:
     """
     kept: list[Event] = []
     for event in events:
-        if number(event.get("island")) != island or number(event.get("time_s")) is None:
+        known = event.get("event") in _TIMED and number(event.get("time_s")) is not None
+        if not known or number(event.get("island")) != island:
             continue
         while kept and _at(kept[-1], "time_s") > _at(event, "time_s"):
             kept.pop()

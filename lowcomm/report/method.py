@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ class Method:
     schedule: str
     codec: str
     every: str
+    key: str
+    """Equal for runs of the same method with the same settings."""
 
     @property
     def label(self) -> str:
@@ -27,10 +30,13 @@ def method_of(run: Run) -> Method:
     sync = run.config.get("sync")
     sync = sync if isinstance(sync, dict) else {}
     every = sync.get("every")
+    schedule = _class(sync.get("schedule"))
+    delay = sync["schedule"].get("delay") if schedule != "?" else None
     return Method(
-        schedule=_class(sync.get("schedule")),
+        schedule=f"{schedule} (delay {delay})" if delay else schedule,
         codec=_class(sync.get("codec")),
         every="?" if every is None else str(every),
+        key=json.dumps([sync.get(part) for part in ("schedule", "codec", "outer", "every")], sort_keys=True),
     )
 
 

@@ -38,7 +38,7 @@ p { margin: 0 0 8px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-top: 18px; }
 header > .panel { margin-top: 14px; }
 .tile { padding: 12px 16px; }
-.tile b { display: block; font-size: 23px; line-height: 1.3; font-weight: 600; font-variant-numeric: tabular-nums;
+.tile b { display: block; font-size: 20px; line-height: 1.3; font-weight: 600; font-variant-numeric: tabular-nums;
   white-space: nowrap; }
 .tile span { color: var(--muted); font-size: 13px; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 0 0 10px; font-size: 14px; }

@@ -70,7 +70,7 @@ def _look(rows: Sequence[int], until: float, unit: str) -> dict[str, Any]:
         yaxis |= {"dtick": 1}
     look = layout(xaxis, yaxis) | {"barmode": "overlay", "bargap": 0.2}
     # 54 px for the margins and the axis below the rows; thin rows when there are many islands.
-    look["height"] = 54 + len(rows) * (36 if len(rows) <= 16 else 14)
+    look["height"] = 54 + len(rows) * (44 if len(rows) <= 16 else 14)
     # a line between the islands, whose lanes belong together
     line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "line": {"color": "--grid", "width": 1}}
     look["shapes"] = [line | {"y0": 2 * i - 0.5, "y1": 2 * i - 0.5} for i in range(1, len(rows))]
