@@ -87,8 +87,8 @@ class Deadlines:
         if not due:
             return done
         if flight.beside:
-            needed = max(flight.sent_bytes) / max(start - flight.began, 1e-6)
-            self.peak_bytes_per_s = max(needed, self.peak_bytes_per_s or 0.0)
+            flight.needed_bytes_per_s = max(flight.sent_bytes) / max(start - flight.began, 1e-6)
+            self.peak_bytes_per_s = max(flight.needed_bytes_per_s, self.peak_bytes_per_s or 0.0)
         if not there:
             waited_s = time.perf_counter() - start
             self._tell(flight, waited_s, *explain(flight, sync.transport.local[0], waited_s))

@@ -51,6 +51,8 @@ class Flight:
     """Seconds that its roll call took: a small gather, and waiting for islands that come late."""
     sent_bytes: list[int] = field(default_factory=list)
     """Bytes that each local island sent in it, roll call included."""
+    needed_bytes_per_s: float | None = None
+    """Rate at which it would have been there just when it was due; None: it was never due, or not beside training."""
     roll: RollCall | None = None
     """Who was on the roll before payloads were looked at."""
     future: Future[Exchanged] = field(default_factory=Future)

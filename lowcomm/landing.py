@@ -45,6 +45,8 @@ class SyncReport:
     """The exchange after its roll call, in which islands wait for the last one."""
     exchanged_bytes: list[int] = field(default_factory=list)
     """Bytes that each local island sent in the exchange."""
+    needed_bytes_per_s: float | None = None
+    """Rate at which it would have been there just when it was due; None where it was not due beside training."""
 
 
 @torch.no_grad()
@@ -105,6 +107,7 @@ def _report(sync: LocalSGD, flight: Flight, done: Exchanged, blocked_s: float) -
         exchange_s=flight.exchange_s,
         transfer_s=flight.transfer_s,
         exchanged_bytes=flight.sent_bytes,
+        needed_bytes_per_s=flight.needed_bytes_per_s,
     )
     for listener in sync.listeners:
         listener(report)

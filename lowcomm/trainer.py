@@ -210,6 +210,7 @@ class Loop:
                     "exchange_s": report.exchange_s,
                     "transfer_s": report.transfer_s,
                     "exchanged_bytes": report.exchanged_bytes[i],
+                    "needed_bytes_per_s": report.needed_bytes_per_s,
                 },
             )
         for island, why in report.dropped.items():

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from lowcomm.clock import start_together
 from lowcomm.deadline import Late
 from lowcomm.outer import SGD
 from lowcomm.schedule import Streaming
@@ -126,7 +127,8 @@ def late() -> dict[str, object]:
     sync = toy.build(1, schedule=schedule, transport=wire)
     told: list[Late] = []
     sync.deadlines.listeners.append(told.append)
-    seen: dict[str, object] = {}
+    time.sleep(0.5 * rank)  # processes never start at once
+    seen: dict[str, object] = {"clock_start": start_together(wire, 2.0 + rank)}
     for step in range(3 * toy.EVERY + 1):
         if step == toy.EVERY - 1 and rank == 1:
             subprocess.Popen(["sh", "-c", f"sleep 1; kill -CONT {os.getpid()}"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lowcomm.report.figures import Figure, axis, colour, layout, plot_label, rounded
-from lowcomm.report.load import Event, Run, number
+from lowcomm.report.load import Run, number
 from lowcomm.report.method import method_of
 from lowcomm.report.series import headline
 
@@ -31,27 +31,13 @@ def link_use(run: Run) -> LinkUse:
     late = run.of("deadline")
     misses, waited_s = (number(run.summary.get(key)) for key in ("deadline_misses", "deadline_waited_s"))
     peak = number(run.summary.get("peak_bytes_per_s"))
-    needed = [rate for event in run.of("sync") if (rate := _needed(event)) is not None]
+    needed = [rate for event in run.of("sync") if (rate := number(event.get("needed_bytes_per_s"))) is not None]
     return LinkUse(
         peak_bytes_per_s=max(needed, default=None) if peak is None else peak,
         link_bytes_per_s=number(run.summary.get("link_bytes_per_s")),
         misses=len(late) if misses is None else int(misses),
         waited_s=sum(number(e.get("waited_s")) or 0.0 for e in late) if waited_s is None else waited_s,
     )
-
-
-def _needed(event: Event) -> float | None:
-    """Bytes that an exchange sent over the time that it had; None where it did not run beside training."""
-    keys = ("exchanged_bytes", "start_s", "exchange_s", "launched_s", "launch_s", "blocked_s", "time_s")
-    sent, start_s, exchange_s, launched_s, launch_s, blocked_s, end_s = (number(event.get(key)) for key in keys)
-    if None in (sent, start_s, exchange_s, launched_s, launch_s, blocked_s, end_s):
-        return None
-    assert sent is not None and start_s is not None and exchange_s is not None and launched_s is not None
-    assert launch_s is not None and blocked_s is not None and end_s is not None
-    if start_s + exchange_s <= launched_s + launch_s:
-        return None
-    available_s = end_s - (blocked_s - launch_s) - start_s
-    return sent / available_s if available_s > 0 else None
 
 
 def bandwidth_figures(runs: Sequence[Run], names: Sequence[str]) -> list[Figure]:
