@@ -15,7 +15,6 @@ from typing import Any, Literal
 from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.codec import Codec, Fp32
 from lowcomm.data import DataConfig
-from lowcomm.deadline import OnLate
 from lowcomm.exchange import check_fit
 from lowcomm.island import InnerConfig
 from lowcomm.model import ModelConfig
@@ -40,7 +39,7 @@ class SyncConfig:
     """Fraction of the islands whose contributions must be usable for a round to be committed."""
     timeout_s: float = 1800.0
     """Seconds after which a silent peer fails an exchange."""
-    on_late: OnLate = "wait"
+    on_late: Literal["wait", "stop"] = "wait"
     """When an exchange has not arrived by its deadline: wait for it, or stop at the next one with all islands saved."""
     streams: int = 1
     """TCP connections between two islands that share large transfers on the CPU: several for long round trips."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lowcomm.exchange import Exchanged, RollCall, call_roll
 from lowcomm.flight import Flight
-from lowcomm.types import Round, SyncError, TransportError
+from lowcomm.types import Round, SyncError, TransportError, require
 
 if TYPE_CHECKING:
     from lowcomm.sync import LocalSGD
@@ -42,7 +42,8 @@ class Deadlines:
     """Lands exchanges of one process, and keeps count of those that were late."""
 
     def __init__(self, on_late: OnLate) -> None:
-        self.on_late = on_late
+        require(on_late in ("wait", "stop"), "on_late", on_late, "wait or stop", "wait")
+        self.on_late: OnLate = on_late
         self.misses = 0
         self.waited_s = 0.0
         self.peak_bytes_per_s: float | None = None

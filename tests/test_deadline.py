@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from lowcomm.cli import main
+from lowcomm.config import SyncConfig, check
 from lowcomm.deadline import Late, explain
 from lowcomm.digest import sha256_weights
 from lowcomm.exchange import RollCall
@@ -22,7 +24,7 @@ from lowcomm.report.progress import Progress
 from lowcomm.report.series import warnings_of
 from lowcomm.schedule import OneStepDelay, Streaming
 from lowcomm.sync import LocalSGD
-from lowcomm.types import DivergenceError, Round, SyncError
+from lowcomm.types import ConfigError, DivergenceError, Round, SyncError
 from tests import runs, toy
 from tests.test_collective import run_job
 from tests.threads import Hub, Threaded, run_threads
@@ -56,6 +58,14 @@ def test_cause(
     found, detail = explain(flight(arrivals_s, roll_s, transfer_s), 0, waited_s)
     assert found == cause
     assert re.search(says, detail), detail
+
+
+def test_unknown_choice_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    config = dataclasses.replace(runs.small(tmp_path, None), sync=SyncConfig(every=4, on_late="panic"))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=r"sync\.on_late = 'panic' is not allowed: wait or stop\. Fix: wait"):
+        check(config, 2)
+    with pytest.raises(ConfigError, match="on_late = 'panic'"):
+        toy.build(2, on_late="panic")  # pyright: ignore[reportArgumentType]
 
 
 def island(
