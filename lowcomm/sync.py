@@ -84,17 +84,16 @@ class LocalSGD:
         self.pending: tuple[int, ...] = ()
         """Fragments whose exchange was due and has not been committed."""
         self.listeners: list[Callable[[SyncReport], None]] = []
-        self.sync_s, self.blocked_s = 0.0, 0.0
+        self.sync_s, self.blocked_s, self.gradients_s = 0.0, 0.0, 0.0
         self.gradient_steps = 0
         """Steps whose gradients were averaged (DDP)."""
         self._averaged_step: int | None = None
         self.must_rebase = self._last = False
-        self.pace, self.step_clock = Pace(every=every), StepClock()
+        self.pace, self.step_clock, self.deadlines = Pace(every=every), StepClock(), Deadlines(on_late)
         self.flights: dict[int, Flight] = {}
         """Exchanges that have started and not landed, by fragment, in the order of starting."""
         self._worker = Worker(beside=may_overlap(self.transport, self.codec, [r.params for r in self.replicas]))
         self.unverified: dict[int, tuple[bytes, Round]] = {}
-        self.deadlines = Deadlines(on_late)
         self.fragments, self.buffers = prepare(self, buffers or {}, outer_device)
         self.outers = [self.outer.build(f.outer_params) for f in self.fragments]
         self.codec_states = [[self.codec.init(f.views(f.weights)) for f in self.fragments] for _ in self.replicas]

@@ -58,7 +58,7 @@ class Loop:
         self.save_failure: str | None = None
         self.losses = [0.0] * len(run.islands)
         self.logged_step = run.sync.step
-        self.logged_s = time.monotonic()
+        self.logged_s, self.logged_gradients_s = time.monotonic(), 0.0
         run.sync.listeners.append(self.on_sync)
         run.sync.deadlines.listeners.append(self.on_late)
 
@@ -240,7 +240,8 @@ class Loop:
         step_s = (time.monotonic() - self.logged_s) / steps
         for i, island in enumerate(run.islands):
             lr, norm = island.lr(sync.step - 1), _finite(island.grad_norm)
-            self.write(i, "step", {"loss": self.losses[i] / steps, "step_s": step_s, "lr": lr, "grad_norm": norm})
+            values = {"loss": self.losses[i] / steps, "step_s": step_s, "lr": lr, "grad_norm": norm}
+            self.write(i, "step", {**values, "blocked_s": (sync.gradients_s - self.logged_gradients_s) or None})
         share = sync.transport.islands / len(sync.replicas)  # islands elsewhere do the same work
         tokens = sum(r.tokens for r in sync.replicas) * share
         run.progress.stepped(
@@ -251,7 +252,7 @@ class Loop:
             tokens_per_s=tokens / max(1, sync.step) / step_s,
         )
         self.losses = [0.0] * len(run.islands)
-        self.logged_step, self.logged_s = sync.step, time.monotonic()
+        self.logged_step, self.logged_s, self.logged_gradients_s = sync.step, time.monotonic(), sync.gradients_s
 
     def evaluate(self) -> Evaluation:
         """Validation loss of the global weights."""

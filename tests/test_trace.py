@@ -242,3 +242,16 @@ def test_trace_that_cannot_be_written(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", rounds=1)
     with pytest.raises(ConfigError, match=re.escape("cannot be written")):
         write_trace([path], path / "config.json" / "t.json")
+
+
+def test_averaged_gradients_are_waits_too(tmp_path: Path) -> None:
+    """Else a data-parallel run would look as if it only trained."""
+    recipe = runs.write_recipe(tmp_path, runs.write_corpus(tmp_path))
+    directory = tmp_path / "run"
+    assert main(["simulate", f"{recipe}:ddp", "--run-dir", str(directory), "--log-every", "4"]) == 0
+    run = load_run(directory)
+    for lanes in lanes_of(run).values():
+        waited_s = sum(s.end_s - s.start_s for s in lanes.compute if s.kind == "blocked")
+        assert waited_s == pytest.approx(run.summary["blocked_s"], rel=0.2, abs=0.005)
+    assert any(e["name"].startswith("gradients, sum") for e in slices(trace([run]), "compute"))
+    assert "averaged gradients" in timeline_figures([run], ["r"])[0].caption

@@ -86,6 +86,8 @@ def _busy(event: Event) -> list[Slice]:
         return [Slice(kind="evaluation", start_s=_at(event, "start_s"), end_s=end_s, event=event)]
     if kind == "deadline":
         return [Slice(kind="late", start_s=end_s - _at(event, "waited_s"), end_s=end_s, event=event)]
+    if kind == "step" and _at(event, "blocked_s") > 0:  # gradients averaged since the last line: their sum, at the end
+        return [Slice(kind="blocked", start_s=end_s - _at(event, "blocked_s"), end_s=end_s, event=event)]
     if kind != "sync":
         return []
     # a line without blocked_s says nothing about overlap: the sync then counts as blocking

@@ -54,7 +54,10 @@ def _timeline(run: Run, name: str, index: int, range_s: float) -> Figure:
         stride = max(stride, step)
         if chosen:
             data.append(_bars(_every(chosen, step), fill, divisor))
+    averaged = any(s.kind == "blocked" and (s.event or {}).get("event") == "step" for _, s in slices)
     notes = [f"{syncs} syncs"] if stride == 1 else [f"1 in {stride} of {syncs} syncs is drawn"]
+    if averaged:
+        notes.append("waits of averaged gradients are drawn as their sum between two lines of metrics")
     if len(lanes) > _ROWS:
         notes.append(f"first {_ROWS} of {len(lanes)} islands")
     spec = {"data": data, "layout": _look(rows, range_s / divisor or 1, unit)}
@@ -121,6 +124,8 @@ def _hover(row: str, part: Slice) -> str:
     where = f"island {row}" + ("" if round_index is None else f", round {round_index:.0f}")
     lines = [where if fragment is None else f"{where}, fragment {fragment:.0f}"]
     lines.append(f"{part.kind} {format_seconds(part.end_s - part.start_s)}")
+    if part.kind == "blocked" and event.get("event") == "step":
+        lines.append("averaging gradients, summed since the last line of metrics")
     if event.get("event") == "sync":
         lines += [
             f"exchange {format_seconds(number(event.get('exchange_s')))}, training waited "

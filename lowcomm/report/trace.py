@@ -79,6 +79,8 @@ def _name(part: Slice) -> str:
     if part.kind == "training":
         known = event.get("event") == "step" and step is not None
         return f"training to step {step:.0f}" if known else "training"
+    if part.kind == "blocked" and event.get("event") == "step":
+        return "gradients, sum since the last line"
     if part.kind == "transfer" and fragment is not None:
         return f"fragment {fragment:.0f}"
     return part.kind if round_index is None else f"{part.kind}, round {round_index:.0f}"
