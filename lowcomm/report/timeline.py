@@ -60,23 +60,24 @@ def _timeline(run: Run, name: str, index: int, range_s: float) -> Figure:
         notes.append("waits of averaged gradients are drawn as their sum between two lines of metrics")
     if len(lanes) > _ROWS:
         notes.append(f"first {_ROWS} of {len(lanes)} islands")
-    spec = {"data": data, "layout": _look(rows, range_s / divisor or 1, unit)}
+    spec = {"data": data, "layout": _look(rows, any(v.link for v in lanes.values()), range_s / divisor or 1, unit)}
     return Figure(title=name, caption="; ".join(notes), spec=spec, empty=not lanes)
 
 
-def _look(rows: Sequence[int], until: float, unit: str) -> dict[str, Any]:
+def _look(rows: Sequence[int], with_link: bool, until: float, unit: str) -> dict[str, Any]:
     xaxis = axis(f"wall-clock ({unit})") | {"range": [0, until], "nticks": 9}
-    order = [f"{row} {lane}" for row in rows for lane in ("compute", "link")]
+    shown = ("compute", "link") if with_link else ("compute",)
+    order = [f"{row} {lane}" for row in rows for lane in shown]
     yaxis = axis("island") | {"type": "category", "autorange": "reversed", "showgrid": False}
     yaxis |= {"categoryorder": "array", "categoryarray": order}
     if len(rows) <= 16:
         yaxis |= {"dtick": 1}
     look = layout(xaxis, yaxis) | {"barmode": "overlay", "bargap": 0.2}
     # 54 px for the margins and the axis below the rows; thin rows when there are many islands.
-    look["height"] = 54 + len(rows) * (44 if len(rows) <= 16 else 14)
+    look["height"] = 54 + len(rows) * len(shown) * (22 if len(rows) <= 16 else 7)
     # a line between the islands, whose lanes belong together
     line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "line": {"color": "--grid", "width": 1}}
-    look["shapes"] = [line | {"y0": 2 * i - 0.5, "y1": 2 * i - 0.5} for i in range(1, len(rows))]
+    look["shapes"] = [line | dict.fromkeys(("y0", "y1"), len(shown) * i - 0.5) for i in range(1, len(rows))]
     return look
 
 
