@@ -73,6 +73,8 @@ class Run:
     """Equal on all islands, new in each process group: ties the parts of a checkpoint together."""
     resumes: int = 0
     base_time_s: float = 0.0
+    start: float = 0.0
+    """time.perf_counter() at which the run's clock, which all islands share, stood at 0."""
 
     @property
     def directory(self) -> Path:
@@ -171,6 +173,7 @@ def assemble(config: RunConfig, data: Data, world: World) -> Run:
         outer_device=None if config.sync.outer_device == "model" else "cpu",
         seed=config.seed,
         quorum=config.sync.quorum,
+        on_late=config.sync.on_late,
     )
     handle = lock(config.directory, world.rank, config.resume) if world.local_rank == 0 else None
     own = torch.frombuffer(bytearray(os.urandom(8)), dtype=torch.uint8)

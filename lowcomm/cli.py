@@ -24,6 +24,7 @@ lowcomm {__version__}: train language models when the links between the machines
   lowcomm simulate RECIPE.py:FUNCTION ...      the same run with all islands in one process (same bits)
   lowcomm sweep RECIPE.py:FUNCTION --sizes 32,48,nano --islands 1,2,4 --every 16,64   a scaling law through small runs
   lowcomm report RUN [RUN ...] [--out FILE]    one HTML page of one or several runs
+      [--trace trace.json]                     and what each island did when, for ui.perfetto.dev
   lowcomm recipes                              the recipes that came with the package
   lowcomm recipes copy NAME                    put one into the current directory to edit it
   lowcomm doctor [--json FILE]                 what is installed, which network is used; link speeds under torchrun
@@ -147,6 +148,7 @@ def _report(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="lowcomm report", description="Write one HTML page of one or several runs.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, runs/NAME")
     parser.add_argument("--out", type=Path, default=None, help="file to write (default: report.html in the first run)")
+    parser.add_argument("--trace", type=Path, default=None, help="also write Chrome trace event JSON, for Perfetto")
     options = parser.parse_args(arguments)
     from rich.console import Console
 
@@ -157,6 +159,10 @@ def _report(arguments: Sequence[str]) -> int:
     console = Console()
     console.print(summary_table([load_run(run) for run in options.runs]))
     console.print(f"report: {write_report(options.runs, options.out)}", soft_wrap=True, highlight=False)
+    if options.trace is not None:
+        from lowcomm.report.trace import write_trace
+
+        console.print(f"trace: {write_trace(options.runs, options.trace)}", soft_wrap=True, highlight=False)
     return 0
 
 

@@ -39,6 +39,8 @@ class SyncConfig:
     """Fraction of the islands whose contributions must be usable for a round to be committed."""
     timeout_s: float = 1800.0
     """Seconds after which a silent peer fails an exchange."""
+    on_late: Literal["wait", "stop"] = "wait"
+    """When an exchange has not arrived by its deadline: wait for it, or stop at the next one with all islands saved."""
     streams: int = 1
     """TCP connections between two islands that share large transfers on the CPU: several for long round trips."""
 
@@ -143,6 +145,7 @@ def _check_sync(config: RunConfig) -> None:
     sync.codec.check()
     check_fit(sync.codec, sync.aggregator)
     require(0 < sync.quorum <= 1, "sync.quorum", sync.quorum, "0 < quorum <= 1", "0.5 needs half of the islands")
+    require(sync.on_late in ("wait", "stop"), "sync.on_late", sync.on_late, "wait or stop", "wait")
     timeout_ok = 0 < sync.timeout_s < float("inf")
     require(timeout_ok, "sync.timeout_s", sync.timeout_s, "a finite number above 0", "1800 is half an hour")
     require(1 <= sync.streams <= 64, "sync.streams", sync.streams, "1 to 64", "4 to 8 suit a round trip of 50 ms")
@@ -187,8 +190,10 @@ def check_resumable(config: RunConfig, islands: int) -> None:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         now = to_dict(dataclasses.replace(config, islands=islands))
+        for values in (stored, now):
+            values["sync"].pop("on_late", None)  # changes nothing of what is trained
         changed = [k for k, v in now.items() if k not in MAY_CHANGE and stored.get(k) != v]
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
         raise ConfigError(f"{path} can't be read ({error}). Fix: start a new run with --run-dir") from error
     if changed:
         key = changed[0]

@@ -97,10 +97,13 @@ def export(run: Run) -> None:
 
 def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation | None = None) -> None:
     """summary.json. With an evaluation every island takes part, since means over islands are asked for."""
-    sync, transport = run.sync, run.sync.transport
+    sync, transport, late = run.sync, run.sync.transport, run.sync.deadlines
     rows = [
         torch.tensor(
-            [r.tokens, transport.sent_bytes[i], transport.received_bytes[i], sync.blocked_s, sync.sync_s, wall_s],
+            [
+                *(r.tokens, transport.sent_bytes[i], transport.received_bytes[i], sync.blocked_s, sync.sync_s, wall_s),
+                *(late.misses, late.waited_s, late.peak_bytes_per_s or 0.0, transport.link_bytes_per_s or math.inf),
+            ],
             dtype=torch.float64,
         )
         for i, r in enumerate(sync.replicas)
@@ -110,7 +113,8 @@ def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation |
         table = transport.gather(rows)
     if run.world.rank != 0:
         return
-    tokens, sent, received, blocked_s, sync_s, wall = table.mean(dim=0).tolist()
+    tokens, sent, received, blocked_s, sync_s, wall, _, waited_s, _, _ = table.mean(dim=0).tolist()
+    misses, peak, link = int(table[:, 6].sum()), float(table[:, 8].max()), float(table[:, 9].min())
     parameters = list(run.islands[0].model.parameters())
     write_json(
         run.directory / "summary.json",
@@ -131,6 +135,10 @@ def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation |
             "blocked_s": blocked_s,
             "sync_s": sync_s,
             "utilisation": 1 - blocked_s / wall if wall > 0 else None,
+            "deadline_misses": misses,
+            "deadline_waited_s": waited_s,
+            "peak_bytes_per_s": peak or None,
+            "link_bytes_per_s": link if math.isfinite(link) else None,
             "weights_sha256": sha256_weights(sync.weights()),
             "privacy": privacy_spent(sync.codec, sum(f.numel for f in sync.fragments), sync.round),
         },

@@ -27,5 +27,7 @@ def average_gradients(sync: LocalSGD) -> None:
             fragment.unflatten_mean(replica.grads(fragment))
     sync.must_rebase = True
     sync.gradient_steps += 1
-    sync.sync_s += time.perf_counter() - start
-    sync.blocked_s += time.perf_counter() - start
+    elapsed = time.perf_counter() - start
+    sync.sync_s += elapsed
+    sync.blocked_s += elapsed
+    sync.gradients_s += elapsed

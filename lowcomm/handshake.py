@@ -79,6 +79,7 @@ def prepare(
     _agree_on_weights(sync)
     for fragment in fragments:
         fragment.read(first.tensors(fragment))
+    sync.deadlines.restart()
     return fragments, Fragment(averaged, islands, device) if averaged else None
 
 
@@ -101,6 +102,7 @@ def _facts(sync: LocalSGD, replica: Replica, coverage: Coverage) -> Facts:
         "codec": repr(sync.codec),
         "schedule": repr(sync.schedule),
         "aggregator": repr(sync.aggregator),
+        **({"on_late": sync.deadlines.on_late} if sync.deadlines.on_late != "wait" else {}),
         "tensors": {n: f"{tuple(t.shape)} {t.dtype}" for n, t in {**parameters, **replica.buffers}.items()},
         "trainable": " ".join(coverage.trainable),
         "frozen weights": digest_all({n: parameters[n] for n in coverage.frozen}).hex(),

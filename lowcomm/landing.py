@@ -33,6 +33,20 @@ class SyncReport:
     dropped: dict[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What codec and schedule decided in it."""
+    began: float = 0.0
+    """time.perf_counter() when the exchange began."""
+    launched: float | None = None
+    """time.perf_counter() when training stopped to start it; None: it waited until the exchange had landed."""
+    launch_s: float = 0.0
+    """Part of `blocked_s` that starting it took, from `launched` on; the rest ends with this report."""
+    exchange_s: float = 0.0
+    """The exchange alone, roll call included."""
+    transfer_s: float = 0.0
+    """The exchange after its roll call, in which islands wait for the last one."""
+    exchanged_bytes: list[int] = field(default_factory=list)
+    """Bytes that each local island sent in the exchange."""
+    needed_bytes_per_s: float | None = None
+    """Rate at which it would have been there just when it was due; None where it was not due beside training."""
 
 
 @torch.no_grad()
@@ -45,7 +59,7 @@ def commit(sync: LocalSGD, flight: Flight, start: float, delayed: bool = False) 
     tensors = [r.tensors(fragment) for r in sync.replicas]
     alpha, share = sync.schedule.alpha, sync.schedule.own_share(transport.islands)
     try:
-        done = flight.result()
+        done = sync.deadlines.receive(sync, flight, delayed)
         sync.average_buffers(done.roll.weights)
     except SyncError:
         if delayed and share != 1:
@@ -87,6 +101,13 @@ def _report(sync: LocalSGD, flight: Flight, done: Exchanged, blocked_s: float) -
         weights=done.roll.weights,
         dropped=done.roll.dropped,
         notes=tuple(_notes(sync, flight)),
+        began=flight.began,
+        launched=flight.launched,
+        launch_s=flight.blocked_s,
+        exchange_s=flight.exchange_s,
+        transfer_s=flight.transfer_s,
+        exchanged_bytes=flight.sent_bytes,
+        needed_bytes_per_s=flight.needed_bytes_per_s,
     )
     for listener in sync.listeners:
         listener(report)

@@ -9,6 +9,7 @@ import torch
 
 from lowcomm import checkpoint
 from lowcomm.assembly import Run
+from lowcomm.clock import start_together
 from lowcomm.config import to_dict
 from lowcomm.run_dir import environment, write_json
 from lowcomm.sync_state import global_part, island_part, load_global, load_island
@@ -61,6 +62,9 @@ def load_newest(run: Run) -> None:
         run.shards[i].load_state_dict(values["data"])
         run.base_time_s = max(run.base_time_s, values["time_s"])
         run.resumes = max(stops, values["resumes"]) + 1
+    counted = list(run.sync.transport.sent_bytes), list(run.sync.transport.received_bytes)
+    run.start = start_together(run.sync.transport, run.base_time_s)
+    run.sync.transport.sent_bytes[:], run.sync.transport.received_bytes[:] = counted  # an unbroken run counts it once
     run.sync.relaunch()
     known = checkpoint.names(root)
     skipped = known[known.index(name) + 1 :]

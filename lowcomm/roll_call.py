@@ -1,14 +1,16 @@
 """Who takes part in a round: decided alike on every island, before and after payloads have crossed.
 
-32 bytes per island at the start (round, step, tokens, norm), and one byte per island and contribution once payloads
-have been looked at: a payload may be broken on one link only, and all islands must leave out the same ones.
+32 bytes per island at the start (round, arrival, tokens, norm; 40 where lateness may stop the run), and one byte per
+island and contribution once payloads have been looked at: a payload may be broken on one link only, and all islands
+must leave out the same ones.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -28,12 +30,16 @@ class RollCall:
     """Islands left out, with the reason."""
     norms: list[float]
     """L2 norm of each island's pseudo-gradient."""
+    arrivals_s: list[float] = field(default_factory=list)
+    """Seconds from the end of the last roll call, which is the same moment everywhere, to each island's arrival."""
+    stopping: list[int] = field(default_factory=list)
+    """Islands that want the run to stop because an exchange was late."""
 
     def without(self, bad: Mapping[int, str], aggregator: Aggregator, round: Round, quorum: float) -> RollCall:
         """This roll with more islands left out. Raises SyncError if too few are left."""
         dropped = {**self.dropped, **bad}
         weights = _weights(self.tokens, dropped, aggregator, round, quorum)
-        return RollCall(weights=weights, tokens=self.tokens, dropped=dropped, norms=self.norms)
+        return dataclasses.replace(self, weights=weights, dropped=dropped)
 
 
 def call_roll(
@@ -43,19 +49,23 @@ def call_roll(
     tokens: Sequence[float],
     norms: Sequence[float],
     quorum: float,
+    arrival_s: float = 0.0,
+    stop: bool | None = None,
 ) -> RollCall:
-    """Exchange (round, step, tokens, norm) and decide who takes part.
+    """Exchange (round, arrival, tokens, norm) and decide who takes part.
 
-    tokens, norms: one per local island. Raises SyncError if fewer than `quorum` (a fraction) of the islands are left.
+    tokens, norms: one per local island. arrival_s: as in `RollCall.arrivals_s`, of this process. stop: its vote to stop
+    the run; None: nobody votes. Raises SyncError if fewer than `quorum` (a fraction) of the islands are left.
     """
+    vote = [] if stop is None else [float(stop)]
     rows = [
-        torch.tensor([float(round.index), float(round.step), t, n], dtype=torch.float64)
+        torch.tensor([float(round.index), arrival_s, t, n, *vote], dtype=torch.float64)
         for t, n in zip(tokens, norms, strict=True)
     ]
     table = transport.gather(rows).tolist()
     expected_round = sorted(row[0] for row in table)[len(table) // 2]
     dropped: dict[int, str] = {}
-    for island, (index, _, count, norm) in enumerate(table):
+    for island, (index, _, count, norm, *_) in enumerate(table):
         if index != expected_round:
             dropped[island] = f"it is in round {int(index)}, the others in {int(expected_round)}"
         elif not math.isfinite(norm):
@@ -64,7 +74,14 @@ def call_roll(
             dropped[island] = f"its token count is {count}"
     all_tokens = [row[2] for row in table]
     weights = _weights(all_tokens, dropped, aggregator, round, quorum)
-    return RollCall(weights=weights, tokens=all_tokens, dropped=dropped, norms=[row[3] for row in table])
+    return RollCall(
+        weights=weights,
+        tokens=all_tokens,
+        dropped=dropped,
+        norms=[row[3] for row in table],
+        arrivals_s=[row[1] for row in table],
+        stopping=[k for k, row in enumerate(table) if any(row[4:])],
+    )
 
 
 def agree(transport: Transport, bad: Sequence[Mapping[int, str]]) -> dict[int, str]:

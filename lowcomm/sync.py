@@ -17,8 +17,9 @@ from torch.optim import Optimizer
 from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.codec import Codec, Fp32
 from lowcomm.coverage import BufferRule
-from lowcomm.exchange import Exchanged, aggregate_into_mean, call_roll, check_fit
-from lowcomm.flight import Flight, Worker
+from lowcomm.deadline import Deadlines, OnLate
+from lowcomm.exchange import Exchanged, aggregate_into_mean, check_fit
+from lowcomm.flight import Flight, Worker, may_overlap
 from lowcomm.gradients import average_gradients
 from lowcomm.handshake import check_counts, prepare
 from lowcomm.landing import SyncReport, commit
@@ -26,7 +27,7 @@ from lowcomm.outer import Nesterov, Outer
 from lowcomm.pacing import StepClock
 from lowcomm.replica import Replica
 from lowcomm.schedule import Action, EveryH, Pace, Schedule
-from lowcomm.transport import Simulated, Transport, default_transport
+from lowcomm.transport import Transport, default_transport
 from lowcomm.types import Round, SyncError, require
 from lowcomm.verify import check_still_covered, verify_all, verify_equal
 
@@ -44,6 +45,7 @@ class LocalSGD:
         outer_device: where global weights and outer state live (None: with the parameters); fp32 either way.
         seed: 64-bit seed from which each round's randomness derives; equal on every island.
         quorum: fraction of the islands that must be usable for a round to be committed.
+        on_late: "wait" goes on when a late exchange arrives; "stop" ends in a SyncError at the next one, everywhere.
 
     Raises CoverageError or DivergenceError at construction, SyncError from the step that could not sync.
     """
@@ -63,6 +65,7 @@ class LocalSGD:
         outer_device: torch.device | str | None = None,
         seed: int = 0,
         quorum: float = 0.5,
+        on_late: OnLate = "wait",
     ) -> None:
         models = [model] if isinstance(model, nn.Module) else list(model)
         inners = [inner] if isinstance(inner, Optimizer) else list(inner)
@@ -81,16 +84,15 @@ class LocalSGD:
         self.pending: tuple[int, ...] = ()
         """Fragments whose exchange was due and has not been committed."""
         self.listeners: list[Callable[[SyncReport], None]] = []
-        self.sync_s = 0.0
-        self.blocked_s = 0.0
+        self.sync_s, self.blocked_s, self.gradients_s = 0.0, 0.0, 0.0
         self.gradient_steps = 0
         """Steps whose gradients were averaged (DDP)."""
         self._averaged_step: int | None = None
         self.must_rebase = self._last = False
-        self.pace, self.step_clock = Pace(every=every), StepClock()
+        self.pace, self.step_clock, self.deadlines = Pace(every=every), StepClock(), Deadlines(on_late)
         self.flights: dict[int, Flight] = {}
         """Exchanges that have started and not landed, by fragment, in the order of starting."""
-        self._worker = Worker(beside=self._may_overlap())
+        self._worker = Worker(beside=may_overlap(self.transport, self.codec, [r.params for r in self.replicas]))
         self.unverified: dict[int, tuple[bytes, Round]] = {}
         self.fragments, self.buffers = prepare(self, buffers or {}, outer_device)
         self.outers = [self.outer.build(f.outer_params) for f in self.fragments]
@@ -168,7 +170,7 @@ class LocalSGD:
                 fragment = self.fragments[index]
                 fragment.go_on_from([r.tensors(fragment) for r in self.replicas], flight.deltas, share)
             self._worker.start(flight, self._exchange)
-            flight.blocked_s = time.perf_counter() - start
+            flight.launched, flight.blocked_s = start, time.perf_counter() - start
 
     def relaunch(self) -> None:
         """Start again what was on its way when a checkpoint was saved.
@@ -221,13 +223,13 @@ class LocalSGD:
         """What may run beside training: it changes nothing but the fragment's scratch."""
         fragment, transport = self.fragments[flight.fragment], self.transport
         verify_all(transport, self.fragments, flight.to_verify)
-        start = time.perf_counter()
-        roll = call_roll(transport, self.aggregator, flight.round, flight.unsynced, flight.norms, self.quorum)
-        flight.roll, flight.latency_s = roll, time.perf_counter() - start
+        before, roll = list(transport.sent_bytes), self.deadlines.call_roll(self, flight)
         states, codec = [s[flight.fragment] for s in self.codec_states], self.codec.at(flight.round)
-        return aggregate_into_mean(
+        done = aggregate_into_mean(
             fragment, flight.deltas, transport, codec, self.aggregator, states, roll, flight.round, self.quorum
         )
+        flight.sent_bytes = [now - then for now, then in zip(transport.sent_bytes, before, strict=True)]
+        return done
 
     def average_buffers(self, weights: Sequence[float]) -> None:
         """Average the buffers that were named for it, with the islands' weights."""
@@ -274,11 +276,6 @@ class LocalSGD:
             for replica in self.replicas:
                 replica.mark_synced(index)
         self.must_rebase = False  # only now: one that failed is due again
-
-    def _may_overlap(self) -> bool:
-        on_cpu = all(p.device.type == "cpu" for r in self.replicas for p in r.params.values())
-        own_threads = self.codec.sets_threads and on_cpu and torch.get_num_threads() > 1
-        return not isinstance(self.transport, Simulated) and not own_threads
 
     def round_of(self, fragment: int) -> Round:
         """The next round, for this fragment."""

@@ -7,7 +7,9 @@ import time
 from collections.abc import Mapping
 
 from lowcomm.assembly import Run, World, assemble, preflight
+from lowcomm.clock import start_together
 from lowcomm.config import RunConfig
+from lowcomm.deadline import Late, describe
 from lowcomm.finale import Evaluation, evaluate, export, holding_global_weights, write_summary
 from lowcomm.privacy_spent import privacy_spent
 from lowcomm.resume import load_newest, save_now, start_files
@@ -35,6 +37,8 @@ def train(config: RunConfig) -> int:
         start_files(run)
         if config.resume:
             load_newest(run)
+        else:
+            run.start = start_together(run.sync.transport, 0.0)
         return Loop(run).run_to_end()
     finally:
         run.stop.restore()
@@ -50,13 +54,13 @@ class Loop:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.start_s = time.monotonic() - run.base_time_s
         self.synced = False
         self.save_failure: str | None = None
         self.losses = [0.0] * len(run.islands)
         self.logged_step = run.sync.step
-        self.logged_s = time.monotonic()
+        self.logged_s, self.logged_gradients_s = time.monotonic(), 0.0
         run.sync.listeners.append(self.on_sync)
+        run.sync.deadlines.listeners.append(self.on_late)
 
     def run_to_end(self) -> int:
         """Train, finish, evaluate, export, summarise; returns the exit code."""
@@ -199,6 +203,14 @@ class Loop:
                     "sync_s": report.seconds_s,
                     "blocked_s": report.blocked_s,
                     "delta_norm": _finite(report.delta_norms[island]),
+                    "fragment": report.round.fragments[0],
+                    "launched_s": None if report.launched is None else report.launched - run.start,
+                    "launch_s": report.launch_s,
+                    "start_s": report.began - run.start,
+                    "exchange_s": report.exchange_s,
+                    "transfer_s": report.transfer_s,
+                    "exchanged_bytes": report.exchanged_bytes[i],
+                    "needed_bytes_per_s": report.needed_bytes_per_s,
                 },
             )
         for island, why in report.dropped.items():
@@ -213,6 +225,14 @@ class Loop:
             self.write(None, "note", {"note": f"privacy: epsilon {values}, at delta {spent['delta']:g}"})
         run.progress.synced(seconds_s=report.seconds_s, sent_bytes=run.sync.transport.sent_bytes[0])
 
+    def on_late(self, late: Late) -> None:
+        """Say that an exchange missed its deadline, and why, on each local island."""
+        note = describe(late)
+        values = {"fragment": late.fragment, "waited_s": late.waited_s, "cause": late.cause, "note": note}
+        for i, island in enumerate(self.run.sync.transport.local):
+            self.write(i, "deadline", {**values, "round": late.round.index})
+            self.run.progress.warn(late.cause, f"warning: island {island}: {note}")
+
     def log(self) -> None:
         """One line per local island with the means since the last one."""
         run, sync = self.run, self.run.sync
@@ -220,7 +240,8 @@ class Loop:
         step_s = (time.monotonic() - self.logged_s) / steps
         for i, island in enumerate(run.islands):
             lr, norm = island.lr(sync.step - 1), _finite(island.grad_norm)
-            self.write(i, "step", {"loss": self.losses[i] / steps, "step_s": step_s, "lr": lr, "grad_norm": norm})
+            values = {"loss": self.losses[i] / steps, "step_s": step_s, "lr": lr, "grad_norm": norm}
+            self.write(i, "step", {**values, "blocked_s": (sync.gradients_s - self.logged_gradients_s) or None})
         share = sync.transport.islands / len(sync.replicas)  # islands elsewhere do the same work
         tokens = sum(r.tokens for r in sync.replicas) * share
         run.progress.stepped(
@@ -231,16 +252,16 @@ class Loop:
             tokens_per_s=tokens / max(1, sync.step) / step_s,
         )
         self.losses = [0.0] * len(run.islands)
-        self.logged_step, self.logged_s = sync.step, time.monotonic()
+        self.logged_step, self.logged_s, self.logged_gradients_s = sync.step, time.monotonic(), sync.gradients_s
 
     def evaluate(self) -> Evaluation:
         """Validation loss of the global weights."""
-        run = self.run
+        run, start_s = self.run, self.time_s()
         with holding_global_weights(run.sync):
             result = evaluate(run)
         run.progress.evaluated(bits_per_byte=result.bits_per_byte)
         if run.world.rank == 0:
-            self.write(None, "eval", {"val_loss": result.loss, "val_bpb": result.bits_per_byte})
+            self.write(None, "eval", {"val_loss": result.loss, "val_bpb": result.bits_per_byte, "start_s": start_s})
         return result
 
     def write(self, local: int | None, event: str, values: Mapping[str, float | str | None]) -> None:
@@ -257,14 +278,14 @@ class Loop:
                 "tokens": int(sum(sync.replicas[i].tokens for i in chosen) * (share if local is None else 1)),
                 "bytes_sent": sum(sync.transport.sent_bytes[i] for i in chosen) // len(chosen),
                 "bytes_received": sum(sync.transport.received_bytes[i] for i in chosen) // len(chosen),
-                "time_s": round(self.time_s(), 4),
+                "time_s": round(self.time_s(), 6),
                 **values,
             }
         )
 
     def time_s(self) -> float:
-        """Seconds of this run so far, over all resumes, on the monotonic clock."""
-        return time.monotonic() - self.start_s
+        """Seconds of this run so far, over all resumes, on the monotonic clock that all islands share."""
+        return time.perf_counter() - self.run.start
 
 
 def _finite(value: float) -> float | None:

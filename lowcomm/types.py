@@ -29,6 +29,10 @@ class SyncError(LowcommError):
     """An exchange failed. Local weights are untouched and the pseudo-gradient stays pending."""
 
 
+class TransportError(SyncError):
+    """The transport itself failed: a connection was lost, or nothing came within the time limit."""
+
+
 class DivergenceError(LowcommError):
     """Islands disagree on bits that must be equal (global weights, names, versions, configuration)."""
 

@@ -8,17 +8,22 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from lowcomm.clock import start_together
+from lowcomm.deadline import Late
 from lowcomm.outer import SGD
+from lowcomm.schedule import Streaming
 from lowcomm.sync import LocalSGD
-from lowcomm.transport import Collective
+from lowcomm.transport import Collective, Simulated
 from lowcomm.types import DivergenceError, SyncError
 from tests import toy
 from tests.methods import CODECS, OUTERS, SCHEDULES, name
@@ -107,7 +112,53 @@ def killed_peer() -> dict[str, object]:
     return {"error": "nobody noticed"}
 
 
+def late() -> dict[str, object]:
+    """Rank 1 stops for a second before the first exchange; the second has a slow wire; it dies before the third."""
+    schedule, rank = Streaming(fragments=1, delay=1), dist.get_rank()
+
+    class Wire(Collective):
+        slow_s = 0.0
+
+        def weighted_sum(self, vectors: Sequence[torch.Tensor], weights: Sequence[float], out: torch.Tensor) -> None:
+            time.sleep(self.slow_s)
+            super().weighted_sum(vectors, weights, out)
+
+    wire = Wire()
+    sync = toy.build(1, schedule=schedule, transport=wire)
+    told: list[Late] = []
+    sync.deadlines.listeners.append(told.append)
+    time.sleep(0.5 * rank)  # processes never start at once
+    seen: dict[str, object] = {"clock_start": start_together(wire, 2.0 + rank)}
+    for step in range(3 * toy.EVERY + 1):
+        if step == toy.EVERY - 1 and rank == 1:
+            subprocess.Popen(["sh", "-c", f"sleep 1; kill -CONT {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if step == toy.EVERY and rank == 1:
+            sync.wait()  # it came last: nothing is late for it, however busy this machine is
+        wire.slow_s = 0.5 if step == 2 * toy.EVERY - 1 else wire.slow_s
+        if step == 2 * toy.EVERY + 1:
+            wire.slow_s = 0.0
+            seen["weights"] = toy.flat(list(sync.weights().values())).tolist()
+        if step == 3 * toy.EVERY - 1 and rank == 1:
+            break
+        try:
+            toy.train_step(sync, step)
+        except SyncError:
+            assert sync.pending == (0,)
+    again = toy.build(2, schedule=schedule, transport=Simulated(2))
+    for step in range(2 * toy.EVERY + 1):
+        toy.train_step(again, step)
+    return {
+        **seen,
+        "weights_of_the_simulation": toy.flat(list(again.weights().values())).tolist(),
+        "causes": [x.cause for x in told],
+        "details": [x.detail for x in told],
+        "waited_s": [x.waited_s for x in told],
+    }
+
+
 JOBS = {
+    "late": late,
     "all_methods": all_methods,
     "bytes_on_the_wire": bytes_on_the_wire,
     "mismatch": mismatch,

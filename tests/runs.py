@@ -10,12 +10,14 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from lowcomm import checkpoint
 from lowcomm.config import CheckpointConfig, RunConfig, SyncConfig
@@ -178,3 +180,18 @@ def run_islands(arguments: Sequence[str], islands: int, log: Path) -> list[int]:
 
     started = [start(main, (list(arguments),), log, variables) for variables in islands_environment(islands)]
     return [wait(child, log) for child in started]
+
+
+def late_main(arguments: Sequence[str], wire_s: float) -> int:
+    """`lowcomm ARGUMENTS` in one process, on a wire that takes `wire_s` for each payload."""
+    from lowcomm.cli import main
+    from lowcomm.transport import Collective
+
+    sums = Collective.weighted_sum
+
+    def slow(self: Collective, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+        time.sleep(wire_s)
+        sums(self, vectors, weights, out)
+
+    Collective.weighted_sum = slow
+    return main(arguments)

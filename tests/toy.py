@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lowcomm.codec import Codec, Fp32
+from lowcomm.deadline import OnLate
 from lowcomm.digest import sha256_weights
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.schedule import EveryH, Schedule
@@ -17,6 +19,8 @@ from lowcomm.transport import Transport
 
 EVERY = 4
 STEPS = 14
+_SEEDING = threading.Lock()
+"""Islands may be threads, and torch has one generator for all."""
 
 
 class Net(nn.Module):
@@ -24,7 +28,7 @@ class Net(nn.Module):
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
+        with _SEEDING, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.first = nn.Linear(7, 5)
             self.middle = nn.Linear(5, 5, bias=False)
@@ -61,6 +65,7 @@ def build(
     codec: Codec | None = None,
     transport: Transport | None = None,
     every: int = EVERY,
+    on_late: OnLate = "wait",
 ) -> LocalSGD:
     """LocalSGD over `islands` local models (1 under torch.distributed)."""
     models = [Net() for _ in range(islands)]
@@ -72,6 +77,7 @@ def build(
         schedule=schedule or EveryH(),
         codec=codec or Fp32(),
         transport=transport,
+        on_late=on_late,
     )
 
 

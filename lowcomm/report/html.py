@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lowcomm.report import sections
+from lowcomm.report.bandwidth import bandwidth_figures
 from lowcomm.report.figures import Figure, curve_figures
 from lowcomm.report.load import Run, load_run
 from lowcomm.report.script import SCRIPT
@@ -100,16 +101,13 @@ def _header(runs: Sequence[Run], names: Sequence[str]) -> str:
 def _body(runs: Sequence[Run], names: Sequence[str], figures: dict[str, Figure]) -> str:
     curves = "".join(_plot(f, i, "curve") for i, f in figures.items() if i.startswith("curve"))
     lines = "".join(_plot(f, i, "timeline") for i, f in figures.items() if i.startswith("timeline"))
-    key = (
-        '<p class="hint">In colour: training waits for the sync. Dark grey: the sync runs beside training. '
-        "Light grey: training. The shortest bars are drawn one pixel wide.</p>"
-    )
+    bandwidth = "".join(_plot(f, i, "curve") for i, f in figures.items() if i.startswith("bandwidth"))
     return (
         f"{_header(runs, names)}"
         f'<h2>Quality and cost</h2><p class="hint">Drag to zoom, double-click to reset.</p>'
         f"{sections.legend(names) if len(runs) > 1 else ''}"
-        f'<div class="plots">{curves}</div>'
-        f"<h2>Sync timeline</h2>{key}{lines}"
+        f'<div class="plots">{curves}{bandwidth}</div>'
+        f"<h2>Timeline of compute and transfer</h2>{sections.timeline_key(len(runs))}{lines}"
         f"<h2>Islands</h2>{sections.island_table(runs, names)}"
         f"{sections.notes(runs, names)}"
         f"<h2>{'Configuration' if len(runs) == 1 else 'Configuration: differences'}</h2>"
@@ -122,6 +120,7 @@ def _body(runs: Sequence[Run], names: Sequence[str], figures: dict[str, Figure])
 def _page(runs: Sequence[Run], plotly_js: str) -> str:
     names = labels(runs)
     figures = {f"curve-{i}": figure for i, figure in enumerate(curve_figures(runs, names))}
+    figures |= {f"bandwidth-{i}": figure for i, figure in enumerate(bandwidth_figures(runs, names))}
     figures |= {f"timeline-{i}": figure for i, figure in enumerate(timeline_figures(runs, names))}
     data = {identity: figure.spec for identity, figure in figures.items() if not figure.empty}
     title = names[0] if len(runs) == 1 else f"{len(runs)} runs"

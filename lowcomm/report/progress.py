@@ -12,6 +12,7 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 PLAIN_EVERY_S = 10.0
+WARN_EVERY_S = 30.0
 
 
 class Progress:
@@ -24,6 +25,7 @@ class Progress:
         self._last_plain_s = 0.0
         self._sync_text = ""
         self._eval_text = ""
+        self._warned: dict[str, tuple[float, int]] = {}
         self._live: Live | None = None
         columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = RichProgress(*columns, console=self.console)
@@ -59,6 +61,17 @@ class Progress:
         """Something that a person should read."""
         if self.enabled:
             self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def warn(self, kind: str, text: str) -> None:
+        """A warning that may come with every round, on whichever rank sees it: one line per kind and WARN_EVERY_S."""
+        now = time.monotonic()
+        shown_s, held = self._warned.get(kind, (-WARN_EVERY_S, 0))
+        if now - shown_s < WARN_EVERY_S:
+            self._warned[kind] = (shown_s, held + 1)
+            return
+        self._warned[kind] = (now, 0)
+        more = f" ({held} more like it since the last such line)" if held else ""
+        self.console.print(f"{text}{more}", highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         """Leave the terminal as it was; safe to call twice."""

@@ -10,11 +10,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from lowcomm.report.bandwidth import link_use
 from lowcomm.report.figures import colour
 from lowcomm.report.load import Run, number
 from lowcomm.report.series import Headline, headline, island_rows, warnings_of
 from lowcomm.report.units import (
     DASH,
+    format_bits,
     format_bytes,
     format_count,
     format_decimal,
@@ -56,6 +58,13 @@ def tiles(run: Run) -> str:
         (format_share(facts.sync_share), "of wall-clock in syncs"),
         (format_seconds(facts.wall_s), "wall-clock"),
     ]
+    use = link_use(run)
+    if use.peak_bytes_per_s is not None:
+        cells.append((format_bits(use.peak_bytes_per_s), "link rate needed at the peak"))
+    if use.link_bytes_per_s is not None:
+        cells.append((format_bits(use.link_bytes_per_s), "link rate measured"))
+    if use.misses:
+        cells.append((format_seconds(use.waited_s), f"waited past {use.misses} deadlines"))
     body = "".join(f'<div class="tile panel"><b>{value}</b><span>{label}</span></div>' for value, label in cells)
     return f'<div class="tiles">{body}</div>'
 
@@ -84,14 +93,14 @@ def subtitle(run: Run) -> str:
 
 def run_table(runs: Sequence[Run], names: Sequence[str]) -> str:
     """The key numbers of several runs, one row each; the best quality is bold."""
-    facts = [headline(run) for run in runs]
+    facts, uses = [headline(run) for run in runs], [link_use(run) for run in runs]
     use_bpb = any(fact.val_bpb is not None for fact in facts)
     quality = [fact.val_bpb if use_bpb else fact.val_loss for fact in facts]
     best = min((value for value in quality if value is not None), default=None)
     heads = ["Val. bits/byte" if use_bpb else "Val. nats/token", "Tokens", "Sent/island", "Received/island"]
-    heads += ["Utilisation", "Sync share", "Wall-clock"]
+    heads += ["Utilisation", "Sync share", "Peak rate", "Wall-clock"]
     rows = []
-    for index, (run, name, fact, value) in enumerate(zip(runs, names, facts, quality, strict=True)):
+    for index, (run, name, fact, use, value) in enumerate(zip(runs, names, facts, uses, quality, strict=True)):
         mark = " best" if value is not None and value == best else ""
         cells = [f'<td class="name">{tag(index, name)}</td><td>{status(run)}</td>']
         cells.append(f'<td class="n{mark}">{format_decimal(value)}</td>')
@@ -103,6 +112,7 @@ def run_table(runs: Sequence[Run], names: Sequence[str]) -> str:
                 format_bytes(fact.received_bytes),
                 format_share(fact.utilisation),
                 format_share(fact.sync_share),
+                format_bits(use.peak_bytes_per_s),
                 format_seconds(fact.wall_s),
             )
         ]
@@ -131,6 +141,21 @@ def warning_list(runs: Sequence[Run], names: Sequence[str]) -> str:
 def legend(names: Sequence[str]) -> str:
     """One legend for all curves."""
     items = "".join(tag(index, name) for index, name in enumerate(names))
+    return f'<div class="legend">{items}</div>'
+
+
+def timeline_key(runs: int) -> str:
+    """What the colours of the timeline mean."""
+    marks = (
+        *(
+            ("--training", "training"),
+            ("--blocked", "training waits for the sync"),
+            ("--late", "waits past a deadline"),
+        ),
+        *(("--evaluation", "evaluation"), ("--roll", "link: waits for other islands")),
+        ("--run-0", "link: exchange" if runs == 1 else "link: exchange, in the run's colour"),
+    )
+    items = "".join(f'<span class="tag"><i style="background:var({c})"></i><span>{t}</span></span>' for c, t in marks)
     return f'<div class="legend">{items}</div>'
 
 
@@ -217,7 +242,7 @@ def notes(runs: Sequence[Run], names: Sequence[str]) -> str:
     """What happened during the runs: resumed, contribution dropped and so on; the last ones of each run."""
     rows, left_out = [], 0
     for run, name in zip(runs, names, strict=True):
-        lines = run.of("note")
+        lines = [event for event in run.events if event.get("event") in ("note", "deadline")]
         left_out += max(0, len(lines) - _NOTES_SHOWN)
         for line in lines[-_NOTES_SHOWN:]:
             first = f'<td class="name">{text(name)}</td>' if len(runs) > 1 else ""

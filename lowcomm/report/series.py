@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -224,6 +225,12 @@ def warnings_of(run: Run) -> list[str]:
     found: list[str] = []
     if run.status == "failed":
         found.append("the run failed")
+    late = run.of("deadline")
+    if late:
+        causes = Counter(str(event.get("cause")) for event in late)
+        waited_s = sum(number(event.get("waited_s")) or 0.0 for event in late)
+        why = ", ".join(f"{count} by a {cause}" for cause, count in causes.most_common())
+        found.append(f"{len(late)} exchanges missed their deadline ({why}); islands waited {waited_s:.3g} s in all")
     lost = sum(number(e.get("loss")) is None for e in run.of("step"))
     if lost:
         found.append(f"{lost} logged training losses were not finite and are left out")

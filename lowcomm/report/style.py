@@ -6,7 +6,8 @@ STYLE = """
 :root {
   color-scheme: light dark;
   --page: #f6f7f9; --panel: #ffffff; --text: #1b1f24; --muted: #5b6570; --line: #e1e5ea;
-  --grid: #e9ecf0; --axis: #b8c0c9; --training: #e8ecf0; --overlap: #9aa5b1;
+  --grid: #e9ecf0; --axis: #b8c0c9; --training: #e3e8ed;
+  --evaluation: #b9c4d0; --roll: #cfd6de; --blocked: #e6a93a; --late: #c62f26;
   --good: #1c7c4c; --warn: #9a5b00; --bad: #b3261e; --warn-page: #fff6e5;
   --run-0: #2b6cb8; --run-1: #d9692a; --run-2: #2a9165; --run-3: #b5427f;
   --run-4: #7a5cc4; --run-5: #a8860f; --run-6: #2193a5; --run-7: #c0434d;
@@ -14,7 +15,8 @@ STYLE = """
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #13161a; --panel: #1b1f25; --text: #e7eaee; --muted: #9da7b3; --line: #2d333b;
-    --grid: #2a3038; --axis: #4a535e; --training: #2a3038; --overlap: #6b7682;
+    --grid: #2a3038; --axis: #4a535e; --training: #2f3741;
+    --evaluation: #55616f; --roll: #454f5b; --blocked: #c98f2b; --late: #ef6a60;
     --good: #5cc48d; --warn: #e3a94b; --bad: #f2837b; --warn-page: #2b2415;
     --run-0: #6aa8ee; --run-1: #f09457; --run-2: #58c595; --run-3: #e47db3;
     --run-4: #a992ee; --run-5: #d3b341; --run-6: #5cc3d3; --run-7: #ef7f86;
@@ -36,7 +38,7 @@ p { margin: 0 0 8px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-top: 18px; }
 header > .panel { margin-top: 14px; }
 .tile { padding: 12px 16px; }
-.tile b { display: block; font-size: 23px; line-height: 1.3; font-weight: 600; font-variant-numeric: tabular-nums;
+.tile b { display: block; font-size: 20px; line-height: 1.3; font-weight: 600; font-variant-numeric: tabular-nums;
   white-space: nowrap; }
 .tile span { color: var(--muted); font-size: 13px; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 0 0 10px; font-size: 14px; }

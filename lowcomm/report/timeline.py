@@ -1,4 +1,4 @@
-"""The sync timeline of one run: a row per island over wall-clock, a bar per sync, training behind it."""
+"""The timeline of one run: two lanes per island over wall-clock, what it computed and what its link carried."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from lowcomm.report.figures import Figure, axis, colour, layout, rounded, time_unit
+from lowcomm.report.lanes import Kind, Slice, lanes_of
 from lowcomm.report.load import Event, Run, number
-from lowcomm.report.series import POINTS_PER_TRACE, islands_of
+from lowcomm.report.series import POINTS_PER_TRACE
 from lowcomm.report.units import format_bytes, format_decimal, format_seconds
 
 _ROWS = 64
 _RANGE_RATIO = 5.0
+_FILLS: dict[Kind, str] = {
+    "evaluation": "--evaluation",
+    "blocked": "--blocked",
+    "late": "--late",
+    "roll call": "--roll",
+}
+"""Colours of the page; transfers have the run's."""
 
 
 def timeline_figures(runs: Sequence[Run], names: Sequence[str]) -> list[Figure]:
@@ -31,98 +39,100 @@ def _span_s(run: Run) -> float:
 
 
 def _timeline(run: Run, name: str, index: int, range_s: float) -> Figure:
-    islands = islands_of(run)
-    rows = islands[:_ROWS]
-    in_rows = set(rows)
-    syncs = [
-        event
-        for event in run.of("sync")
-        if number(event.get("sync_s")) is not None
-        and number(event.get("time_s")) is not None
-        and number(event.get("island")) in in_rows
+    lanes = lanes_of(run)
+    rows = list(lanes)[:_ROWS]
+    syncs = sum(number(e.get("island")) in lanes for e in run.of("sync"))
+    slices = [(f"{k} compute", s) for k in rows for s in lanes[k].compute] + [
+        (f"{k} link", s) for k in rows for s in lanes[k].link
     ]
-    stride = max(1, math.ceil(len(syncs) / POINTS_PER_TRACE))
     divisor, unit = time_unit(range_s)
-    data = [_training(run, rows, divisor), *_bars(_every(syncs, stride), index, divisor)]
-    xaxis = axis(f"wall-clock ({unit})") | {"range": [0, range_s / divisor or 1], "nticks": 9}
+    data = [_training([(f"{k} compute", lanes[k].compute[-1].end_s) for k in rows if lanes[k].compute], divisor)]
+    stride = 1
+    for kind, fill in {**_FILLS, "transfer": colour(index)}.items():
+        chosen = [(row, s) for row, s in slices if s.kind == kind]
+        step = max(1, math.ceil(len(chosen) / POINTS_PER_TRACE))
+        stride = max(stride, step)
+        if chosen:
+            data.append(_bars(_every(chosen, step), fill, divisor))
+    averaged = any(s.kind == "blocked" and (s.event or {}).get("event") == "step" for _, s in slices)
+    notes = [f"{syncs} syncs"] if stride == 1 else [f"1 in {stride} of {syncs} syncs is drawn"]
+    if averaged:
+        notes.append("waits of averaged gradients are drawn as their sum between two lines of metrics")
+    if len(lanes) > _ROWS:
+        notes.append(f"first {_ROWS} of {len(lanes)} islands")
+    spec = {"data": data, "layout": _look(rows, any(v.link for v in lanes.values()), range_s / divisor or 1, unit)}
+    return Figure(title=name, caption="; ".join(notes), spec=spec, empty=not lanes)
+
+
+def _look(rows: Sequence[int], with_link: bool, until: float, unit: str) -> dict[str, Any]:
+    xaxis = axis(f"wall-clock ({unit})") | {"range": [0, until], "nticks": 9}
+    shown = ("compute", "link") if with_link else ("compute",)
+    order = [f"{row} {lane}" for row in rows for lane in shown]
     yaxis = axis("island") | {"type": "category", "autorange": "reversed", "showgrid": False}
-    yaxis |= {"categoryorder": "array", "categoryarray": [str(row) for row in rows]}
-    if len(rows) <= 24:
+    yaxis |= {"categoryorder": "array", "categoryarray": order}
+    if len(rows) <= 16:
         yaxis |= {"dtick": 1}
-    look = layout(xaxis, yaxis) | {"barmode": "overlay", "bargap": 0.3}
+    look = layout(xaxis, yaxis) | {"barmode": "overlay", "bargap": 0.2}
     # 54 px for the margins and the axis below the rows; thin rows when there are many islands.
-    look["height"] = 54 + len(rows) * (26 if len(rows) <= 16 else 14)
-    notes = [f"{len(syncs)} syncs"] if stride == 1 else [f"1 in {stride} of {len(syncs)} syncs is drawn"]
-    if len(islands) > _ROWS:
-        notes.append(f"first {_ROWS} of {len(islands)} islands")
-    return Figure(title=name, caption="; ".join(notes), spec={"data": data, "layout": look}, empty=not islands)
+    look["height"] = 54 + len(rows) * len(shown) * (22 if len(rows) <= 16 else 7)
+    # a line between the islands, whose lanes belong together
+    line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "line": {"color": "--grid", "width": 1}}
+    look["shapes"] = [line | dict.fromkeys(("y0", "y1"), len(shown) * i - 0.5) for i in range(1, len(rows))]
+    return look
 
 
-def _every(syncs: Sequence[Event], stride: int) -> list[Event]:
-    """Every stride-th sync per island: thinning the file order could leave out an island altogether."""
-    seen: dict[Any, int] = {}
-    kept: list[Event] = []
-    for event in syncs:
-        count = seen.get(event["island"], 0)
-        seen[event["island"]] = count + 1
+def _every(slices: Sequence[tuple[str, Slice]], stride: int) -> list[tuple[str, Slice]]:
+    """Every stride-th slice per row: thinning them all together could leave out an island."""
+    seen: dict[str, int] = {}
+    kept: list[tuple[str, Slice]] = []
+    for row, part in slices:
+        count = seen.get(row, 0)
+        seen[row] = count + 1
         if count % stride == 0:
-            kept.append(event)
+            kept.append((row, part))
     return kept
 
 
-def _training(run: Run, rows: Sequence[int], divisor: float) -> dict[str, Any]:
-    until_s: dict[float, float] = {}
-    for event in run.events:
-        island, time_s = number(event.get("island")), number(event.get("time_s"))
-        if island is not None and time_s is not None:
-            until_s[island] = max(until_s.get(island, 0.0), time_s)
+def _training(ends_s: Sequence[tuple[str, float]], divisor: float) -> dict[str, Any]:
+    """One bar behind everything else of its lane: a slice for each stretch would be most of the file."""
     return {
         "type": "bar",
         "orientation": "h",
-        "y": [str(row) for row in rows],
-        "x": rounded([until_s.get(row, 0.0) / divisor for row in rows]),
+        "y": [row for row, _ in ends_s],
+        "x": rounded([end_s / divisor for _, end_s in ends_s]),
         "marker": {"color": "--training", "line": {"width": 0}},
         "hoverinfo": "skip",
     }
 
 
-def _bars(syncs: Sequence[Event], index: int, divisor: float) -> list[dict[str, Any]]:
-    """The whole sync in grey, and on top of it, in the run's colour, the part in which training waited.
-
-    A sync's `time_s` is its end; what overlaps training comes first and the wait last.
-    """
-    ends_s = [number(event.get("time_s")) or 0.0 for event in syncs]
-    islands = [str(int(number(event.get("island")) or 0)) for event in syncs]
-    whole_s = [number(event.get("sync_s")) or 0.0 for event in syncs]
-    # A line without blocked_s says nothing about overlap; a sync then counts as blocking.
-    blocked = [number(event.get("blocked_s")) for event in syncs]
-    waited_s = [w if b is None else min(b, w) for b, w in zip(blocked, whole_s, strict=True)]
-    texts = [_hover(event) for event in syncs]
-    bars = []
-    for lengths_s, fill in ((whole_s, "--overlap"), (waited_s, colour(index))):
-        bars.append(
-            {
-                "type": "bar",
-                "orientation": "h",
-                "y": islands,
-                "base": rounded([(e - s) / divisor for e, s in zip(ends_s, lengths_s, strict=True)]),
-                "x": rounded([s / divisor for s in lengths_s]),
-                "marker": {"color": fill, "line": {"width": 0}},
-                "hovertext": texts,
-                "hovertemplate": "%{hovertext}<extra></extra>",
-            }
-        )
-    return bars
+def _bars(slices: Sequence[tuple[str, Slice]], fill: str, divisor: float) -> dict[str, Any]:
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "y": [row for row, _ in slices],
+        "base": rounded([part.start_s / divisor for _, part in slices]),
+        "x": rounded([(part.end_s - part.start_s) / divisor for _, part in slices]),
+        "marker": {"color": fill, "line": {"width": 0}},
+        "hovertext": [_hover(row, part) for row, part in slices],
+        "hovertemplate": "%{hovertext}<extra></extra>",
+    }
 
 
-def _hover(event: Event) -> str:
-    """Made of numbers only, so it needs no escaping."""
-    round_index = number(event.get("round"))
-    island = number(event.get("island"))
-    lines = (
-        f"island {island:.0f}, round {'?' if round_index is None else f'{round_index:.0f}'}",
-        f"sync {format_seconds(number(event.get('sync_s')))}, waited {format_seconds(number(event.get('blocked_s')))}",
-        f"sent so far {format_bytes(number(event.get('bytes_sent')))}",
-        f"pseudo-gradient norm {format_decimal(number(event.get('delta_norm')), 4)}",
-    )
+def _hover(row: str, part: Slice) -> str:
+    """Made of numbers and our own words only, so it needs no escaping."""
+    event: Event = part.event or {}
+    round_index, fragment = number(event.get("round")), number(event.get("fragment"))
+    where = f"island {row}" + ("" if round_index is None else f", round {round_index:.0f}")
+    lines = [where if fragment is None else f"{where}, fragment {fragment:.0f}"]
+    lines.append(f"{part.kind} {format_seconds(part.end_s - part.start_s)}")
+    if part.kind == "blocked" and event.get("event") == "step":
+        lines.append("averaging gradients, summed since the last line of metrics")
+    if event.get("event") == "sync":
+        lines += [
+            f"exchange {format_seconds(number(event.get('exchange_s')))}, training waited "
+            f"{format_seconds(number(event.get('blocked_s')))}",
+            f"sent {format_bytes(number(event.get('exchanged_bytes')))}, so far "
+            f"{format_bytes(number(event.get('bytes_sent')))}",
+            f"pseudo-gradient norm {format_decimal(number(event.get('delta_norm')), 4)}",
+        ]
     return "<br>".join(lines)

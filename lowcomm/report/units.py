@@ -37,6 +37,14 @@ def format_bytes(count_bytes: float | None) -> str:
     return f"{digits} {prefix}B"
 
 
+def format_bits(rate_bytes_per_s: float | None) -> str:
+    """`12.5 Mbit/s`, for bytes per second."""
+    if rate_bytes_per_s is None:
+        return DASH
+    digits, prefix = _prefixed(rate_bytes_per_s * 8)
+    return f"{digits} {prefix}bit/s"
+
+
 def format_count(count: float | None) -> str:
     """`3.4 M`; exact below 10 000."""
     if count is None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lowcomm.transport.base import BLOCK, Arrival, Transport, ordered_sum
 from lowcomm.transport.pipelined import pipelined_sum
-from lowcomm.types import SyncError, require
+from lowcomm.types import TransportError, require
 
 STRIPE_BYTES = 1 << 17
 """A row is shared by as many streams as get this much of it."""
@@ -60,14 +60,16 @@ class Collective(Transport):
         (vector,) = vectors
         n, size = self.islands, out.numel()
         received, scratch = self._buffers(size, out.device)
+        crossing_bytes = 2 * (n - 1) * (size // n) * 4
         if out.device.type == "cpu":
+            began = time.perf_counter()
             self._run("sum", lambda: pipelined_sum(vector, weights, out, received, scratch, self._lanes))
+            self._measure(crossing_bytes, time.perf_counter() - began)
         else:
             self._run("all-to-all", lambda: dist.all_to_all_single(received, vector, group=self.group))
             result = out.view(n, size // n)[self.local[0]]
             ordered_sum(list(received.view(n, size // n)), weights, result, scratch)
             self._run("all-gather", lambda: dist.all_gather_single(out, result.clone(), group=self.group))
-        crossing_bytes = 2 * (n - 1) * (size // n) * 4
         self.count(crossing_bytes, crossing_bytes)
 
     def gather(self, rows: Sequence[Tensor]) -> Tensor:
@@ -174,7 +176,7 @@ class Collective(Transport):
             exchange()
         except RuntimeError as error:
             cause = str(error).strip().splitlines()[0]
-            raise SyncError(
+            raise TransportError(
                 f"the {what} among {self.islands} islands failed on island {self.local[0]}: {cause}. "
                 "Nothing was committed: local weights are kept and the pseudo-gradient stays pending."
             ) from error
