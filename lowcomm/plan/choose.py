@@ -7,7 +7,7 @@ goal, the one that comes nearest, and `reached` is False.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lowcomm.plan.codecs import USUAL, Coded
@@ -50,7 +50,7 @@ def choose(
     layers: int | None = None,
     every: int | None = None,
 ) -> Choice:
-    """utilisation: goal, 0 to 1; budget_s: goal for the whole run; layers: most fragments (None: 16); every: fixed H."""
+    """utilisation, budget_s: goals (share of time; whole run); layers: most fragments (None: 16); every: fixed H."""
 
     def reaches(p: Prediction) -> bool:
         return p.utilisation >= (utilisation or 0.0) and (budget_s is None or p.wall_s <= budget_s)
@@ -67,7 +67,7 @@ def choose(
     return Choice(best=best, reached=reaches(best.prediction), alternatives=alternatives)
 
 
-def _rank(option: Option, reaches) -> tuple[float, ...]:  # noqa: ANN001
+def _rank(option: Option, reaches: Callable[[Prediction], bool]) -> tuple[float, ...]:
     p, s = option.prediction, option.prediction.settings
     if not reaches(p):
         return (1.0, -p.utilisation)
@@ -86,27 +86,26 @@ def label_of(settings: Settings) -> str:
     return f"{schedule} {settings.codec.name}"
 
 
-def grid(
-    job: Job, link: Link, codecs: Sequence[Coded], layers: int | None, every: int | None
-) -> Iterator[Settings]:
+def grid(job: Job, link: Link, codecs: Sequence[Coded], layers: int | None, every: int | None) -> Iterator[Settings]:
     """All settings that a recipe may hold."""
     periods = [every] if every is not None else [h for h in PERIODS if h <= job.steps] or [job.steps]
+    streams = enough_streams(job, link)
     for codec in codecs:
         for fragments in (f for f in FRAGMENTS if f <= (layers or FRAGMENTS[-1])):
-            streams = enough_streams(job, link, codec, fragments)
             for period in periods:
                 if fragments > period:
                     continue
                 gap = period // fragments
-                yield Settings(every=period, codec=codec, fragments=fragments, streams=streams)
+                if fragments == 1:  # fragments without overlap only add round trips
+                    yield Settings(every=period, codec=codec, streams=streams)
                 for delay in (d for d in DELAYS if d < gap):
                     yield Settings(every=period, codec=codec, fragments=fragments, delay=delay, streams=streams)
                 if fragments == 1 and 2 * period <= job.steps:
                     yield Settings(every=period, codec=codec, delay=period, streams=streams)
 
 
-def enough_streams(job: Job, link: Link, codec: Coded, fragments: int) -> int:
-    """The fewest connections that fill the link, as far as the fragment is large enough to be shared."""
+def enough_streams(job: Job, link: Link) -> int:
+    """The fewest connections that fill the link."""
     peers = job.islands - 1
     full = link.bytes_per_s(STREAMS[-1] * peers)
     for streams in STREAMS:

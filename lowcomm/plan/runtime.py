@@ -5,8 +5,8 @@
     blocked  = P (local + max(0, exchange - tau step)),   utilisation = H step / (H step + blocked)
 
 P: fragments; tau: steps that a fragment has to arrive; local: pseudo-gradient, outer step, weights and digest. The loss
-term is Mathis et al. 1997. Slow start: each sync begins with ten packets per connection (Linux halves back to that after
-an idle second) and doubles per round trip until the pipe is full. Where the constants were measured stands beside each.
+term is Mathis et al. 1997. Slow start: each sync begins with ten packets per connection (Linux falls back to that when
+idle) and doubles per round trip until the pipe is full. Where the constants were measured stands beside each.
 Left out: other traffic, islands of unequal speed (the slowest sets the pace: plan with its step time and its link), and
 what the exchange's own CPU work costs a training step on the same core.
 """
@@ -109,7 +109,7 @@ def exchange_s(job: Job, link: Link, settings: Settings, numel: int) -> float:
     row_bytes = max(1, found.sent_bytes // max(1, peers * found.phases))
     used = max(1, min(settings.streams, row_bytes // RING_BYTES))
     rate = link.bytes_per_s(used * peers)
-    move_s = found.sent_bytes / rate + found.phases * link.packet_bytes / link.rate_bytes_per_s
+    move_s = found.sent_bytes / rate + found.phases * min(link.packet_bytes, row_bytes) / link.rate_bytes_per_s
     codec_s = settings.codec.codec_s_per_parameter * numel * job.islands / 2
     parts = 1 if settings.codec.kind == "gathered" else len(segments([(0, max(1, numel))], settings.codec.granule))
     alone_s = codec_s / parts  # the first segment is encoded, and the last one decoded, while nothing travels

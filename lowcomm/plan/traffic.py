@@ -85,7 +85,8 @@ def _row_bytes(codec: Coded, bounds: Bounds) -> int:
 
 def chunks(numel: int, islands: int, granule: int) -> list[Bounds]:
     """(start, stop) of each island's chunk: equal multiples of `granule`, the last ones shorter or empty."""
-    step = -(-(-(-numel // islands)) // granule) * granule
+    per_island = -(-numel // islands)
+    step = -(-per_island // granule) * granule
     return [(k * step, min((k + 1) * step, numel)) if k * step < numel else (0, 0) for k in range(islands)]
 
 

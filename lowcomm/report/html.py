@@ -128,7 +128,7 @@ def _page(runs: Sequence[Run], plotly_js: str) -> str:
 
 
 def document(title: str, body: str, figures: Mapping[str, Figure], plotly_js: str) -> str:
-    """A whole page: `body` has a `plot_panel` for each figure, under the same identity; nothing is loaded from elsewhere."""
+    """A whole page that loads nothing; `body` has a `plot_panel` for each figure, under the same identity."""
     data = {identity: figure.spec for identity, figure in figures.items() if not figure.empty}
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -1,0 +1,29 @@
+"""The table of benchmarks/planner.py, made from its result file."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+NAMES = {"fp32": "DiLoCo fp32", "int4": "DiLoCo int4", "streaming": "streaming int4, overlap"}
+
+
+def planner_table(result: dict[str, Any]) -> str:
+    """One line per cell; errors are relative to what was measured."""
+    rows = result["rows"]
+    lines = [
+        "| method | Mbit/s | round trip, ms | utilisation, predicted | measured | error | busy |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {NAMES[r['method']]} | {r['rate_mbit']:g} | {r['rtt_ms']:g} | {r['predicted']:.1%} | {r['measured']:.1%} "
+            f"| {r['error']:.1%} | {r['busy']:.1%} |"
+        )
+    errors = [r["error"] for r in rows]
+    lines.append(
+        f"\nError: median {statistics.median(errors):.1%}, worst {max(errors):.1%}. Two hosts, a step of "
+        f"{1000 * rows[0]['step_s']:.0f} ms without a network; busy: steps x that time, over the wall-clock. "
+        f"`{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
+    )
+    return "\n".join(lines) + "\n"
