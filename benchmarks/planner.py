@@ -3,7 +3,8 @@
     python -m benchmarks.planner --work-dir DIR [--only 0-3]     run cells (those that are done are kept)
     python -m benchmarks.planner --work-dir DIR --collect        write results/planner.json and its table
 
-The step time comes from a run of its own on a link without limits, with the same two processes: the same contention.
+The step time of a cell comes from a run of its own just before, on a link without limits, with the same two processes:
+the same contention.
 Utilisation is measured as a run reports it, 1 - blocked / wall-clock, from the first sync to the last one that training
 goes on after; the first round, which compiles, and the last merge don't count. `busy` is the other definition: the
 steps of that time x the step time of the run without limits, over the time. The planner knows the link's rate and round
@@ -40,8 +41,8 @@ METHODS = {
 }
 HOSTS, QUEUE_MS, PACKET_BYTES, EFFICIENCY = 2, 1000.0, 64_948, 0.98
 """The lab: its packets have 65,000 bytes with 52 of headers, and nothing but acknowledgements shares the line."""
-GOAL_S, FEWEST, MOST = 25.0, 4, 16
-"""Seconds that a cell's rounds should take, and how many there are."""
+GOAL_S, FEWEST, MOST, BASE = 20.0, 4, 16, 8
+"""Seconds that a cell's rounds should take; how many there are at least, at most, and in the run for the step time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +76,8 @@ def run(method: str, wire: Wire, rounds: int, directory: Path) -> dict[str, Any]
     with Lab(HOSTS, wire) as lab:
         recipe = [f"benchmarks/planner_recipes.py:{method}", "--steps", str(steps)]
         summary = run_recipe(lab, recipe, directory / "run")
-    lines = [
-        json.loads(line) for line in (directory / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    text = (directory / "run" / "metrics.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
     return {**steady(lines, steps), "sent_bytes": summary["bytes_sent"], "whole_utilisation": summary["utilisation"]}
 
 
@@ -102,14 +102,6 @@ def steady(lines: list[dict[str, Any]], steps: int) -> dict[str, float]:
     }
 
 
-def base_run(work_dir: Path) -> dict[str, Any]:
-    """The step time, and what a sync costs, on a link without limits."""
-    path = work_dir / "base.json"
-    if not path.exists():
-        write_json(path, run("fp32", Wire(), MOST, fresh(work_dir / "base")))
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def fresh(directory: Path) -> Path:
     """An empty directory of this name; an earlier, unfinished one is kept under another."""
     if directory.exists():
@@ -129,12 +121,13 @@ def run_cell(cell: Cell, work_dir: Path) -> None:
     path = work_dir / f"{cell.name}.json"
     if path.exists():
         return
-    prediction = expected(cell, base_run(work_dir)["step_s"])
+    base = run("fp32", Wire(), BASE, fresh(work_dir / f"base-{cell.name}"))
+    prediction = expected(cell, base["step_s"])
     rounds = min(MOST, max(FEWEST, round(GOAL_S / prediction.round_s)))
     wire = Wire(rate_mbit=cell.rate_mbit, delay_ms=cell.rtt_ms / 2, queue_ms=QUEUE_MS)
     measured = run(cell.method, wire, rounds, fresh(work_dir / cell.name))
-    write_json(path, measured)
-    print(row(cell, measured, base_run(work_dir)), flush=True)
+    write_json(path, {"base": base, "measured": measured})
+    print(row(cell, measured, base), flush=True)
 
 
 def row(cell: Cell, measured: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
@@ -153,6 +146,7 @@ def row(cell: Cell, measured: dict[str, Any], base: dict[str, Any]) -> dict[str,
         "predicted_blocked_s": prediction.blocked_s * measured["steps"] / EVERY,
         **{k: measured[k] for k in ("blocked_s", "wall_s", "steps", "syncs", "sent_bytes", "whole_utilisation")},
         "cell_step_s": measured["step_s"],
+        "base_sync_s": base["blocked_s"] / base["syncs"],
     }
 
 
@@ -170,8 +164,10 @@ def main() -> None:
         for cell in CELLS[int(first) : int(last or first) + 1]:
             run_cell(cell, work_dir)
         return
-    base = base_run(work_dir)
-    rows = [row(c, json.loads((work_dir / f"{c.name}.json").read_text(encoding="utf-8")), base) for c in CELLS]
+    rows = []
+    for cell in CELLS:
+        found = json.loads((work_dir / f"{cell.name}.json").read_text(encoding="utf-8"))
+        rows.append(row(cell, found["measured"], found["base"]))
     path = write_result("planner", "python -m benchmarks.planner --work-dir DIR", rows)
     table = planner_table(json.loads(path.read_text(encoding="utf-8")))
     path.with_suffix(".md").write_text(table, encoding="utf-8")

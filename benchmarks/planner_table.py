@@ -17,13 +17,14 @@ def planner_table(result: dict[str, Any]) -> str:
     ]
     for r in rows:
         lines.append(
-            f"| {NAMES[r['method']]} | {r['rate_mbit']:g} | {r['rtt_ms']:g} | {r['predicted']:.1%} | {r['measured']:.1%} "
-            f"| {r['error']:.1%} | {r['busy']:.1%} |"
+            f"| {NAMES[r['method']]} | {r['rate_mbit']:g} | {r['rtt_ms']:g} "
+            f"| {r['predicted']:.1%} | {r['measured']:.1%} | {r['error']:.1%} | {r['busy']:.1%} |"
         )
     errors = [r["error"] for r in rows]
+    step_ms = 1000 * statistics.median(r["step_s"] for r in rows)
     lines.append(
         f"\nError: median {statistics.median(errors):.1%}, worst {max(errors):.1%}. Two hosts, a step of "
-        f"{1000 * rows[0]['step_s']:.0f} ms without a network; busy: steps x that time, over the wall-clock. "
+        f"{step_ms:.0f} ms without a network; busy: steps x that time, over the wall-clock. "
         f"`{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
     )
     return "\n".join(lines) + "\n"
