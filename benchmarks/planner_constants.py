@@ -3,8 +3,8 @@
     python -m benchmarks.planner_constants
 
 `round_trips`: median seconds of each exchange of a short vector at 50 ms, over 50 ms, for 2, 3 and 4 hosts; what the
-planner counts stands beside it. `codec`: seconds per parameter of an exchange of 4M elements on two hosts without limits,
-one thread each; `local`: of pseudo-gradient, outer step, new weights and digest. One process per host; medians.
+planner counts stands beside it. `codec`: seconds per parameter of an exchange of 4M elements between two processes on
+the loopback device, one thread each; `local`: of pseudo-gradient, outer step, new weights and digest. Medians.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -118,6 +119,16 @@ def medians(hosts: int, link: Link, numel: int) -> dict[str, float]:
         return json.loads(out.read_text(encoding="utf-8"))
 
 
+def on_loopback(numel: int) -> dict[str, float]:
+    """Seconds of each way between two processes of this machine."""
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "times.json"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+        command += ["benchmarks.planner_constants", "--worker", str(out), "--numel", str(numel)]
+        subprocess.run(command, check=True, cwd=ROOT)
+        return json.loads(out.read_text(encoding="utf-8"))
+
+
 def main() -> None:
     """Measure, print, write results/planner_constants.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -136,7 +147,7 @@ def main() -> None:
             rows.append(
                 {"what": "round_trips", "codec": codec.name, "hosts": hosts, "measured": measured, "planned": planned}
             )
-    found = medians(2, Link(), LONG)
+    found = on_loopback(LONG)
     planned = {codec.name: codec.codec_s_per_parameter for codec in CODECS}
     for name, seconds in found.items():
         what = "local" if name == "local" else "codec"

@@ -2,7 +2,7 @@
 
 Sizes are those of `lowcomm.codec`, whose layouts `lowcomm_kernels` specifies. Seconds per parameter are those of the
 whole path on one CPU thread: encode, error feedback, checksums, copies of the transport and decode; measured by
-`benchmarks.planner_constants` (two islands, a link without limits).
+`benchmarks.planner_constants` (two processes on the loopback device).
 Loss penalties: int4 none (Streaming DiLoCo, arXiv 2501.18512: FP4 loses nothing; here +0.12 %), 2 bits 0.1 % (MuLoCo,
 arXiv 2505.23725: near-lossless; here +0.09 %), int8 none. Sparse top-k is ahead of fp32 in SparseLoCo, arXiv
 2508.15706, but far behind it after the 160 rounds of results/codecs.json: it is only planned when asked for.

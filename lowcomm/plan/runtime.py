@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 
 from lowcomm.plan.codecs import Coded
-from lowcomm.plan.traffic import RING_BYTES, Traffic, segments, traffic
+from lowcomm.plan.traffic import RING_BYTES, SEGMENT, Traffic, traffic
 
 EFFICIENCY = 0.95
 """Payload bytes per byte of the line: 1448 of 1538 on Ethernet are 0.941, large packets of the shaped network 0.97."""
@@ -111,7 +111,7 @@ def exchange_s(job: Job, link: Link, settings: Settings, numel: int) -> float:
     rate = link.bytes_per_s(used * peers)
     move_s = found.sent_bytes / rate + found.phases * min(link.packet_bytes, row_bytes) / link.rate_bytes_per_s
     codec_s = settings.codec.codec_s_per_parameter * numel * job.islands / 2
-    parts = 1 if settings.codec.kind == "gathered" else len(segments([(0, max(1, numel))], settings.codec.granule))
+    parts = 1 if settings.codec.kind == "gathered" else max(1, -(-numel // SEGMENT))
     alone_s = codec_s / parts  # the first segment is encoded, and the last one decoded, while nothing travels
     bulk_s = alone_s + max(move_s, codec_s - alone_s)
     return found.round_trips * link.rtt_s + _slow_start_s(link, found, used * peers, rate) + bulk_s
@@ -131,7 +131,8 @@ def predict(job: Job, link: Link, settings: Settings, sizes: list[int] | None = 
     """The round of these settings. sizes: parameters of each fragment (None: equal ones)."""
     if sizes is None:
         sizes = [-(-job.parameters // settings.fragments)] * settings.fragments
-    exchanges = [exchange_s(job, link, settings, numel) for numel in sizes]
+    each = {numel: exchange_s(job, link, settings, numel) for numel in set(sizes)}
+    exchanges = [each[numel] for numel in sizes]
     local_s = job.local_s_per_parameter * sum(sizes)
     hidden_s = settings.delay * job.step_s
     blocked_s = local_s + sum(max(0.0, e - hidden_s) for e in exchanges)

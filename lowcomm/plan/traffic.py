@@ -15,6 +15,7 @@ a swap 1. Measured on the shaped network at 50 and 100 ms: results/planner_const
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from lowcomm.plan.codecs import HEADER_BYTES, Coded
 
@@ -38,6 +39,7 @@ class Traffic:
     """Bulk transfers that wait for each other."""
 
 
+@lru_cache(maxsize=1024)
 def traffic(codec: Coded, numel: int, islands: int, island: int = 0) -> Traffic:
     """What one sync of `numel` parameters moves over the link of `island`, checks included."""
     peers = islands - 1
