@@ -7,7 +7,8 @@ The step time of a cell comes from a run of its own just before, on a link witho
 the same contention.
 Utilisation is measured as a run reports it, 1 - blocked / wall-clock, from the first sync to the last one that training
 goes on after; the first round, which compiles, and the last merge don't count. `busy` is the other definition: the
-steps of that time x the step time of the run without limits, over the time. The planner knows the link's rate and round
+steps of that time x the step time of the run without limits, over the time. `predicted_own_step` takes the step time of
+the cell itself instead: what is left of the error then is the exchange's, not the machine's. The planner knows the link's rate and round
 trip, the step time, and that this network's packets hold 65,000 bytes; nothing in it was fitted to these cells.
 """
 
@@ -141,6 +142,7 @@ def row(cell: Cell, measured: dict[str, Any], base: dict[str, Any]) -> dict[str,
         "predicted": prediction.utilisation,
         "measured": measured["utilisation"],
         "error": abs(prediction.utilisation / measured["utilisation"] - 1),
+        "predicted_own_step": expected(cell, measured["step_s"]).utilisation,
         "busy": measured["steps"] * base["step_s"] / measured["wall_s"],
         "predicted_exchange_s": prediction.exchange_s,
         "predicted_blocked_s": prediction.blocked_s * measured["steps"] / EVERY,

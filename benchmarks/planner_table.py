@@ -12,18 +12,20 @@ def planner_table(result: dict[str, Any]) -> str:
     """One line per cell; errors are relative to what was measured."""
     rows = result["rows"]
     lines = [
-        "| method | Mbit/s | round trip, ms | utilisation, predicted | measured | error | busy |",
-        "|---|---|---|---|---|---|---|",
+        "| method | Mbit/s | round trip, ms | utilisation, predicted | measured | error | with the cell's own step | busy |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         lines.append(
             f"| {NAMES[r['method']]} | {r['rate_mbit']:g} | {r['rtt_ms']:g} "
-            f"| {r['predicted']:.1%} | {r['measured']:.1%} | {r['error']:.1%} | {r['busy']:.1%} |"
+            f"| {r['predicted']:.1%} | {r['measured']:.1%} | {r['error']:.1%} | {r['predicted_own_step']:.1%} | {r['busy']:.1%} |"
         )
     errors = [r["error"] for r in rows]
+    own = [abs(r["predicted_own_step"] / r["measured"] - 1) for r in rows]
     step_ms = 1000 * statistics.median(r["step_s"] for r in rows)
     lines.append(
-        f"\nError: median {statistics.median(errors):.1%}, worst {max(errors):.1%}. Two hosts, a step of "
+        f"\nError: median {statistics.median(errors):.1%}, worst {max(errors):.1%}; with the cell's own step "
+        f"{statistics.median(own):.1%} and {max(own):.1%}. Two hosts, a step of "
         f"{step_ms:.0f} ms without a network; busy: steps x that time, over the wall-clock. "
         f"`{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
     )
