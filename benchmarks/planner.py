@@ -8,8 +8,9 @@ the same contention.
 Utilisation is measured as a run reports it, 1 - blocked / wall-clock, from the first sync to the last one that training
 goes on after; the first round, which compiles, and the last merge don't count. `busy` is the other definition: the
 steps of that time x the step time of the run without limits, over the time. `predicted_own_step` takes the step time of
-the cell itself instead: what is left of the error then is the exchange's, not the machine's. The planner knows the link's rate and round
-trip, the step time, and that this network's packets hold 65,000 bytes; nothing in it was fitted to these cells.
+the cell itself instead: what is left of the error then is the exchange's, not the machine's. The planner knows the
+link's rate and round trip, the step time, and that this network's packets hold 65,000 bytes; nothing in it was fitted to
+these cells.
 """
 
 from __future__ import annotations
