@@ -1,6 +1,7 @@
 """The planner's predictions beside real runs: two hosts of the shaped network, 2 rates x 2 round trips x 3 methods.
 
-    python -m benchmarks.planner --work-dir DIR [--only 0-3]     run cells (those that are done are kept)
+    python -m benchmarks.planner --work-dir DIR --base 3         the step time of cell 3
+    python -m benchmarks.planner --work-dir DIR [--only 0-3]     run cells, and what they lack (those done are kept)
     python -m benchmarks.planner --work-dir DIR --collect        write results/planner.json and its table
 
 The step time of a cell comes from a run of its own just before, on a link without limits, with the same two processes:
@@ -9,8 +10,8 @@ Utilisation is measured as a run reports it, 1 - blocked / wall-clock, from the 
 goes on after; the first round, which compiles, and the last merge don't count. `busy` is the other definition: the
 steps of that time x the step time of the run without limits, over the time. `predicted_own_step` takes the step time of
 the cell itself instead: what is left of the error then is the exchange's, not the machine's. The planner knows the
-link's rate and round trip, the step time, and that this network's packets hold 65,000 bytes; nothing in it was fitted to
-these cells.
+link's rate and round trip, the step time, and that this network's packets hold 65,000 bytes; nothing in it was fitted
+to these cells.
 """
 
 from __future__ import annotations
@@ -118,12 +119,20 @@ def expected(cell: Cell, step_s: float) -> Prediction:
     return predict(job, cell.link, METHODS[cell.method])
 
 
+def base_of(cell: Cell, work_dir: Path) -> dict[str, Any]:
+    """The run without limits that belongs to a cell; made where it is missing."""
+    path = work_dir / f"base-{cell.name}.json"
+    if not path.exists():
+        write_json(path, run("fp32", Wire(), BASE, fresh(work_dir / f"base-{cell.name}")))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def run_cell(cell: Cell, work_dir: Path) -> None:
     """Run what is not done yet."""
     path = work_dir / f"{cell.name}.json"
     if path.exists():
         return
-    base = run("fp32", Wire(), BASE, fresh(work_dir / f"base-{cell.name}"))
+    base = base_of(cell, work_dir)
     prediction = expected(cell, base["step_s"])
     rounds = min(MOST, max(FEWEST, round(GOAL_S / prediction.round_s)))
     wire = Wire(rate_mbit=cell.rate_mbit, delay_ms=cell.rtt_ms / 2, queue_ms=QUEUE_MS)
@@ -158,10 +167,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--only", default=f"0-{len(CELLS) - 1}", help="cells FIRST-LAST")
+    parser.add_argument("--base", type=int, default=None, help="only the step time of this cell")
     parser.add_argument("--collect", action="store_true")
     options = parser.parse_args()
     work_dir = options.work_dir.resolve()
     work_dir.mkdir(parents=True, exist_ok=True)
+    if options.base is not None:
+        base_of(CELLS[options.base], work_dir)
+        return
     if not options.collect:
         first, _, last = options.only.partition("-")
         for cell in CELLS[int(first) : int(last or first) + 1]:

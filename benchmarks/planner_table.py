@@ -27,7 +27,7 @@ def planner_table(result: dict[str, Any]) -> str:
     lines.append(
         f"\nError: median {statistics.median(errors):.1%}, worst {max(errors):.1%}; with the cell's own step "
         f"{statistics.median(own):.1%} and {max(own):.1%}. Two hosts, a step of "
-        f"{step_ms:.0f} ms without a network; own step: predicted with the step time of the cell itself; busy: steps x the "
+        f"{step_ms:.0f} ms without a network; own step: predicted with the cell's own step time; busy: steps x the "
         f"step time without a network, over the wall-clock. "
         f"`{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
     )
