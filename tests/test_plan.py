@@ -143,6 +143,8 @@ def test_what_is_hidden_costs_only_the_local_part() -> None:
     assert prediction.bytes_per_day == pytest.approx(prediction.sent_bytes * 86400 / prediction.round_s)
     waits = predict(job, LINK, replace(settings, delay=0))
     assert waits.blocked_s == pytest.approx(prediction.blocked_s + 4 * waits.exchange_s)
+    partly = predict(JOB, LINK, replace(settings, delay=2))  # two steps of 1.5 s are not enough
+    assert partly.blocked_s == pytest.approx(waits.blocked_s - 4 * 2 * 1.5)
 
 
 def test_the_exchange_is_latency_bytes_and_codec() -> None:

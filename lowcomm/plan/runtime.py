@@ -20,7 +20,7 @@ from lowcomm.plan.codecs import Coded
 from lowcomm.plan.traffic import RING_BYTES, SEGMENT, Traffic, traffic
 
 EFFICIENCY = 0.95
-"""Payload bytes per byte of the line: 1448 of 1538 on Ethernet are 0.941, large packets of the shaped network 0.97."""
+"""Payload bytes per byte of the line: 1448 of 1538 on Ethernet are 0.941, the shaped network's large packets 0.98."""
 WINDOW_BYTES = 2.5e6
 """What one TCP connection keeps under way with Linux' default buffers: 400 Mbit/s at 50 ms (results/streams.json: the
 fp32 sum over one connection of a 1 Gbit/s link took 1.95 s for 100 MB, 51 MB/s)."""
