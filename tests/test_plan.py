@@ -408,3 +408,35 @@ def test_help_and_one_call_are_quick_and_load_no_models() -> None:
     assert done.returncode == 0, done.stderr
     assert "[]" in done.stdout and "--what-if" in done.stdout and "predicted: utilisation" in done.stdout
     assert time.monotonic() - start < 30
+
+
+def test_the_committed_validation_is_this_models() -> None:
+    """Its predictions are those of today's code, its table is made from it, and the goals are met."""
+    import statistics
+
+    from benchmarks.planner import CELLS, expected
+    from benchmarks.planner_table import planner_table
+
+    path = ROOT / "benchmarks" / "results" / "planner.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    rows = result["rows"]
+    assert len(rows) == len(CELLS) == 12
+    for cell, row in zip(CELLS, rows, strict=True):
+        assert (cell.method, cell.rate_mbit, cell.rtt_ms) == (row["method"], row["rate_mbit"], row["rtt_ms"])
+        assert expected(cell, row["step_s"]).utilisation == pytest.approx(row["predicted"], rel=1e-9)
+        assert row["error"] == pytest.approx(abs(row["predicted"] / row["measured"] - 1))
+    assert statistics.median(row["error"] for row in rows) < 0.15 and max(row["error"] for row in rows) < 0.35
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == planner_table(result)
+
+
+def test_the_committed_constants_are_this_models() -> None:
+    """Round trips within half of one per exchange; seconds per parameter within a factor of two."""
+    rows = json.loads((ROOT / "benchmarks" / "results" / "planner_constants.json").read_text(encoding="utf-8"))["rows"]
+    by_name = {codec.name: codec for codec in coded.CODECS}
+    for row in rows:
+        if row["what"] == "round_trips":
+            counted = traffic(by_name[row["codec"]], 1000, row["hosts"]).round_trips - (row["hosts"] - 1)
+            assert counted == row["planned"] and abs(row["measured"] - counted) < 0.6 + 0.05 * counted, row
+        elif row["what"] == "codec":
+            planned = by_name[row["codec"]].codec_s_per_parameter
+            assert planned == row["planned"] and 0.5 < planned / row["measured"] < 2, row
