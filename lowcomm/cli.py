@@ -1,4 +1,4 @@
-"""The command line: `lowcomm train | simulate | sweep | report | recipes | doctor`."""
+"""The command line: `lowcomm train | simulate | plan | sweep | report | recipes | doctor`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ lowcomm {__version__}: train language models when the links between the machines
 
   lowcomm train RECIPE.py:FUNCTION [--islands N] [--steps N] [--sync.every H] ...   train; --help lists every field
   lowcomm simulate RECIPE.py:FUNCTION ...      the same run with all islands in one process (same bits)
+  lowcomm plan --parameters N --islands N ...  H, fragments, codec and streams for a link, with what they cost
   lowcomm sweep RECIPE.py:FUNCTION --sizes 32,48,nano --islands 1,2,4 --every 16,64   a scaling law through small runs
   lowcomm report RUN [RUN ...] [--out FILE]    one HTML page of one or several runs
       [--trace trace.json]                     and what each island did when, for ui.perfetto.dev
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {
         "train": lambda a: _train(a, []),
         "simulate": lambda a: _train(a, ["--transport", "simulated"]),
+        "plan": _plan,
         "sweep": _sweep,
         "report": _report,
         "recipes": _recipes,
@@ -136,6 +138,12 @@ def _parse(default: RunConfig, arguments: Sequence[str], prog: str) -> RunConfig
             raise
         words = re.sub(r"[─-╿]+", " ", caught.getvalue())
         raise ConfigError(" ".join(words.split())) from None
+
+
+def _plan(arguments: Sequence[str]) -> int:
+    from lowcomm.planner import run_planner
+
+    return run_planner(arguments)
 
 
 def _sweep(arguments: Sequence[str]) -> int:

@@ -48,7 +48,7 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["--help"], ["-h"], ["help"]):
         assert main(arguments) == 0
         shown = capsys.readouterr().out
-        for command in ("train", "simulate", "report", "recipes", "recipes copy", "doctor"):
+        for command in ("train", "simulate", "plan", "report", "recipes", "recipes copy", "doctor"):
             assert f"lowcomm {command}" in shown
         assert "Exit codes: 0 done, 1 failed, 2 bad input" in shown
         assert max(map(len, shown.splitlines())) <= 120

@@ -1,1 +1,1 @@
-"""The runtime model: measured link and model size to H, bits and overlap; not built yet."""
+"""The runtime model: a link, a model and a step time to H, fragments, delay, codec and utilisation."""

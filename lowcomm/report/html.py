@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,14 +29,15 @@ def write_report(run_dirs: list[Path], out: Path | None = None) -> Path:
     """
     if not run_dirs:
         raise ConfigError("run_dirs is empty: pass at least one run directory, as in `lowcomm report runs/NAME`")
-    plotly_js = _plotly_js()
+    plotly_js = load_plotly_js()
     runs = [load_run(Path(run_dir)) for run_dir in run_dirs]
     target = Path(run_dirs[0]) / "report.html" if out is None else Path(out)
-    _write(target, _page(runs, plotly_js))
+    write_page(target, _page(runs, plotly_js))
     return target
 
 
-def _plotly_js() -> str:
+def load_plotly_js() -> str:
+    """The library's source. Raises ConfigError where plotly is not installed."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
@@ -44,7 +45,7 @@ def _plotly_js() -> str:
     return get_plotlyjs()
 
 
-def _write(target: Path, page: str) -> None:
+def write_page(target: Path, page: str) -> None:
     """Atomic, so that a browser that reloads while a run is watched never reads half a page."""
     if target.is_dir():
         raise ConfigError(f"out={str(target)!r} is a directory: pass the path of a file, as in {target}/report.html")
@@ -75,7 +76,7 @@ def _policy(scripts: Sequence[str]) -> str:
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
 
 
-def _plot(figure: Figure, identity: str, kind: str) -> str:
+def plot_panel(figure: Figure, identity: str, kind: str) -> str:
     """Title, caption and the element that the script draws into."""
     if figure.empty:
         body = '<div class="empty">Nothing logged yet.</div>'
@@ -99,9 +100,9 @@ def _header(runs: Sequence[Run], names: Sequence[str]) -> str:
 
 
 def _body(runs: Sequence[Run], names: Sequence[str], figures: dict[str, Figure]) -> str:
-    curves = "".join(_plot(f, i, "curve") for i, f in figures.items() if i.startswith("curve"))
-    lines = "".join(_plot(f, i, "timeline") for i, f in figures.items() if i.startswith("timeline"))
-    bandwidth = "".join(_plot(f, i, "curve") for i, f in figures.items() if i.startswith("bandwidth"))
+    curves = "".join(plot_panel(f, i, "curve") for i, f in figures.items() if i.startswith("curve"))
+    lines = "".join(plot_panel(f, i, "timeline") for i, f in figures.items() if i.startswith("timeline"))
+    bandwidth = "".join(plot_panel(f, i, "curve") for i, f in figures.items() if i.startswith("bandwidth"))
     return (
         f"{_header(runs, names)}"
         f'<h2>Quality and cost</h2><p class="hint">Drag to zoom, double-click to reset.</p>'
@@ -122,14 +123,19 @@ def _page(runs: Sequence[Run], plotly_js: str) -> str:
     figures = {f"curve-{i}": figure for i, figure in enumerate(curve_figures(runs, names))}
     figures |= {f"bandwidth-{i}": figure for i, figure in enumerate(bandwidth_figures(runs, names))}
     figures |= {f"timeline-{i}": figure for i, figure in enumerate(timeline_figures(runs, names))}
-    data = {identity: figure.spec for identity, figure in figures.items() if not figure.empty}
     title = names[0] if len(runs) == 1 else f"{len(runs)} runs"
+    return document(title, _body(runs, names, figures), figures, plotly_js)
+
+
+def document(title: str, body: str, figures: Mapping[str, Figure], plotly_js: str) -> str:
+    """A whole page that loads nothing; `body` has a `plot_panel` for each figure, under the same identity."""
+    data = {identity: figure.spec for identity, figure in figures.items() if not figure.empty}
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_policy((plotly_js, SCRIPT))}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{sections.text(title)} · lowcomm</title><style>{STYLE}</style></head>\n"
-        f"<body><main>{_body(runs, names, figures)}"
+        f"<body><main>{body}"
         "<noscript><p>The plots need JavaScript.</p></noscript></main>\n"
         f'<script type="application/json" id="figures">{embedded_json(data)}</script>\n'
         f"<script>{plotly_js}</script>\n<script>{SCRIPT}</script>\n</body></html>\n"
