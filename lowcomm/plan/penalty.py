@@ -4,8 +4,8 @@ Charles et al., Scaling Laws for DiLoCo, arXiv 2503.09799, at H = 30, loss relat
 islands, interpolated in log N and log M: 35M -0.1/+0.7/+2.0/+3.9 %, 550M -0.3/+0.2/+0.7/+1.7 %, 2.4B -0.4/-0.1/+0.3/
 +1.1 %. Other H: no fit is published that holds for all sizes. DiLoCo, arXiv 2311.08105, has 2.9 % of perplexity from
 H = 50 to 1000 with 8 islands at 150M (quoted from memory, not checked in the paper): 0.25 % of the loss per doubling,
-taken above 30 for every size; nothing is credited below. Overlap, Streaming DiLoCo, arXiv 2501.18512: none up to 5 steps
-of delay, 0.2 % up to 10; a whole round, eager updates, arXiv 2502.12996: 0.5 %, and as much for delays between.
+taken above 30 for every size; nothing is credited below. Overlap, Streaming DiLoCo, arXiv 2501.18512: none up to 5
+steps of delay, 0.2 % up to 10; a whole round, eager updates, arXiv 2502.12996: 0.5 %, and as much for delays between.
 Codecs: `lowcomm.plan.codecs`. Outer learning rate: 0.4/0.6/0.6/0.8 for 1/2/4/8 islands, from the scaling laws.
 """
 
