@@ -28,8 +28,7 @@ NESTEROV = ("--sync.outer.lr", "0.7", "--sync.outer.momentum", "0.8")
 TRADE: dict[str, tuple[str, tuple[str, ...]]] = {
     "sparseloco k=256": ("sparseloco", ("--sync.codec.codec.k", "256")),
     "sparseloco H=8": ("sparseloco", ("--sync.every", "8")),
-    "sparse_kept averaging": ("sparse_kept", ("--sync.outer.momentum", "0.0")),
-    "sparse_kept H=16": ("sparse_kept", ("--sync.every", "16")),
+    "sparse_kept momentum=0.5": ("sparse_kept", ("--sync.outer.momentum", "0.5")),
     "sparseloco Nesterov k=256": ("sparseloco", (*NESTEROV, "--sync.codec.codec.k", "256")),
     "random_k Nesterov": ("random_k", NESTEROV),
     "powersgd Nesterov": ("powersgd", NESTEROV),

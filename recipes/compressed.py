@@ -96,8 +96,8 @@ def sparseloco() -> RunConfig:
 
 def sparse_kept() -> RunConfig:
     """SparseLoCo's payloads; what is not sent stays in the island's weights (after CHOCO-SGD, arXiv 1902.00340)."""
-    # a momentum sends on what only some islands had room to send: averaging loses more
-    outer = Nesterov(lr=1.0, momentum=0.5)
+    # a momentum carries on what only some islands had room to send: averaging loses more
+    outer = Nesterov(lr=1.0, momentum=0.7)
     return _tiny("sparse-kept", LocalResidual(codec=TopK(chunk=4096, k=64, bits=2)), outer)
 
 
