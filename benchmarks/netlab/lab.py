@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -12,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
+LOCK = Path(tempfile.gettempdir()) / "lowcomm-netlab.lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +56,12 @@ class Lab:
         self.hosts = hosts
         self.directory = Path(tempfile.mkdtemp(prefix="netlab-"))
         self.router: subprocess.Popen[str] | None = None
+        self.lock: TextIO | None = None
         self.shape(link or Link())
 
     def __enter__(self) -> Lab:
+        self.lock = LOCK.open("w")
+        fcntl.flock(self.lock, fcntl.LOCK_EX)  # names and addresses are those of the machine: one laboratory at a time
         command = [sys.executable, "-m", "benchmarks.netlab.router", str(self.hosts), str(self.control)]
         self.router = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert self.router.stdout is not None
@@ -107,6 +113,9 @@ class Lab:
             self.router.kill()
             self.router.communicate()
             self.router = None
-        for host in range(1, self.hosts + 1):
-            subprocess.run(["ip", "netns", "del", f"lowcomm{host}"], capture_output=True, check=False)
+        if self.lock is not None:
+            for host in range(1, self.hosts + 1):
+                subprocess.run(["ip", "netns", "del", f"lowcomm{host}"], capture_output=True, check=False)
+            self.lock.close()
+            self.lock = None
         shutil.rmtree(self.directory, ignore_errors=True)
