@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.codecs_report import codecs_table
 from benchmarks.common import RESULTS, ROOT
+from benchmarks.headline_summary import headline_summary
 from benchmarks.tables import quality_table, streams_table
 
 README = ROOT / "README.md"
@@ -29,7 +30,8 @@ def _load(name: str) -> dict[str, Any]:
 
 
 def _table(match: re.Match[str]) -> str:
-    table = {"codecs": codecs_table, "streams": streams_table}.get(match[2], quality_table)
+    tables = {"codecs": codecs_table, "streams": streams_table, "headline": headline_summary}
+    table = tables.get(match[2], quality_table)
     return f"{match[1]}{table(_load(match[2]))}{match[3]}"
 
 

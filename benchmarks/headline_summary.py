@@ -1,0 +1,35 @@
+"""The README's part of benchmarks/results/headline.json: one line per method, the links with a round trip of 50 ms."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+
+def headline_summary(result: dict[str, Any]) -> str:
+    """Utilisation on every link, time and bytes against DDP on the slowest; means over seeds."""
+    rows = [r for r in result["rows"] if r["rtt_ms"] > 0]
+    rates = sorted({r["rate_mbit"] for r in rows}, reverse=True)
+    used = " | ".join(f"utilisation at {rate:g} Mbit/s" for rate in rates)
+    lines = [
+        f"| method | H | {used} | speed-up at {rates[-1]:g} Mbit/s | of DDP's bytes |",
+        "|---" * (len(rates) + 4) + "|",
+    ]
+    for method in dict.fromkeys(r["method"] for r in rows):
+        mine = [r for r in rows if r["method"] == method]
+        shares = [_mean(mine, rate, "utilisation", "{:.1%}") for rate in rates]
+        slowest = _mean(mine, rates[-1], "speedup_over_ddp", "{:,.0f}x")
+        ratio = _mean(mine, rates[-1], "bytes_ratio_to_ddp", "1/{:,.0f}")
+        lines.append(f"| {method} | {mine[0]['H']} | {' | '.join(shares)} | {slowest} | {ratio} |")
+    first = rows[0]
+    lines.append(
+        f"\nnano, {first['islands']} islands on one machine's shaped network, {first['rtt_ms']:g} ms round trip; utilisation "
+        "against steps that are never synced, in the same processes (over 100%: noise). "
+        f"`{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _mean(rows: list[dict[str, Any]], rate: float, column: str, form: str) -> str:
+    values = [r[column] for r in rows if r["rate_mbit"] == rate and r[column] is not None]
+    return form.format(statistics.mean(values)) if values else "-"
