@@ -28,6 +28,7 @@ NESTEROV = ("--sync.outer.lr", "0.7", "--sync.outer.momentum", "0.8")
 TRADE: dict[str, tuple[str, tuple[str, ...]]] = {
     "sparseloco k=256": ("sparseloco", ("--sync.codec.codec.k", "256")),
     "sparseloco H=8": ("sparseloco", ("--sync.every", "8")),
+    "sparse_kept H=16": ("sparse_kept", ("--sync.every", "16")),
     "sparse_kept momentum=0.5": ("sparse_kept", ("--sync.outer.momentum", "0.5")),
     "sparseloco Nesterov k=256": ("sparseloco", (*NESTEROV, "--sync.codec.codec.k", "256")),
     "random_k Nesterov": ("random_k", NESTEROV),
@@ -37,7 +38,7 @@ TRADE: dict[str, tuple[str, tuple[str, ...]]] = {
 """What loss can be traded for: density, rounds, memory of the error, outer step. Name: recipe and its flags."""
 EVERY_STEP = ("distributed_lion",)
 """Those that sync after every step."""
-FIRST = (DDP, DILOCO, "int4", "sparseloco", "sparse_kept")
+FIRST = (DDP, DILOCO, "int4", "sparseloco", "sparse_kept", "sparse_kept H=16")
 """Run for all seeds before the others, for one seed after the other."""
 
 

@@ -23,8 +23,8 @@ def headline_summary(result: dict[str, Any]) -> str:
         lines.append(f"| {method} | {mine[0]['H']} | {' | '.join(shares)} | {slowest} | {ratio} |")
     first = rows[0]
     lines.append(
-        f"\nnano, {first['islands']} islands on one machine's shaped network, {first['rtt_ms']:g} ms round trip; utilisation "
-        "against steps that are never synced, in the same processes (over 100%: noise). "
+        f"\nnano, {first['islands']} islands on one machine's shaped network, {first['rtt_ms']:g} ms round trip; "
+        "utilisation against steps that are never synced, in the same processes (over 100%: noise). "
         f"`{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
     )
     return "\n".join(lines) + "\n"
