@@ -101,6 +101,7 @@ CODECS: tuple[Codec, ...] = (
     ErrorFeedback(codec=TopK(chunk=64, k=8) | Int8() | Zstd()),
     Packed(first=Int4(), stage=Ans()),
     DctTopK() | Int4(),
+    Graded(codecs=(Int4(), TwoBit())),
     ErrorFeedback(codec=Graded()),
     LocalResidual(codec=TopK(chunk=64, k=8)),
 )

@@ -57,6 +57,7 @@ class Lab:
         self.directory = Path(tempfile.mkdtemp(prefix="netlab-"))
         self.router: subprocess.Popen[str] | None = None
         self.lock: TextIO | None = None
+        self.ready = False
         self.shape(link or Link())
 
     def __enter__(self) -> Lab:
@@ -65,9 +66,12 @@ class Lab:
         command = [sys.executable, "-m", "benchmarks.netlab.router", str(self.hosts), str(self.control)]
         self.router = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert self.router.stdout is not None
-        if self.router.stdout.readline().strip() != "ready":
+        self.ready = self.router.stdout.readline().strip() == "ready"
+        if not self.ready:
             self.close()
-            raise SystemExit("the router did not start: are there namespaces lowcomm1 ... left? ip netns list")
+            raise SystemExit(
+                "the router did not start: are there namespaces lowcomm1 ... left? ip netns list, then ip netns del"
+            )
         return self
 
     def __exit__(
@@ -113,9 +117,11 @@ class Lab:
             self.router.kill()
             self.router.communicate()
             self.router = None
-        if self.lock is not None:
+        if self.ready:  # else what is there was not made here
             for host in range(1, self.hosts + 1):
                 subprocess.run(["ip", "netns", "del", f"lowcomm{host}"], capture_output=True, check=False)
+            self.ready = False
+        if self.lock is not None:
             self.lock.close()
             self.lock = None
         shutil.rmtree(self.directory, ignore_errors=True)
