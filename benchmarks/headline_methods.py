@@ -95,7 +95,7 @@ class Line:
         return self.rate_mbit < 5
 
 
-_RATES = (("fast", 300.0, 65000, "near 50 %"), ("middle", 35.0, 9000, "near 10 %"), ("slow", 0.75, 1500, "under 1 %"))
+_RATES = (("fast", 1000.0, 65000, "near 50 %"), ("middle", 35.0, 9000, "near 10 %"), ("slow", 0.75, 1500, "under 1 %"))
 LINES = tuple(
     Line(name=f"{name}-{rtt:g}ms", rate_mbit=rate, rtt_ms=rtt, mtu_bytes=mtu, target=target)
     for name, rate, mtu, target in _RATES
@@ -122,5 +122,4 @@ def window(method: Method, line: Line) -> Window:
         warmup_steps=warmup_steps,
         steps=steps,
         unit_steps=method.every,
-        attempts=2 if line.slow and not method.overlaps else 4,
     )

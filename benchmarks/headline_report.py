@@ -30,7 +30,8 @@ def headline_table(result: dict[str, Any]) -> str:
     text.append(
         f"\nnano (115,776 parameters), {first['islands']} islands, {first['steps']} inner steps, {first['tokens']:,} "
         f"tokens, seeds: {seeds}. Utilisation: seconds of a step that is never synced / of the method's, both in the "
-        "same processes. Time and bytes: steps x what a window of steady steps measured; bytes by the host's own "
+        "same processes; net: without the seconds in which the training thread was ready to run and had no core, on a "
+        "machine that other work shared. Time and bytes: steps x what a window of steady steps measured; bytes by the host's own "
         "interface. Validation loss: whole runs without shaping. "
         f"`{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
     )
@@ -39,17 +40,21 @@ def headline_table(result: dict[str, Any]) -> str:
 
 def _one_link(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| method | H | bits per byte | MB sent per island | of DDP's bytes | wall-clock, s | speed-up | utilisation |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | H | bits per byte | MB sent per island | of DDP's bytes | wall-clock, s | speed-up | utilisation "
+        "| net speed-up | net utilisation |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for method in dict.fromkeys(r["method"] for r in rows):
         mine = [r for r in rows if r["method"] == method]
         bpb, ratio, speedup = (mean_of(mine, c) for c in ("val_bpb", "bytes_ratio_to_ddp", "speedup_over_ddp"))
-        sent, wall, used = (statistics.mean(r[c] for r in mine) for c in ("bytes_sent", "wall_s", "utilisation"))
+        sent, wall = (statistics.mean(r[c] for r in mine) for c in ("bytes_sent", "wall_s"))
+        used, net = (statistics.mean(r[c] for r in mine) for c in ("utilisation", "net_utilisation"))
+        net_speedup = mean_of(mine, "net_speedup_over_ddp")
         lines.append(
             f"| {method} | {mine[0]['H']} | {'-' if bpb is None else f'{bpb:.4f}'} | {sent / 1e6:,.2f} "
             f"| {'-' if ratio is None else f'1/{ratio:,.4g}'} | {wall:,.0f} "
-            f"| {'-' if speedup is None else f'{speedup:,.1f}x'} | {used:.1%} |"
+            f"| {'-' if speedup is None else f'{speedup:,.1f}x'} | {used:.1%} "
+            f"| {'-' if net_speedup is None else f'{net_speedup:,.1f}x'} | {net:.1%} |"
         )
     return lines
 
@@ -62,7 +67,7 @@ def write_headline_table(path: Path) -> Path:
 
 
 def write_headline_plot(path: Path) -> Path:
-    """RESULTS/headline.svg: utilisation against the link's rate, a line per method, a panel per round trip."""
+    """RESULTS/headline.svg: net utilisation against the link's rate, a line per method, a panel per round trip."""
     from plotly.subplots import make_subplots
 
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
@@ -85,7 +90,7 @@ def write_headline_plot(path: Path) -> Path:
         for column, delay in enumerate(delays, 1):
             mine = [r for r in rows if r["method"] == method and r["rtt_ms"] == delay]
             rates = sorted({r["rate_mbit"] for r in mine})
-            used = [statistics.mean(r["utilisation"] for r in mine if r["rate_mbit"] == rate) for rate in rates]
+            used = [statistics.mean(r["net_utilisation"] for r in mine if r["rate_mbit"] == rate) for rate in rates]
             figure.add_scatter(
                 x=rates,
                 y=used,
@@ -98,8 +103,10 @@ def write_headline_plot(path: Path) -> Path:
                 col=column,
             )
     figure.update_xaxes(type="log", title="link, Mbit/s each way")
-    figure.update_yaxes(title="utilisation", tickformat=".0%", range=[0, 1.05], col=1)
-    figure.update_layout(template="simple_white", width=1200, height=560, title="Utilisation against bandwidth")
+    figure.update_yaxes(title="net utilisation", tickformat=".0%", range=[0, 1.05], col=1)
+    figure.update_layout(
+        template="simple_white", width=1200, height=560, title="Utilisation against bandwidth, two islands"
+    )
     target = path.with_suffix(".svg")
     figure.write_image(target)
     return target

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -56,8 +56,6 @@ class Window:
     steps: int
     unit_steps: int
     """Steps that are timed as one: a round."""
-    attempts: int
-    """Most often that it is measured if the machine was busy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +118,7 @@ class Session:
         first = self.world.rank == 0
         wait = timedelta(seconds=600)
         self.store = TCPStore(self.address, self.port + PORT_STEP, self.world.size, first, wait)
-        self.meetings, self.calm_s = 0, float("inf")
+        self.meetings = 0
         self.twin, self.twin_shard, self.twin_steps = self.island(self.model()), self.shard(), 0
 
     def model(self) -> nn.Module:
@@ -151,18 +149,21 @@ class Session:
         if self.world.rank == 0:
             self.store.wait([f"bye/{k}" for k in range(self.world.size)])
 
-    def plain_step_s(self) -> float:
-        """Seconds of an inner step of a model that is never synced, all islands at work: the slowest one's median."""
+    def plain_step_s(self) -> tuple[float, float]:
+        """Seconds of an inner step of a model that is never synced, all islands at work: the slowest one's median.
+
+        The second number is without the seconds in which the thread had no core.
+        """
         self.meet()
-        blocks = []
-        for _ in range(PLAIN_BLOCKS):
-            start = time.perf_counter()
-            for _ in range(PLAIN_STEPS):
-                self.twin.backward([self.twin_shard.next_batch()])
-                self.twin.update(self.twin_steps)
-                self.twin_steps += 1
-            blocks.append((time.perf_counter() - start) / PLAIN_STEPS)
-        return max(self.meet(statistics.median(blocks)))
+        blocks = [timed_steps(self.plain_step, PLAIN_STEPS) for _ in range(PLAIN_BLOCKS)]
+        wall_s = statistics.median(w for w, _ in blocks)
+        return max(self.meet(wall_s)), max(self.meet(statistics.median(w - q for w, q in blocks)))
+
+    def plain_step(self) -> None:
+        """One step of the twin."""
+        self.twin.backward([self.twin_shard.next_batch()])
+        self.twin.update(self.twin_steps)
+        self.twin_steps += 1
 
     def set_link(self, window: Window) -> None:
         """Give the line its rate and delay; the largest packet follows the rate, see headline.LINKS."""
@@ -175,39 +176,28 @@ class Session:
         self.meet()
 
     def measure(self, method: Method, window: Window) -> None:
-        """One window, again if the machine was busy; writes OUT_DIR/LINK.rankN.json with the calmest attempt."""
-        best: dict[str, Any] | None = None
-        for attempt in range(window.attempts):
-            row = {**self.attempt(method, window), "attempt": attempt}
-            if best is None or max(row["plain_step_s"]) < max(best["plain_step_s"]):
-                best = row
-            self.calm_s = min(self.calm_s, *row["plain_step_s"])
-            if max(row["plain_step_s"]) < CALM * self.calm_s:
-                break
-        write_json(self.out_dir / f"{window.link}.rank{self.world.rank}.json", {**asdict(window), **(best or {})})
-
-    def attempt(self, method: Method, window: Window) -> dict[str, Any]:
-        """Plain steps, the link set, warm-up, units of the method's steps, plain steps again."""
+        """One window; writes OUT_DIR/LINK.rankN.json."""
         method.settle()
         before_s = self.plain_step_s()
         self.set_link(window)
         for _ in range(window.warmup_steps):
             method.step()
-        own, carried, start, unit_s = method.own_sent_bytes(), interface_bytes(), time.perf_counter(), []
-        for _ in range(window.steps // window.unit_steps):
-            for _ in range(window.unit_steps):
-                method.step()
-            unit_s.append((time.perf_counter() - start) / window.unit_steps)
-            start = time.perf_counter()
+        own, carried = method.own_sent_bytes(), interface_bytes()
+        units = [timed_steps(method.step, window.unit_steps) for _ in range(window.steps // window.unit_steps)]
         own_after, carried_after = method.own_sent_bytes(), interface_bytes()
         method.settle()
-        return {
-            "unit_step_s": unit_s,
-            "plain_step_s": [before_s, self.plain_step_s()],
+        after_s = self.plain_step_s()
+        row = {
+            **asdict(window),
+            "unit_step_s": [wall_s for wall_s, _ in units],
+            "unit_wait_s": [wait_s for _, wait_s in units],
+            "plain_step_s": [before_s[0], after_s[0]],
+            "plain_net_s": [before_s[1], after_s[1]],
             "sent_bytes": carried_after[0] - carried[0],
             "received_bytes": carried_after[1] - carried[1],
             "own_sent_bytes": None if own is None or own_after is None else own_after - own,
         }
+        write_json(self.out_dir / f"{window.link}.rank{self.world.rank}.json", row)
 
     def train(self, method: Method, steps: int) -> None:
         """All steps, then the validation loss; island 0 writes OUT_DIR/quality.json."""
@@ -241,6 +231,19 @@ def interface_bytes() -> tuple[int, int]:
             fields = line.split(":")[1].split()
             return int(fields[8]), int(fields[0])
     return 0, 0
+
+
+def timed_steps(step: Callable[[], None], count: int) -> tuple[float, float]:
+    """Seconds of a step, mean of `count`, and those of it in which this thread was ready to run and had no core."""
+    waited_s, start = run_queue_s(), time.perf_counter()
+    for _ in range(count):
+        step()
+    return (time.perf_counter() - start) / count, (run_queue_s() - waited_s) / count
+
+
+def run_queue_s() -> float:
+    """Seconds so far that this thread was ready to run and had no core (Linux)."""
+    return int(Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
 
 
 def run(build: Callable[[Session], Method]) -> None:
