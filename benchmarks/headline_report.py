@@ -31,8 +31,8 @@ def headline_table(result: dict[str, Any]) -> str:
         f"\nnano (115,776 parameters), {first['islands']} islands, {first['steps']} inner steps, {first['tokens']:,} "
         f"tokens, seeds: {seeds}. Utilisation: seconds of a step that is never synced / of the method's, both in the "
         "same processes; net: without the seconds in which the training thread was ready to run and had no core, on a "
-        "machine that other work shared. Time and bytes: steps x what a window of steady steps measured; bytes by the host's own "
-        "interface. Validation loss: whole runs without shaping. "
+        "machine that other work shared. Time and bytes: steps x what a window of steady steps measured; bytes by "
+        "the host's own interface. Validation loss: whole runs without shaping. "
         f"`{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
     )
     return "\n".join(text).lstrip() + "\n"
@@ -102,7 +102,7 @@ def write_headline_plot(path: Path) -> Path:
                 row=1,
                 col=column,
             )
-    figure.update_xaxes(type="log", title="link, Mbit/s each way")
+    figure.update_xaxes(type="log", title="link between two islands, Mbit/s each way")
     figure.update_yaxes(title="net utilisation", tickformat=".0%", range=[0, 1.05], col=1)
     figure.update_layout(
         template="simple_white", width=1200, height=560, title="Utilisation against bandwidth, two islands"

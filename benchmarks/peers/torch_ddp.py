@@ -36,7 +36,9 @@ class TorchDdp:
     def bf16(self, _: object, bucket: dist.GradBucket) -> Future[torch.Tensor]:
         """PyTorch's hook, counted."""
         self.buffer_bytes += 2 * bucket.buffer().numel()
-        return bf16_compress_hook(dist.group.WORLD, bucket)
+        world = dist.group.WORLD
+        assert world is not None
+        return bf16_compress_hook(world, bucket)
 
     def step(self) -> None:
         self.island.backward([self.shard.next_batch()])
