@@ -67,6 +67,14 @@ METHODS = (
         ours=True,
     ),
     Method(
+        name="lowcomm sparse kept, overlap",
+        worker="lowcomm_trainer",
+        recipe="sparse_kept_overlap",
+        every=EVERY // 2,
+        overlaps=True,
+        ours=True,
+    ),
+    Method(
         name="lowcomm two-bit, one-step delay",
         worker="lowcomm_trainer",
         recipe="two_bit_delayed",
@@ -110,8 +118,7 @@ def window(method: Method, line: Line) -> Window:
     if method.every == 1:
         warmup_steps, steps = (3, 6) if line.slow else (4, 48)
     else:
-        blocking = not method.overlaps and line.slow
-        rounds, warmup_rounds = (4 if blocking else 8), (2 if method.overlaps else 1)
+        rounds, warmup_rounds = (5 if method.overlaps else 4), (2 if method.overlaps else 1)
         warmup_steps, steps = warmup_rounds * EVERY, rounds * EVERY
     return Window(
         link=line.name,

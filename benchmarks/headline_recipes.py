@@ -1,11 +1,11 @@
-"""What benchmarks/headline.py trains: one small model, one set of data and tokens, five ways of lowcomm to sync it.
+"""What benchmarks/headline.py trains: one small model, one set of data and tokens, six ways of lowcomm to sync it.
 
 The peers (benchmarks/peers) take model, data and inner optimizer from `ddp` and `diloco`.
 """
 
 from __future__ import annotations
 
-from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, TopK, TwoBit
+from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, LocalResidual, TopK, TwoBit
 from lowcomm.config import RunConfig, SyncConfig
 from lowcomm.data import DataConfig
 from lowcomm.island import AdamW, InnerConfig
@@ -56,6 +56,12 @@ def sparseloco_overlap() -> RunConfig:
     """64 of 4096 in 2 bits, averaged, each round's update travelling during the next one."""
     codec = ErrorFeedback(codec=TopK(chunk=4096, k=64, bits=2), beta=0.95)
     return _nano("headline-sparseloco", OneStepDelay(), SGD(lr=1.0), codec, every=EVERY // 2)
+
+
+def sparse_kept_overlap() -> RunConfig:
+    """The same payloads; what is not sent stays in the island's own weights (recipes/compressed.py:sparse_kept)."""
+    codec = LocalResidual(codec=TopK(chunk=4096, k=64, bits=2))
+    return _nano("headline-sparse-kept", OneStepDelay(), Nesterov(lr=1.0, momentum=0.5), codec, every=EVERY // 2)
 
 
 def two_bit_delayed() -> RunConfig:

@@ -35,7 +35,7 @@ from lowcomm.run_dir import write_json
 
 PORT_STEP = 1
 """The session's own store listens this far above MASTER_PORT."""
-PLAIN_BLOCKS, PLAIN_STEPS = 4, 32
+PLAIN_BLOCKS, PLAIN_STEPS = 5, 16
 """Plain steps before and after each window: the median of blocks counts, so that one interruption does not."""
 CALM = 1.1
 """A machine whose plain steps take longer than this times the shortest seen was busy with something else."""
