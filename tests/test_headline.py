@@ -15,7 +15,7 @@ from benchmarks.headline import environment, is_timed
 from benchmarks.headline_methods import BASE, LINES, METHODS, Method, window
 from benchmarks.headline_report import headline_table
 from benchmarks.headline_rows import PARAMETERS, cell_of, rows_of, with_ratios
-from benchmarks.peers.session import Plan
+from benchmarks.peers.session import Plan, is_calmer
 from lowcomm.trainer import train
 from tests.runs import free_port, summary, variant, write_corpus
 
@@ -123,6 +123,9 @@ def test_a_cell_of_a_busy_machine_is_measured_again(tmp_path: Path) -> None:
     assert is_timed(calm, SLOW)
     assert not is_timed(busy, SLOW)
     assert not is_timed(calm, LINES[0])
+    cell = calm / f"{SLOW.name}.rank0.json"
+    assert is_calmer(measured(8.0, 1000, plain_s=0.005), cell) and is_calmer(measured(8.0, 1000), calm / "none.json")
+    assert not is_calmer(measured(8.0, 1000, plain_s=0.011), cell)
 
 
 def test_windows_are_whole_rounds_and_keys_are_unique() -> None:
