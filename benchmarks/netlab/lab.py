@@ -46,6 +46,13 @@ def why_not() -> str | None:
     return None
 
 
+def reshape(control: Path, link: Link) -> None:
+    """Write the router's settings anew, whole at any time."""
+    new = control.with_suffix(".new")
+    new.write_text(json.dumps(asdict(link)), encoding="utf-8")
+    new.rename(control)
+
+
 class Lab:
     """`with Lab(2) as lab:` has hosts 1 and 2, 10.78.0.1 and 10.78.0.2 on tun0, all gone at the end."""
 
@@ -86,9 +93,7 @@ class Lab:
 
     def shape(self, link: Link) -> None:
         """Change all lines, also while something runs."""
-        new = self.control.with_suffix(".new")
-        new.write_text(json.dumps(asdict(link)), encoding="utf-8")
-        new.rename(self.control)
+        reshape(self.control, link)
 
     def start(
         self, host: int, command: Sequence[str], environment: Mapping[str, str], log: Path
