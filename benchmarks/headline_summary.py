@@ -17,14 +17,15 @@ def headline_summary(result: dict[str, Any]) -> str:
     ]
     for method in dict.fromkeys(r["method"] for r in rows):
         mine = [r for r in rows if r["method"] == method]
-        shares = [_mean(mine, rate, "utilisation", "{:.1%}") for rate in rates]
-        slowest = _mean(mine, rates[-1], "speedup_over_ddp", "{:,.0f}x")
+        shares = [_mean(mine, rate, "net_utilisation", "{:.1%}") for rate in rates]
+        slowest = _mean(mine, rates[-1], "net_speedup_over_ddp", "{:,.0f}x")
         ratio = _mean(mine, rates[-1], "bytes_ratio_to_ddp", "1/{:,.0f}")
         lines.append(f"| {method} | {mine[0]['H']} | {' | '.join(shares)} | {slowest} | {ratio} |")
     first = rows[0]
     lines.append(
         f"\nnano, {first['islands']} islands on one machine's shaped network, {first['rtt_ms']:g} ms round trip; "
-        "utilisation against steps that are never synced, in the same processes (over 100%: noise). "
+        "utilisation against steps that are never synced in the same processes, without the seconds in which a thread "
+        "that was ready to run had no core, as the machine was shared; over 100%: noise. "
         f"`{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
     )
     return "\n".join(lines) + "\n"
