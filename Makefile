@@ -7,7 +7,7 @@ STAMP := $(VENV)/.lowcomm-installed
 TORCH := torch==2.13.0
 # Extra pip flags for torch alone, for instance the index of the CPU-only wheels (2 GB less to fetch).
 TORCH_FLAGS ?=
-BENCH ?= tuning "quality --preset nano" "quality --preset tiny" codecs sync_cost streams simulation_cost batched sweep "kernels cpu" "kernels aot" \
+BENCH ?= tuning "quality --preset nano" "quality --preset tiny" codecs fewer_bytes sync_cost streams simulation_cost batched sweep "kernels cpu" "kernels aot" \
 	fuzz_codecs readme
 PYTEST_FLAGS ?=
 
