@@ -1,4 +1,7 @@
-"""torchft's DiLoCo over its gloo group: one replica group of one process per island, the lighthouse on island 0."""
+"""torchft's DiLoCo over its gloo group: one replica group of one process per island, the lighthouse on island 0.
+
+torchft has no setting for the address that it listens on: it takes all. Run it on a private network only.
+"""
 
 from __future__ import annotations
 
