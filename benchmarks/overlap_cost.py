@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from datetime import timedelta
@@ -23,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from benchmarks.common import ROOT, write_result
+from benchmarks.common import write_result
 from benchmarks.netlab import Lab, Link
 from lowcomm import LocalSGD
 from lowcomm.codec import ErrorFeedback, Int4
@@ -78,21 +77,10 @@ def flying(sync: LocalSGD) -> bool:
 def measured(preset: str, rate_mbit: float, rounds: int, peer_trains: bool) -> dict[str, list[float]]:
     """Seconds of rank 0's steps on two hosts that are brought up for it."""
     with tempfile.TemporaryDirectory() as directory, Lab(2, Link(rate_mbit=rate_mbit)) as lab:
-        out, children = Path(directory) / "times.json", []
-        command = [sys.executable, "-m", "benchmarks.overlap_cost", "--worker", str(out), "--preset", preset]
+        out = Path(directory) / "times.json"
+        command = ["-m", "benchmarks.overlap_cost", "--worker", str(out), "--preset", preset]
         command += ["--rounds", str(rounds), *(["--peer-trains"] if peer_trains else [])]
-        for host in (1, 2):
-            environment = {
-                "RANK": str(host - 1),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "10.78.0.1",
-                "MASTER_PORT": "29513",
-                "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}",
-            }
-            children.append(lab.start(host, command, environment, Path(directory) / f"host{host}.log"))
-        if any(child.wait() for child in children):
-            raise SystemExit((Path(directory) / "host1.log").read_text(encoding="utf-8")[-4000:])
+        lab.run_group(command, 29513, Path(directory))
         return json.loads(out.read_text(encoding="utf-8"))
 
 

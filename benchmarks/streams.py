@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from benchmarks.common import ROOT, write_result
+from benchmarks.common import write_result
 from benchmarks.netlab import Lab, Link
 from lowcomm.aggregate import Mean
 from lowcomm.codec import Codec, Int4, Int8
@@ -79,20 +78,9 @@ def worker(repeats: int, out: Path) -> None:
 def measured(rate_mbit: float, delay_ms: float, repeats: int) -> dict[str, list[float]]:
     """Seconds of each way on two hosts that are brought up for it."""
     with tempfile.TemporaryDirectory() as directory, Lab(2, Link(rate_mbit=rate_mbit, delay_ms=delay_ms)) as lab:
-        out, children = Path(directory) / "times.json", []
-        command = [sys.executable, "-m", "benchmarks.streams", "--worker", str(out), "--repeats", str(repeats)]
-        for host in (1, 2):
-            environment = {
-                "RANK": str(host - 1),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "10.78.0.1",
-                "MASTER_PORT": "29512",
-                "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}",
-            }
-            children.append(lab.start(host, command, environment, Path(directory) / f"host{host}.log"))
-        if any(child.wait() for child in children):
-            raise SystemExit((Path(directory) / "host1.log").read_text(encoding="utf-8")[-4000:])
+        out = Path(directory) / "times.json"
+        command = ["-m", "benchmarks.streams", "--worker", str(out), "--repeats", str(repeats)]
+        lab.run_group(command, 29512, Path(directory))
         return json.loads(out.read_text(encoding="utf-8"))
 
 

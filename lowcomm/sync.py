@@ -136,11 +136,13 @@ class LocalSGD:
         self.unverified = {}
         rows = [torch.tensor([r.unsynced(i) for i in range(len(self.fragments))]) for r in self.replicas]
         trained = self.transport.gather(rows).amax(dim=0).tolist()  # an island may have had no work where others had
-        self._last = True
         due = tuple(i for i, tokens in enumerate(trained) if tokens > 0 or self.codec.holds_back)
-        if due:
-            self.sync(due)
-        self._last = False
+        self._last = True
+        try:
+            if due:
+                self.sync(due)
+        finally:
+            self._last = False  # after a failure training may go on
 
     def sync(self, fragments: Sequence[int]) -> None:
         """Exchange these fragments now. On SyncError nothing has changed and they stay in `pending`.

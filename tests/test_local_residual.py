@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +13,8 @@ from lowcomm.outer import SGD
 from lowcomm.schedule import EveryH, LateMerge, OneStepDelay, Schedule, Streaming
 from lowcomm.sync import LocalSGD
 from lowcomm.sync_state import island_part
-from lowcomm.types import ConfigError, Round
+from lowcomm.transport import Simulated
+from lowcomm.types import ConfigError, Round, SyncError
 from tests import toy
 
 SPARSE = LocalResidual(codec=TopK(chunk=64, k=8, bits=16))
@@ -93,6 +96,32 @@ def test_averaging_loses_no_island_s_progress() -> None:
     mean = sum(w * local(sparse, i) for i, w in enumerate(weights))
     assert isinstance(mean, Tensor)
     torch.testing.assert_close(mean, merged(plain), atol=1e-6, rtol=1e-5)
+
+
+def test_after_a_last_merge_that_failed_rounds_are_sparse_again() -> None:
+    class Failing(Simulated):
+        left: int | None = None
+        """Gathers that still work."""
+
+        def gather(self, rows: Sequence[Tensor]) -> Tensor:
+            if self.left is not None:
+                if self.left == 0:
+                    raise SyncError("the gather failed")
+                self.left -= 1
+            return super().gather(rows)
+
+    transport = Failing(2)
+    sync = toy.build(2, codec=SPARSE, transport=transport)
+    for step in range(5):
+        toy.train_step(sync, step)
+    transport.left = 1  # finish asks who has trained; then the merge's roll call fails
+    with pytest.raises(SyncError, match="the gather failed"):
+        sync.finish()
+    assert sync.pending == (0,)
+    transport.left = None
+    assert not sync.round_of(0).last
+    sync.finish()
+    assert torch.equal(local(sync, 0), merged(sync)) and torch.equal(local(sync, 1), merged(sync))
 
 
 def test_a_checkpoint_needs_no_buffer() -> None:

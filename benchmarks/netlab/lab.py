@@ -105,6 +105,23 @@ class Lab:
                 ["ip", "netns", "exec", f"lowcomm{host}", *command], cwd=ROOT, env=full, stdout=out, stderr=out
             )
 
+    def run_group(self, arguments: Sequence[str], port: int, directory: Path) -> None:
+        """`python ARGUMENTS` on every host as one rank each of a group. Raises SystemExit if one fails."""
+        children = []
+        for host in range(1, self.hosts + 1):
+            environment = {
+                "RANK": str(host - 1),
+                "WORLD_SIZE": str(self.hosts),
+                "MASTER_ADDR": "10.78.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}",
+            }
+            children.append(self.start(host, [sys.executable, *arguments], environment, directory / f"host{host}.log"))
+        codes = [child.wait() for child in children]  # of all, before the laboratory goes
+        if any(codes):
+            raise SystemExit((directory / "host1.log").read_text(encoding="utf-8")[-4000:])
+
     def counted_bytes(self, host: int) -> tuple[int, int]:
         """(sent, received) by the host's own interface, packet headers included."""
         text = subprocess.run(

@@ -15,8 +15,8 @@ Reduces to: the identity on the codec's state if the codec loses nothing (Fp32, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from lowcomm_kernels.dequantise import dequantise
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lowcomm.codec.base import Codec, State
 from lowcomm.codec.flat import count, device_of
+from lowcomm.codec.wrapping import Wrapping
 from lowcomm.types import Delta, Payload, Round, require
 
 Stored = Literal["fp32", "bf16", "int8"]
@@ -35,36 +36,20 @@ _OWN = ("error", "error_scales", SECOND)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ErrorFeedback(Codec):
+class ErrorFeedback(Wrapping):
     """Any codec, with what it could not send carried over to the next round."""
 
-    codec: Codec
     beta: float = 1.0
     """Share of the old error that is added to the new Delta: 0 < beta <= 1; 1 loses nothing."""
     dtype: Stored = "fp32"
     """How the error is stored between rounds: 4, 2 or 1.01 bytes per parameter."""
-
-    linear: ClassVar[bool] = False
-
-    @property
-    def fixed_size(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """That of the codec."""
-        return self.codec.fixed_size
-
-    @property
-    def sets_threads(self) -> bool:
-        return self.codec.sets_threads
 
     @property
     def sums_on_the_way(self) -> bool:
         return self.codec.sums_on_the_way
 
     def at(self, round: Round) -> Codec:
-        now = self.codec.at(round)
-        return self if now is self.codec else replace(self, codec=now)
-
-    def level_bytes(self, like: Delta) -> list[int]:
-        return self.codec.level_bytes(like)
+        return self.around(self.codec.at(round))
 
     def note(self, state: State) -> str | None:
         return self.codec.note(self.inner_state(state))
@@ -80,12 +65,6 @@ class ErrorFeedback(Codec):
         payload, after = self.codec.encode_fed_back(delta, error, left, self.beta, inner, round)
         kept = {SECOND: state[SECOND]} if SECOND in state else {}
         return payload, {**self.store(left), **kept, **_prefixed(after)}
-
-    def decode(self, payload: Payload, like: Delta, round: Round | None = None) -> Delta:
-        return self.codec.decode(payload, like, round)
-
-    def accumulate(self, payload: Payload, weight: float, total: Delta, round: Round | None = None) -> None:
-        self.codec.accumulate(payload, weight, total, round)
 
     def check(self) -> None:
         self.codec.check()

@@ -19,8 +19,7 @@ Reduces to: its codec, if that loses nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,6 +29,7 @@ from lowcomm.codec.dense import Dense
 from lowcomm.codec.error_feedback import ErrorFeedback
 from lowcomm.codec.flat import count, device_of
 from lowcomm.codec.int8 import Int8
+from lowcomm.codec.wrapping import Wrapping
 from lowcomm.types import Delta, Payload, Round, require
 
 RESIDUAL = "residual"
@@ -37,23 +37,11 @@ RESIDUAL = "residual"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalResidual(Codec):
+class LocalResidual(Wrapping):
     """Any codec; what it loses is neither lost nor kept twice."""
 
-    codec: Codec
     last: Dense = Int8()
     """Sends the last merge, with everything that was kept."""
-
-    linear: ClassVar[bool] = False
-
-    @property
-    def fixed_size(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """That of the codec."""
-        return self.codec.fixed_size
-
-    @property
-    def sets_threads(self) -> bool:
-        return self.codec.sets_threads
 
     @property
     def holds_back(self) -> bool:
@@ -65,11 +53,7 @@ class LocalResidual(Codec):
     def at(self, round: Round) -> Codec:
         if round.last:
             return self.last
-        now = self.codec.at(round)
-        return self if now is self.codec else replace(self, codec=now)
-
-    def level_bytes(self, like: Delta) -> list[int]:
-        return self.codec.level_bytes(like)
+        return self.around(self.codec.at(round))
 
     def note(self, state: State) -> str | None:
         return self.codec.note(state)
@@ -81,12 +65,6 @@ class LocalResidual(Codec):
 
     def take_residual(self, state: State) -> tuple[Tensor | None, State]:
         return state.get(RESIDUAL), {key: t for key, t in state.items() if key != RESIDUAL}
-
-    def decode(self, payload: Payload, like: Delta, round: Round | None = None) -> Delta:
-        return self.codec.decode(payload, like, round)
-
-    def accumulate(self, payload: Payload, weight: float, total: Delta, round: Round | None = None) -> None:
-        self.codec.accumulate(payload, weight, total, round)
 
     def check(self) -> None:
         self.codec.check()

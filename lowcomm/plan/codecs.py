@@ -3,9 +3,9 @@
 Sizes are those of `lowcomm.codec`, whose layouts `lowcomm_kernels` specifies. Seconds per parameter are those of the
 whole path on one CPU thread: encode, error feedback, checksums, copies of the transport and decode; measured by
 `benchmarks.planner_constants` (two processes on the loopback device).
-Loss penalties: int4 none (Streaming DiLoCo, arXiv 2501.18512: FP4 loses nothing; here +0.12 %), 2 bits 0.1 % (MuLoCo,
+Loss penalties: int4 none (Streaming DiLoCo, arXiv 2501.18512: FP4 loses nothing; here +0.20 %), 2 bits 0.1 % (MuLoCo,
 arXiv 2505.23725: near-lossless; here +0.09 %), int8 none. Sparse top-k is ahead of fp32 in SparseLoCo, arXiv
-2508.15706, but far behind it after the 160 rounds of results/codecs.json: it is only planned when asked for.
+2508.15706, but 10.2 % behind it after the 160 rounds of results/codecs.json: it is only planned when asked for.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ TOP_K = Coded(
     chunk=4096,
     k=64,
     codec_s_per_parameter=7.3e-9,
-    penalty=0.055,
+    penalty=0.102,
     recipe="ErrorFeedback(codec=TopK(chunk=4096, k=64, bits=2), beta=0.95)",
     imports=("ErrorFeedback", "TopK"),
 )

@@ -23,7 +23,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lowcomm.schedule.base import Action, Measured, Pace, Schedule
+from lowcomm.schedule.base import Action, Measured, Pace, Schedule, check_every
 from lowcomm.types import require
 
 TRIPS = 4
@@ -100,9 +100,7 @@ class Adaptive(Schedule):
         return max(1, math.ceil(min(share * exchange_s / max(step_s, 1e-9), 1e9)))
 
     def check(self, every: int, steps: int | None) -> None:
-        top = steps if steps is not None else "any"
-        ok = every >= 1 and (steps is None or every <= steps)
-        require(ok, "sync.every", every, f"1 <= every <= steps ({top})", "lower --sync.every or raise --steps")
+        check_every(every, steps)
         ok = 0 < self.utilisation < 1
         require(ok, "sync.schedule.utilisation", self.utilisation, "above 0, below 1", "0.95")
         ok = 1 <= self.shortest <= every

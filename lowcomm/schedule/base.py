@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lowcomm.types import require
+
 
 @dataclass(frozen=True, kw_only=True)
 class Action:
@@ -95,3 +97,10 @@ class Schedule(ABC):
     @abstractmethod
     def check(self, every: int, steps: int | None) -> None:
         """Raise ConfigError if it does not fit a run of `steps` inner steps (None: open-ended)."""
+
+
+def check_every(every: int, steps: int | None) -> None:
+    """Raise ConfigError for a period (H) that does not fit a run of `steps` inner steps (None: open-ended)."""
+    top = steps if steps is not None else "any"
+    ok = every >= 1 and (steps is None or every <= steps)
+    require(ok, "sync.every", every, f"1 <= every <= steps ({top})", "lower --sync.every or raise --steps")

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lowcomm.schedule.base import Action, Schedule
+from lowcomm.schedule.base import Action, Schedule, check_every
 from lowcomm.types import require
 
 
@@ -45,8 +45,6 @@ class Eager(Schedule):
         return Action(sync=(0,), land=(0,) if step > every else ())
 
     def check(self, every: int, steps: int | None) -> None:
-        top = steps if steps is not None else "any"
-        ok = every >= 1 and (steps is None or every <= steps)
-        require(ok, "sync.every", every, f"1 <= every <= steps ({top})", "lower --sync.every or raise --steps")
+        check_every(every, steps)
         ok = 0 <= self.gain < float("inf")
         require(ok, "sync.schedule.gain", self.gain, "a finite number, 0 or more", "1 is an average's step")

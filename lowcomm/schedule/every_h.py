@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lowcomm.schedule.base import Action, Schedule
-from lowcomm.types import require
+from lowcomm.schedule.base import Action, Schedule, check_every
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +21,4 @@ class EveryH(Schedule):
         return Action(sync=(0,) if step % every == 0 else ())
 
     def check(self, every: int, steps: int | None) -> None:
-        top = steps if steps is not None else "any"
-        ok = every >= 1 and (steps is None or every <= steps)
-        require(ok, "sync.every", every, f"1 <= every <= steps ({top})", "lower --sync.every or raise --steps")
+        check_every(every, steps)

@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 
-from lowcomm.schedule.base import Action, Schedule
+from lowcomm.schedule.base import Action, Schedule, check_every
 from lowcomm.types import require
 
 
@@ -34,9 +34,7 @@ class Growing(Schedule):
         return Action(sync=(0,) if step in _ends(every, self.growth, self.longest, -(-step // 4096) * 4096) else ())
 
     def check(self, every: int, steps: int | None) -> None:
-        top = steps if steps is not None else "any"
-        ok = every >= 1 and (steps is None or every <= steps)
-        require(ok, "sync.every", every, f"1 <= every <= steps ({top})", "lower --sync.every or raise --steps")
+        check_every(every, steps)
         ok = 1 <= self.growth <= 2
         require(ok, "sync.schedule.growth", self.growth, "1 to 2", "1.02 doubles the period in 35 rounds")
         fix = "leave it out, or lower --sync.every"

@@ -18,8 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lowcomm.schedule.base import Action, Schedule
-from lowcomm.types import require
+from lowcomm.schedule.base import Action, Schedule, check_every
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +35,4 @@ class OneStepDelay(Schedule):
         return Action(sync=(0,), land=(0,) if step > every else ())
 
     def check(self, every: int, steps: int | None) -> None:
-        top = steps if steps is not None else "any"
-        ok = every >= 1 and (steps is None or every <= steps)
-        require(ok, "sync.every", every, f"1 <= every <= steps ({top})", "lower --sync.every or raise --steps")
+        check_every(every, steps)

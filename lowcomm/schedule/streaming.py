@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lowcomm.schedule.base import Action, Schedule
+from lowcomm.schedule.base import Action, Schedule, check_every
 from lowcomm.schedule.layers import by_size, strided
 from lowcomm.types import require
 
@@ -56,9 +56,7 @@ class Streaming(Schedule):
         return (strided if self.by == "strided" else by_size)(sizes, self.fragments)
 
     def check(self, every: int, steps: int | None) -> None:
-        top = steps if steps is not None else "any"
-        ok = every >= 1 and (steps is None or every <= steps)
-        require(ok, "sync.every", every, f"1 <= every <= steps ({top})", "lower --sync.every or raise --steps")
+        check_every(every, steps)
         fix = "fewer fragments, or a larger --sync.every"
         require(
             1 <= self.fragments <= every, "sync.schedule.fragments", self.fragments, f"1 to {every}, sync.every", fix
