@@ -87,13 +87,15 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
     if world.under_torchrun or config.transport == "simulated":
         return _train_here(config, world.rank)
     checked, data = preflight(config, world)
-    if checked.islands == 1:
+    assert checked.islands is not None and checked.island.size is not None
+    if checked.islands * checked.island.size == 1:
         return _train_here(config, 0)
     if checked.model.directory is not None:
         build_models(checked, data, 1, torch.device("cpu"))  # a model that doesn't load is seen before a process starts
     from lowcomm.launch import launch
 
-    return launch(checked, ["train", arguments[0], *overrides, "--islands", str(checked.islands)])
+    world_flags = ["--islands", str(checked.islands), "--island.size", str(checked.island.size)]
+    return launch(checked, ["train", arguments[0], *overrides, *world_flags])
 
 
 def _train_here(config: RunConfig, rank: int) -> int:
