@@ -7,6 +7,7 @@ setup(
         *find_packages(".", include=["lowcomm", "lowcomm.*"]),
         *find_packages("kernels", include=["lowcomm_kernels", "lowcomm_kernels.*"]),
         "lowcomm_recipes",
+        "lowcomm_recipes.integrations",
     ],
     package_dir={"lowcomm": "lowcomm", "lowcomm_kernels": "kernels/lowcomm_kernels", "lowcomm_recipes": "recipes"},
 )

@@ -1,4 +1,5 @@
-"""Validation bits per byte at equal tokens: DDP beside DiLoCo at H = 16, 32, 64, and DiLoCo after a DDP warm-up.
+"""Validation bits per byte at equal tokens: DDP beside DiLoCo at H = 16, 32, 64, DiLoCo after a DDP warm-up, and other
+inner optimizers (MuLoCo, SOAP, Lion).
 
     python -m benchmarks.quality --preset nano [--seeds 3] [--jobs 2]
     python -m benchmarks.quality --preset tiny
@@ -25,6 +26,13 @@ COMPILE = {"nano": (), "tiny": ("--model.compile",)}
 """Compiled steps are a seventh faster on tiny; nano ends before that pays for the compilation."""
 PERIODS = (32, 16, 64)
 WARMUP, WARMUP_MOMENTUM = "DDP warm-up, DiLoCo H=32", 0.8
+INSIDE = {
+    "MuLoCo H=32": "muloco.py:pretrain_cpu",
+    "MuLoCo 2-bit H=32": "muloco.py:two_bit",
+    "SOAP inside H=32": "shampoo.py:pretrain_cpu",
+    "Lion inside H=32": "lion.py:pretrain_cpu",
+}
+"""Recipes with another inner optimizer, by method; their rates are from benchmarks/tuning_inner.py."""
 
 
 def momentum_for(rounds: int) -> float:
@@ -57,7 +65,14 @@ def _one_seed(preset: str, seed: int) -> list[Cell]:
         warmup = steps // 10
         sync = ("--sync.outer.momentum", str(WARMUP_MOMENTUM), "--sync.schedule.warmup-steps", str(warmup))
         found.append(_cell(preset, seed, WARMUP, 32, WARMUP_MOMENTUM, ("recipes/diloco.py:warmup", *shared, *sync)))
+        found += [_inside(seed, method, recipe, shared) for method, recipe in INSIDE.items()]
     return found
+
+
+def _inside(seed: int, method: str, recipe: str, shared: tuple[str, ...]) -> Cell:
+    momentum = momentum_for(PRESETS["nano"][0] // 32)
+    arguments = (f"recipes/{recipe}", *shared, "--sync.every", "32", "--sync.outer.momentum", str(momentum))
+    return _cell("nano", seed, method, 32, momentum, arguments)
 
 
 def _cell(

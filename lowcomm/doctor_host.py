@@ -25,6 +25,9 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "kernels": ("numba", "triton"),
     "codecs": ("zstandard", "constriction"),
     "report": ("plotly", "tensorboard", "kaleido"),
+    "hf": ("accelerate", "trl"),
+    "lightning": ("lightning",),
+    "optimizers": ("pytorch-optimizer",),
     "elastic": ("torchft",),
     "flower": ("flwr",),
 }

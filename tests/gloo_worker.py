@@ -26,14 +26,15 @@ from lowcomm.sync import LocalSGD
 from lowcomm.transport import Collective, Simulated
 from lowcomm.types import DivergenceError, SyncError
 from tests import toy
-from tests.methods import CODECS, OUTERS, SCHEDULES, name
+from tests.methods import CODECS, INNERS, OUTERS, SCHEDULES, name
 
 
 def all_methods() -> dict[str, list[str]]:
-    """Trajectory of every outer optimizer, schedule and codec."""
+    """Trajectory of every outer optimizer, schedule, codec and inner optimizer."""
     seen = {f"outer {name(o)}": toy.trajectory(toy.build(1, outer=o)) for o in OUTERS}
     seen |= {f"schedule {name(s)}": toy.trajectory(toy.build(1, schedule=s)) for s in SCHEDULES}
-    return seen | {f"codec {name(c)}": toy.trajectory(toy.build(1, codec=c)) for c in CODECS}
+    seen |= {f"codec {name(c)}": toy.trajectory(toy.build(1, codec=c)) for c in CODECS}
+    return seen | {f"inner {name(i)}": toy.trajectory(toy.build(1, inner=i)) for i in INNERS}
 
 
 def bytes_on_the_wire() -> dict[str, int]:

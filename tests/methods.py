@@ -28,6 +28,8 @@ from lowcomm.codec import (
     TwoBit,
     Zstd,
 )
+from lowcomm.island import AdamW, Inner, Muon, Soap
+from lowcomm.island import Lion as InnerLion
 from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Nesterov, Outer
 from lowcomm.schedule import (
     Adaptive,
@@ -64,6 +66,8 @@ SCHEDULES: tuple[Schedule, ...] = (
     LateMerge(steps=14, merges=2),
     Growing(growth=1.3, longest=8),
 )
+
+INNERS: tuple[Inner, ...] = (AdamW(lr=0.02), InnerLion(lr=0.005), Muon(lr=0.02), Soap(lr=0.02, every_steps=3))
 
 AGGREGATORS: tuple[Aggregator, ...] = (Mean(), Mean(by="uniform"))
 

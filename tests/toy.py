@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from lowcomm.codec import Codec, Fp32
 from lowcomm.deadline import OnLate
 from lowcomm.digest import sha256_weights
+from lowcomm.island import Inner
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.schedule import EveryH, Schedule
 from lowcomm.sync import LocalSGD
@@ -66,12 +67,13 @@ def build(
     transport: Transport | None = None,
     every: int = EVERY,
     on_late: OnLate = "wait",
+    inner: Inner | None = None,
 ) -> LocalSGD:
     """LocalSGD over `islands` local models (1 under torch.distributed)."""
     models = [Net() for _ in range(islands)]
     return LocalSGD(
         models,
-        [adamw(m) for m in models],
+        [adamw(m) if inner is None else inner.build(m) for m in models],
         every=every,
         outer=outer or Nesterov(lr=0.7, momentum=0.6),
         schedule=schedule or EveryH(),

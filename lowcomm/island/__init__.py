@@ -5,9 +5,12 @@ from lowcomm.island.config import IslandConfig
 from lowcomm.island.ddp import DDPPart
 from lowcomm.island.fsdp import FSDPPart
 from lowcomm.island.inner import AdamW, Inner, InnerConfig, lr_factor
+from lowcomm.island.lion import Lion
 from lowcomm.island.mesh import Mesh
+from lowcomm.island.muon import Muon
 from lowcomm.island.part import Part, Whole
 from lowcomm.island.plain import Batch, PlainIsland
+from lowcomm.island.soap import Soap
 from lowcomm.island.stage import StagePart
 from lowcomm.island.zero import EngineOptimizer, MeshUnit, ZeROPart
 
@@ -21,10 +24,13 @@ __all__ = [
     "Inner",
     "InnerConfig",
     "IslandConfig",
+    "Lion",
     "Mesh",
     "MeshUnit",
+    "Muon",
     "Part",
     "PlainIsland",
+    "Soap",
     "StagePart",
     "Whole",
     "ZeROPart",

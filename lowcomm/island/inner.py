@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lowcomm.types import require
+from lowcomm.types import ConfigError, require
 
 
 class Inner(ABC):
@@ -27,6 +30,38 @@ class Inner(ABC):
         """Raise ConfigError for a hyper-parameter out of range."""
 
 
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups of the trainable parameters: matrices with weight decay, vectors (norms, biases) without."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [g for g in groups if g["params"]]
+
+
+def check_rates(lr: float, decays: Mapping[str, float], weight_decay: float) -> None:
+    """Raise ConfigError unless the learning rate, the decays of moments (by name) and the weight decay are in range."""
+    ok = math.isfinite(lr) and lr > 0
+    require(ok, "inner.optimizer.lr", lr, "a finite number above 0", "3e-3 suits small models")
+    for name, value in decays.items():
+        require(0 <= value < 1, f"inner.optimizer.{name}", value, "0 <= value < 1", "0.9 and 0.95 are usual")
+    ok = math.isfinite(weight_decay) and weight_decay >= 0
+    require(ok, "inner.optimizer.weight_decay", weight_decay, "a finite number, 0 or more", "0.1 is usual")
+
+
+def load_pytorch_optimizer() -> ModuleType:
+    """The package with Lion and SOAP; raises ConfigError if it is not installed."""
+    try:
+        import pytorch_optimizer
+    except ImportError as error:
+        raise ConfigError(
+            "inner.optimizer needs the package pytorch-optimizer, which is not installed. "
+            "Fix: pip install 'lowcomm[optimizers]'"
+        ) from error
+    return pytorch_optimizer
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdamW(Inner):
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101); no weight decay on vectors (norms, biases)."""
@@ -41,23 +76,11 @@ class AdamW(Inner):
     """Decoupled weight decay on matrices (no unit)."""
 
     def build(self, model: nn.Module) -> Optimizer:
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        used = [g for g in groups if g["params"]]
-        return torch.optim.AdamW(used, lr=self.lr, betas=(self.beta1, self.beta2), fused=True)
+        groups = decay_groups(model, self.weight_decay)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), fused=True)
 
     def check(self) -> None:
-        ok = math.isfinite(self.lr) and self.lr > 0
-        require(ok, "inner.optimizer.lr", self.lr, "a finite number above 0", "3e-3 suits small models")
-        for name in ("beta1", "beta2"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"inner.optimizer.{name}", value, "0 <= value < 1", "0.9 and 0.95 are usual")
-        decay = self.weight_decay
-        ok = math.isfinite(decay) and decay >= 0
-        require(ok, "inner.optimizer.weight_decay", decay, "a finite number, 0 or more", "0.1 is usual")
+        check_rates(self.lr, {"beta1": self.beta1, "beta2": self.beta2}, self.weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True)

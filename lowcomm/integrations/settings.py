@@ -1,0 +1,70 @@
+"""What every integration takes: the arguments of LocalSGD, checked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from lowcomm.aggregate import Aggregator, Mean
+from lowcomm.codec import Codec, Fp32
+from lowcomm.coverage import BufferRule
+from lowcomm.exchange import check_fit
+from lowcomm.integrations.groups import IslandGroups
+from lowcomm.outer import Nesterov, Outer
+from lowcomm.schedule import EveryH, Schedule
+from lowcomm.sync import LocalSGD
+from lowcomm.types import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """See LocalSGD for each of them."""
+
+    every: int
+    outer: Outer = field(default_factory=Nesterov)
+    codec: Codec = field(default_factory=Fp32)
+    schedule: Schedule = field(default_factory=EveryH)
+    aggregator: Aggregator = field(default_factory=Mean)
+    buffers: Mapping[str, BufferRule] | None = None
+    outer_device: torch.device | str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a value out of range, or parts that do not fit."""
+        require(self.every >= 1, "every", self.every, "1 or more", "32 suits short runs, 500 long ones")
+        self.outer.check()
+        self.codec.check()
+        self.schedule.check(self.every, None)
+        check_fit(self.codec, self.aggregator)
+
+    def attach(self, model: nn.Module, inner: Optimizer, groups: IslandGroups) -> LocalSGD:
+        """The LocalSGD of this rank; raises what LocalSGD raises."""
+        return LocalSGD(
+            model,
+            inner,
+            every=self.every,
+            outer=self.outer,
+            codec=self.codec,
+            schedule=self.schedule,
+            aggregator=self.aggregator,
+            transport=groups.transport(),
+            buffers=self.buffers,
+            outer_device=self.outer_device,
+            seed=self.seed,
+        )
+
+    def describe(self, sync: LocalSGD) -> dict[str, str | int]:
+        """What must be equal in a run that goes on from a checkpoint of this one."""
+        return {
+            "every": self.every,
+            "outer": repr(self.outer),
+            "codec": repr(self.codec),
+            "schedule": repr(self.schedule),
+            "aggregator": repr(self.aggregator),
+            "seed": self.seed,
+            "islands": sync.transport.islands,
+        }

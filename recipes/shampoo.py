@@ -1,0 +1,36 @@
+"""DiLoCo's rounds with Shampoo's preconditioner inside, as SOAP (arXiv 2409.11321) has it."""
+
+from __future__ import annotations
+
+from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
+from lowcomm.data import DataConfig
+from lowcomm.island import InnerConfig, Soap
+from lowcomm.model import ModelConfig
+from lowcomm.outer import Nesterov
+
+
+def smoke() -> RunConfig:
+    """The DiLoCo smoke with SOAP inside: seconds on a CPU."""
+    return RunConfig(
+        name="shampoo-smoke",
+        steps=96,
+        data=DataConfig(seq_len=64, batch_size=8, validation_sequences=64),
+        model=ModelConfig(preset="nano"),
+        inner=InnerConfig(optimizer=Soap()),
+        sync=SyncConfig(every=16, outer=Nesterov(lr=0.7, momentum=0.6)),
+        checkpoint=CheckpointConfig(every_rounds=2),
+    )
+
+
+def pretrain_cpu() -> RunConfig:
+    """The model, data order, tokens and rounds of diloco.py:pretrain_cpu with SOAP inside."""
+    return RunConfig(
+        name="shampoo",
+        steps=2560,
+        data=DataConfig(seq_len=64, batch_size=8, validation_sequences=256),
+        model=ModelConfig(preset="nano"),
+        inner=InnerConfig(optimizer=Soap(lr=3e-3)),
+        sync=SyncConfig(every=32, outer=Nesterov(lr=0.7, momentum=0.8)),
+        eval=EvalConfig(every=256),
+        checkpoint=CheckpointConfig(every_rounds=20),
+    )

@@ -1,0 +1,202 @@
+"""Other people's trainers with two real processes, each an island: the same weights, exact resume, nothing in between."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import lowcomm as lc
+from lowcomm.digest import sha256_weights
+from lowcomm.integrations import example
+from lowcomm.integrations.settings import Settings
+from lowcomm.types import ConfigError
+from tests import runs, trainer_worker
+from tests.trainer_worker import CODEC, EVERY, OUTER, STEPS, STOP
+
+QUIET = {"DS_ACCELERATOR": "cpu", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(runs.write_corpus(tmp_path_factory.mktemp("corpus")) / "*.txt")
+
+
+def run_job(job: str, out: Path, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the two ranks of a job saw."""
+    log = out / "log"
+    islands = [{**variables, **QUIET} for variables in runs.islands_environment(2)]
+    started = [runs.start(trainer_worker.run, (job, str(out), text), log, variables) for variables in islands]
+    codes = [runs.wait(child, log, 150) for child in started]
+    assert codes == [0, 0], log.read_text(encoding="utf-8")[-4000:]
+    first, second = (json.loads((out / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2))
+    return first, second
+
+
+@pytest.fixture(scope="module")
+def hf_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("hf")
+
+
+@pytest.fixture(scope="module")
+def hf(hf_out: Path, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    return run_job("hf", hf_out, text)
+
+
+def test_hf_islands_train_alone_and_merge(hf: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    a, b = hf
+    assert a["whole"] == b["whole"]
+    for step in range(STEPS):
+        merged = step % EVERY == 0
+        assert (a["own"][str(step)] == b["own"][str(step)]) == merged, f"before step {step + 1}"
+    assert [a["ddp_ranks"], b["ddp_ranks"]] == [[0], [1]]
+    assert a["rounds"] == STEPS // EVERY
+    numel = sum(p.numel() for p in example.nano(example.load_text(None)).parameters())
+    assert a["bytes_sent"] < (STEPS // EVERY) * numel  # under a byte per weight and round: 4 bits, both ways
+
+
+def test_hf_log_has_every_sync(hf: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    lines = [line for line in hf[0]["log"] if "lowcomm/round" in line]
+    assert [(line["lowcomm/round"], line["step"]) for line in lines] == [(k, 4 * k + 4) for k in range(STEPS // EVERY)]
+    assert all(line["lowcomm/islands_left_out"] == 0 and line["lowcomm/sync_s"] > 0 for line in lines)
+    losses = [line["loss"] for line in hf[0]["log"] if "loss" in line]
+    assert len(losses) == STEPS // 5 and losses[-1] < losses[0]
+
+
+def test_hf_resume_is_exact(hf: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """Stopped after ten steps, inside the third round, where the islands differ; then resumed."""
+    for rank in hf:
+        assert rank["parts"] == rank["whole"]
+        assert rank["parts_own"] == {str(step): rank["own"][str(step)] for step in range(STOP, STEPS)}
+        assert rank["parts_bytes_sent"] == rank["bytes_sent"]
+
+
+def test_hf_checkpoints_and_evaluation_have_the_global_weights(
+    hf: tuple[dict[str, Any], dict[str, Any]], hf_out: Path
+) -> None:
+    checkpoint = hf_out / "whole" / f"checkpoint-{STOP}"
+    weights = load_file(checkpoint / "model.safetensors")
+    for rank in range(2):
+        part = checkpoint / "lowcomm" / f"{STOP:06d}" / f"island-{rank:05d}"
+        merged = load_file(part / "global.safetensors")["weights.0"]
+        names = json.loads((part / "global.json").read_text(encoding="utf-8"))["fragments"][0]
+        assert torch.equal(torch.cat([weights[n].flatten() for n in names]), merged)
+        own = load_file(part / "island.safetensors")
+        assert not torch.equal(torch.cat([own[f"model.{n}"].flatten() for n in names]), merged)
+    suffixes = {p.suffix for p in (checkpoint / "lowcomm").rglob("*") if p.is_file()}
+    assert suffixes == {".safetensors", ".json"}
+    evaluated = [line["eval_loss"] for line in hf[0]["log"] if "eval_loss" in line]
+    assert len(evaluated) == 2 and evaluated == [line["eval_loss"] for line in hf[1]["log"] if "eval_loss" in line]
+
+
+def test_hf_refuses(hf: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    refused = hf[1]["refused"]
+    assert "has no state of the islands" in refused["elsewhere"] and "resume_from=" in refused["elsewhere"]
+    assert "Fix: use 'bf16'" in refused["fp16"]
+    assert "make a new Trainer" in refused["twice"]
+    assert "per_device_train_batch_size" in refused["batch size"]
+
+
+def test_sft(hf: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    a, b = hf[0]["sft"], hf[1]["sft"]
+    assert a["weights"] == b["weights"]
+    tokens = [line["num_tokens"] for line in a["log"] if "num_tokens" in line]
+    assert tokens[-1] == 6 * 2 * example.SEQ_LEN  # of this island, not of all
+    assert [line["lowcomm/round"] for line in a["log"] if "lowcomm/round" in line] == [0, 1]
+
+
+def test_accelerate(tmp_path: Path, text: str) -> None:
+    a, b = run_job("accelerate", tmp_path, text)
+    assert a["whole"] == b["whole"] == a["rest"] == b["rest"]
+    for rank in (a, b):
+        assert rank["whole_own"] == rank["rest_own"]
+        assert "call confine(accelerator) before" in rank["refused"]
+        assert "island_size = 3" in rank["size"] and "1, 2" in rank["size"]
+        assert "saved with every = 4, now it is 5" in rank["other"]
+        assert "island 0 cannot go on from inner step 7" in rank["missing"]
+        assert "island 1 cannot go on from inner step 6" in rank["torn"]  # said by both, so that none goes on alone
+
+
+def test_lightning(tmp_path: Path, text: str) -> None:
+    """14 steps per epoch, so that an epoch ends inside a round."""
+    a, b = run_job("lightning", tmp_path, text)
+    assert a["whole"] == b["whole"] == a["parts"] == b["parts"]
+    assert [a["ddp_ranks"], b["ddp_ranks"]] == [[0], [1]]
+    assert a["own"]["4"] == b["own"]["4"] and a["own"]["14"] != b["own"]["14"]
+    assert a["checkpoint"] == a["validated"][0] == b["validated"][0]
+    assert a["rounds"] == 28 // EVERY
+    for rank in (a, b):
+        assert "EveryStep" in rank["refused"]["schedule"]
+        assert "bf16-mixed" in rank["refused"]["strategy"]
+
+
+def test_deepspeed_is_the_plain_loop(tmp_path: Path, text: str) -> None:
+    a, b = run_job("deepspeed", tmp_path, text)
+    data = example.load_text(text)
+    rows = example.rows(data, 64)
+    models = [example.nano(data) for _ in range(2)]
+    inners = [torch.optim.AdamW(m.parameters(), lr=1e-3, weight_decay=0.0) for m in models]
+    sync = lc.LocalSGD(models, inners, every=EVERY, outer=OUTER, codec=CODEC)
+    for step in range(10):
+        for island, (model, inner) in enumerate(zip(models, inners, strict=True)):
+            model(**{key: value[None] for key, value in rows[2 * step + island].items()}).loss.backward()
+            inner.step()
+            inner.zero_grad()
+    assert [a["own"], b["own"]] == [trainer_worker.digest(m) for m in models]
+    sync.finish()
+    expected = sha256_weights({n: p.detach() for n, p in models[0].named_parameters()})
+    assert a["weights"] == b["weights"] == expected
+    assert a["bytes_sent"] == sync.transport.sent_bytes[0]
+    for rank in (a, b):
+        assert "averages gradients over ranks [0, 1] of 2" in rank["refused"]["world"]
+        assert "zero_optimization.stage = 1" in rank["refused"]["stage"]
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "accelerate_loop", "hf_trainer", "sft", "lightning_module", "deepspeed_engine"]
+)
+def test_scripts(tmp_path: Path, text: str, name: str) -> None:
+    log = tmp_path / "log"
+    arguments = ["--steps", "6", "--every", "4", "--text", text, "--output", str(tmp_path)]
+    islands = [{**variables, **QUIET} for variables in runs.islands_environment(2)]
+    started = [runs.start(trainer_worker.script, (name, arguments), log, variables) for variables in islands]
+    assert [runs.wait(child, log, 120) for child in started] == [0, 0], log.read_text(encoding="utf-8")[-4000:]
+    lines = [json.loads(x) for x in log.read_text(encoding="utf-8").splitlines() if x.startswith('{"island"')]
+    assert sorted(line["island"] for line in lines) == [0, 1]
+    assert all((line["islands"], line["steps"], line["rounds"]) == (2, 6, 2) for line in lines)
+    assert len({line["weights_sha256"] for line in lines}) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"every": 0}, "every = 0"),
+        ({"every": 4, "outer": lc.outer.Nesterov(lr=-1.0)}, "lr"),
+        ({"every": 4, "codec": lc.codec.TopK(k=0)}, "k = 0"),
+    ],
+)
+def test_settings_are_checked_before_anything_starts(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Settings(**fields)
+
+
+def test_a_misspelt_argument_is_refused() -> None:
+    from lowcomm.integrations.hf import LowCommCallback
+
+    with pytest.raises(TypeError, match="evry"):
+        LowCommCallback(evry=4)  # pyright: ignore[reportCallIssue]
+
+
+def test_importing_lowcomm_and_its_integrations_is_light() -> None:
+    code = (
+        "import sys, lowcomm, lowcomm.deepspeed, lowcomm.integrations\n"
+        "print([m for m in ('transformers', 'accelerate', 'trl', 'lightning', 'deepspeed') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
