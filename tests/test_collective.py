@@ -54,7 +54,7 @@ def run_job(job: str, processes: int, out: Path, prefix: tuple[str, ...] = ()) -
 
 
 def test_processes_equal_the_simulation_bit_for_bit_with_every_method(tmp_path: Path) -> None:
-    """Weights after every sync, and counted bytes, for every outer and inner optimizer, schedule and codec; unequal work."""
+    """Weights after every sync, and counted bytes, for every optimizer, schedule and codec; unequal work."""
     results = run_job("all_methods", 3, tmp_path)
     assert sorted(results) == [0, 1, 2]
     simulated = {f"outer {name(o)}": toy.trajectory(toy.build(3, outer=o)) for o in OUTERS}

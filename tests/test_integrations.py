@@ -1,4 +1,4 @@
-"""Other people's trainers with two real processes, each an island: the same weights, exact resume, nothing in between."""
+"""Other people's trainers with two real processes, each an island: the same weights, and exact resume."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ from lowcomm.types import ConfigError
 from tests import runs, trainer_worker
 from tests.trainer_worker import CODEC, EVERY, OUTER, STEPS, STOP
 
-QUIET = {"DS_ACCELERATOR": "cpu", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+QUIET = {
+    "DS_ACCELERATOR": "cpu",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "OMP_NUM_THREADS": "1",
+    "TORCHELASTIC_RUN_ID": "none",
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,7 @@ def hf(hf_out: Path, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return run_job("hf", hf_out, text)
 
 
-def test_hf_islands_train_alone_and_merge(hf: tuple[dict[str, Any], dict[str, Any]]) -> None:
+def test_hf_islands_train_alone_and_merge(hf: tuple[dict[str, Any], dict[str, Any]], text: str) -> None:
     a, b = hf
     assert a["whole"] == b["whole"]
     for step in range(STEPS):
@@ -57,7 +62,7 @@ def test_hf_islands_train_alone_and_merge(hf: tuple[dict[str, Any], dict[str, An
         assert (a["own"][str(step)] == b["own"][str(step)]) == merged, f"before step {step + 1}"
     assert [a["ddp_ranks"], b["ddp_ranks"]] == [[0], [1]]
     assert a["rounds"] == STEPS // EVERY
-    numel = sum(p.numel() for p in example.nano(example.load_text(None)).parameters())
+    numel = sum(p.numel() for p in example.nano(example.load_text(text)).parameters())
     assert a["bytes_sent"] < (STEPS // EVERY) * numel  # under a byte per weight and round: 4 bits, both ways
 
 
@@ -133,7 +138,8 @@ def test_lightning(tmp_path: Path, text: str) -> None:
     assert a["rounds"] == 28 // EVERY
     for rank in (a, b):
         assert "EveryStep" in rank["refused"]["schedule"]
-        assert "bf16-mixed" in rank["refused"]["strategy"]
+        assert "bf16-mixed" in rank["refused"]["precision"]
+        assert "Fix: strategy='ddp'" in rank["refused"]["strategy"]
 
 
 def test_deepspeed_is_the_plain_loop(tmp_path: Path, text: str) -> None:
@@ -141,7 +147,7 @@ def test_deepspeed_is_the_plain_loop(tmp_path: Path, text: str) -> None:
     data = example.load_text(text)
     rows = example.rows(data, 64)
     models = [example.nano(data) for _ in range(2)]
-    inners = [torch.optim.AdamW(m.parameters(), lr=1e-3, weight_decay=0.0) for m in models]
+    inners = [torch.optim.AdamW(m.parameters(), lr=1e-3, weight_decay=0.01) for m in models]
     sync = lc.LocalSGD(models, inners, every=EVERY, outer=OUTER, codec=CODEC)
     for step in range(10):
         for island, (model, inner) in enumerate(zip(models, inners, strict=True)):

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -249,12 +250,17 @@ def lightning(out: Path, text: str) -> dict[str, Any]:
     seen["ddp_ranks"] = dist.get_process_group_ranks(trainer.strategy.model.process_group)  # pyright: ignore
     checkpoint = torch.load(out / "whole" / "epoch=0.ckpt", weights_only=True)["state_dict"]
     seen["checkpoint"] = sha256_weights({k: v for k, v in checkpoint.items() if k in dict(module.named_parameters())})
+
+    def stand_in(**changes: Any) -> Any:
+        return SimpleNamespace(**{"precision": "32-true", "world_size": 2, "strategy": trainer.strategy, **changes})
+
     again, other = make("parts"), Module()
     again[0].fit(other, **loaders(), ckpt_path=out / "whole" / "epoch=0.ckpt")
     seen["parts"] = digest(other)
     seen["refused"] = {
         "schedule": message(lambda: LowCommCallback(every=4, schedule=lc.schedule.EveryStep())),
-        "strategy": message(lambda: make("fsdp", precision="16-mixed")[0].fit(Module(), **loaders())),
+        "precision": message(lambda: callback.setup(stand_in(precision="16-mixed"), module, "fit")),
+        "strategy": message(lambda: callback.setup(stand_in(strategy="an FSDPStrategy"), module, "fit")),
     }
     return seen
 
@@ -270,7 +276,7 @@ def deepspeed(out: Path, text: str) -> dict[str, Any]:
     rows = example.rows(data, 64)
     config = {
         "train_micro_batch_size_per_gpu": 1,
-        "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}},
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.01, "torch_adam": True}},
     }
 
     def make(mpu: object, **changes: Any) -> Any:
@@ -278,6 +284,8 @@ def deepspeed(out: Path, text: str) -> dict[str, Any]:
         full = {**config, **changes}
         return engines.initialize(model=model, config=full, model_parameters=model.parameters(), mpu=mpu)[0]
 
+    everywhere = make(None)  # first: DeepSpeed keeps the last mpu for engines that come without one
+    world = message(lambda: lowcomm.deepspeed.attach(everywhere, every=EVERY))
     engine = make(lowcomm.deepspeed.islands(size=1))
     sync = lowcomm.deepspeed.attach(engine, every=EVERY, outer=OUTER, codec=CODEC)
     for step in range(10):
@@ -289,7 +297,7 @@ def deepspeed(out: Path, text: str) -> dict[str, Any]:
     seen: dict[str, Any] = {"own": own, "weights": digest(engine.module), "bytes_sent": sync.transport.sent_bytes[0]}
     zero = make(lowcomm.deepspeed.islands(size=1), zero_optimization={"stage": 1})
     seen["refused"] = {
-        "world": message(lambda: lowcomm.deepspeed.attach(make(None), every=EVERY)),
+        "world": world,
         "stage": message(lambda: lowcomm.deepspeed.attach(zero, every=EVERY)),
     }
     return seen

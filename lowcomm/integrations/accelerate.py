@@ -121,7 +121,7 @@ def gather_inside(groups: IslandGroups) -> Callable[[Any], Any]:
 
 
 def _confined(handler: Any, group: dist.ProcessGroup) -> Any:
-    """The DDP settings that were there, with the island's group: a ProcessGroup cannot be a field, fields are copied."""
+    """The DDP settings that were there, with the island's group, which is no field because fields are copied."""
     from accelerate.utils import DistributedDataParallelKwargs
 
     class IslandDDP(DistributedDataParallelKwargs):

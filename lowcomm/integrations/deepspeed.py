@@ -108,7 +108,9 @@ def attach(
         seed=seed,
     )
     if settings.schedule(1, every).average_gradients:
-        raise ConfigError(f"schedule = {settings.schedule} is the engine's own work: leave mpu out. Fix: another schedule")
+        raise ConfigError(
+            f"schedule = {settings.schedule} is the engine's own work: leave mpu out. Fix: another schedule"
+        )
     if engine.fp16_enabled():
         raise ConfigError(
             "fp16 is not allowed: its loss scaler skips steps on single islands, which would then wait for each other "
@@ -118,8 +120,8 @@ def attach(
     stage = engine.zero_optimization_stage()
     if stage > 0 or engine.bfloat16_enabled() or not isinstance(optimizer, Optimizer):
         raise ConfigError(
-            f"zero_optimization.stage = {stage} with {type(optimizer).__name__} is not allowed: its optimizer steps copies "
-            "of the parameters. Fix: stage 0 in fp32"
+            f"zero_optimization.stage = {stage} with {type(optimizer).__name__} is not allowed: its optimizer steps "
+            "copies of the parameters. Fix: stage 0 in fp32"
         )
     fix = "deepspeed.initialize(..., mpu=lowcomm.deepspeed.islands(size=...))"
     size = check_inside(engine.data_parallel_group, "the engine", fix)

@@ -5,8 +5,8 @@
 Start it under torchrun. What it changes in the Trainer, and why:
 
 - DDP spans the ranks of one island only, so that gradients, buffers and first weights do not cross between islands;
-- `average_tokens_across_devices` is off, and what a loss function gathers for its metrics inside a step (TRL does) stays
-  inside the island: either would wait for all islands in every step;
+- `average_tokens_across_devices` is off, and what a loss function gathers for its metrics (TRL's does) stays inside the
+  island: either would wait for all islands in every step;
 - evaluation and checkpoints hold the global weights, and training goes on from the island's own;
 - `checkpoint-N/lowcomm/` has every rank's state as safetensors and JSON (see lowcomm.integrations.saved), from which
   `train(resume_from_checkpoint=...)` goes on to the bits of a run that never stopped;
@@ -152,7 +152,7 @@ class LowCommCallback(TrainerCallback):
             vars(self._trainer.accelerator).pop(name, None)
         if state.global_step >= state.max_steps:
             self._finish()
-        self._log()
+        self._log(control)
         self._hold(control)
 
     def on_epoch_end(
@@ -163,7 +163,7 @@ class LowCommCallback(TrainerCallback):
         """A training that stops early merges here, after its last checkpoint and before the best one is loaded."""
         if control.should_training_stop:
             self._finish()
-            self._log()
+            self._log(control)
         self._hold(control)
 
     def on_save(
@@ -184,7 +184,7 @@ class LowCommCallback(TrainerCallback):
     ) -> None:  # fmt: skip
         """From here on the model holds the global weights."""
         self._finish()
-        self._log()
+        self._log(control)
 
     def _finish(self) -> None:
         self._held.close()
@@ -197,14 +197,16 @@ class LowCommCallback(TrainerCallback):
         if self.sync is not None and (control.should_save or control.should_evaluate):
             self._held.enter_context(holding_global_weights(self.sync))
 
-    def _log(self) -> None:
+    def _log(self, control: TrainerControl) -> None:
         """Each sync as a line of the Trainer's log, past what a subclass adds to its own lines (TRL's averages)."""
         from transformers import Trainer
 
-        reports, self._reports[:] = list(self._reports), []
+        due, reports = control.should_log, list(self._reports)
+        self._reports.clear()
         for report in reports:
             assert self._trainer is not None and self.sync is not None
             Trainer.log(self._trainer, log_line(self.sync, report))
+        control.should_log = due  # or the line of this step would count as written
 
     def _resume(self, sync: LocalSGD, args: TrainingArguments, step: int) -> None:
         found = self.resume_from or Path(args.output_dir) / f"checkpoint-{step}"

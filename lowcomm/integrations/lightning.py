@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.codec import Codec, Fp32
@@ -91,8 +91,8 @@ class LowCommCallback(Callback):
             return
         if trainer.precision in ("16-mixed", "16-true"):
             raise ConfigError(
-                f"precision = {trainer.precision!r} is not allowed: its loss scaler skips steps on single islands, which "
-                "would then wait for each other for ever. Fix: use 'bf16-mixed'"
+                f"precision = {trainer.precision!r} is not allowed: its loss scaler skips steps on single islands, which would "
+                "then wait for each other for ever. Fix: use 'bf16-mixed'"
             )
         strategy = trainer.strategy
         if trainer.world_size > 1 and not isinstance(strategy, DDPStrategy):
@@ -105,27 +105,29 @@ class LowCommCallback(Callback):
         """Attach to the optimizer, and load this rank's state if training goes on from a checkpoint."""
         assert self._groups is not None
         if len(trainer.optimizers) != 1:
-            raise ConfigError(f"{len(trainer.optimizers)} optimizers: the callback counts the steps of one. Fix: use one")
+            raise ConfigError(
+                f"{len(trainer.optimizers)} optimizers are not allowed: steps of one are counted. Fix: use one"
+            )
         if self.sync is not None:
             raise ConfigError("fit() was called before. Fix: make a new Trainer with a new LowCommCallback")
         self.sync = sync = self.settings.attach(pl_module, trainer.optimizers[0], self._groups)
         sync.listeners.append(self._reports.append)
         if trainer.global_step > 0:
             saved.load(sync, self._directory(trainer), trainer.global_step, self.settings.describe(sync))
-        pl_module.register_state_dict_post_hook(self._show_global_weights)
+        pl_module.register_state_dict_post_hook(lambda _, state, prefix, __: self._show_global_weights(state, prefix))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Merge the rest at the last step; log what was merged."""
-        if trainer.global_step >= trainer.max_steps > 0:
+        """Merge the rest at the last step, before validation and checkpoint; log what was merged."""
+        ends = trainer.is_last_batch and trainer.max_epochs is not None and trainer.max_epochs > 0
+        if trainer.global_step >= trainer.max_steps > 0 or (ends and trainer.current_epoch + 1 == trainer.max_epochs):
             self._finish()
         self._log(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last epoch ends with a merge, before its checkpoint."""
-        last = trainer.max_epochs is not None and trainer.current_epoch + 1 >= trainer.max_epochs > 0
-        if last or trainer.should_stop:
+        """A training that is told to stop merges at the end of its epoch."""
+        if trainer.should_stop:
             self._finish()
         self._log(trainer)
 
@@ -162,9 +164,7 @@ class LowCommCallback(Callback):
         if self._holding and self.sync is not None:
             self._held.enter_context(holding_global_weights(self.sync))
 
-    def _show_global_weights(
-        self, module: nn.Module, state: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any]
-    ) -> None:
+    def _show_global_weights(self, state: dict[str, Tensor], prefix: str) -> None:
         """Put the global weights into a state_dict of the module; tied names share one storage."""
         if self.sync is None or self._finished or prefix:
             return

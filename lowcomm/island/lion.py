@@ -3,7 +3,7 @@
 Paper: Symbolic Discovery of Optimization Algorithms (arXiv 2302.06675).
     c = beta1 m + (1 - beta1) g;  theta <- theta - lr (sign(c) + weight_decay theta);  m <- beta2 m + (1 - beta2) g
 g is `p.grad`, m is `exp_avg` (shape and dtype of the parameter). The update is pytorch-optimizer's.
-No bytes of its own: the moment stays on its island. Raises ConfigError without that package, or for a value out of range.
+No bytes of its own: the moment stays on its island. Raises ConfigError without that package, or for a bad value.
 Deviates: no weight decay on vectors, as with AdamW here.
 Reduces to: sign descent (signSGD) with beta1 = beta2 = 0 and no weight decay.
 """
