@@ -218,6 +218,8 @@ def lightning(out: Path, text: str) -> dict[str, Any]:
 
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             self.own[self.global_step] = digest(self)
+            wrapped: Any = self.trainer.strategy.model
+            seen["ddp_ranks"] = dist.get_process_group_ranks(wrapped.process_group)
             return self.model(**batch).loss
 
         def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -247,7 +249,6 @@ def lightning(out: Path, text: str) -> dict[str, Any]:
     trainer.fit(module, **loaders())
     assert callback.sync is not None
     seen["whole"], seen["own"], seen["rounds"] = digest(module), module.own, callback.sync.round
-    seen["ddp_ranks"] = dist.get_process_group_ranks(trainer.strategy.model.process_group)  # pyright: ignore
     checkpoint = torch.load(out / "whole" / "epoch=0.ckpt", weights_only=True)["state_dict"]
     seen["checkpoint"] = sha256_weights({k: v for k, v in checkpoint.items() if k in dict(module.named_parameters())})
 
@@ -276,6 +277,7 @@ def deepspeed(out: Path, text: str) -> dict[str, Any]:
     rows = example.rows(data, 64)
     config = {
         "train_micro_batch_size_per_gpu": 1,
+        "gradient_clipping": 0.0,
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.01, "torch_adam": True}},
     }
 

@@ -91,8 +91,8 @@ class LowCommCallback(Callback):
             return
         if trainer.precision in ("16-mixed", "16-true"):
             raise ConfigError(
-                f"precision = {trainer.precision!r} is not allowed: its loss scaler skips steps on single islands, which would "
-                "then wait for each other for ever. Fix: use 'bf16-mixed'"
+                f"precision = {trainer.precision!r} is not allowed: its loss scaler skips steps on single islands, "
+                "which would then wait for each other for ever. Fix: use 'bf16-mixed'"
             )
         strategy = trainer.strategy
         if trainer.world_size > 1 and not isinstance(strategy, DDPStrategy):
