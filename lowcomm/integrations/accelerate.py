@@ -14,7 +14,7 @@ would take one step per process, and islands do not divide the steps of a run be
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -80,7 +80,8 @@ def attach(
     size = 1
     if isinstance(model, DistributedDataParallel):
         size = check_inside(model.process_group, "DDP", "call confine(accelerator) before accelerator.prepare(...)")
-    return settings.attach(accelerator.unwrap_model(model), bare(optimizer), IslandGroups.build(size))
+    whole = cast("nn.Module", accelerator.unwrap_model(model))
+    return settings.attach(whole, bare(optimizer), IslandGroups.build(size))
 
 
 def check_accelerator(accelerator: Accelerator) -> None:

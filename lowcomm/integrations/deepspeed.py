@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.optim import Optimizer
 
 from lowcomm.aggregate import Aggregator, Mean
@@ -75,10 +76,10 @@ def islands(*, size: int = 1) -> Islands:
 
     Raises ConfigError without a process group, and for a size that does not divide the world.
     """
-    if not dist.is_initialized():
+    groups, alone = IslandGroups.build(size), IslandGroups.build(1).inside
+    if alone is None:
         raise ConfigError("islands() came before there is a process group. Fix: deepspeed.init_distributed() first")
-    groups = IslandGroups.build(size)
-    return Islands(groups=groups, alone=IslandGroups.build(1).inside or dist.group.WORLD)
+    return Islands(groups=groups, alone=alone)
 
 
 def attach(
@@ -124,5 +125,5 @@ def attach(
             "copies of the parameters. Fix: stage 0 in fp32"
         )
     fix = "deepspeed.initialize(..., mpu=lowcomm.deepspeed.islands(size=...))"
-    size = check_inside(engine.data_parallel_group, "the engine", fix)
-    return settings.attach(engine.module, optimizer, IslandGroups.build(size))
+    size = check_inside(cast("dist.ProcessGroup", engine.data_parallel_group), "the engine", fix)
+    return settings.attach(cast("nn.Module", engine.module), optimizer, IslandGroups.build(size))

@@ -23,7 +23,7 @@ class Combined(Optimizer):
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         self._share()
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One step of every part."""
         self._share()  # load_state_dict puts new groups and a new state here
         for part in self.parts:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import deepspeed
+import torch
 import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
 from torch.utils.data import DataLoader, DistributedSampler
 
 import lowcomm as lc
@@ -20,7 +20,7 @@ from lowcomm.integrations import example
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, and say what this island ended with."""
     options = example.options(__doc__).parse_args(arguments)
-    deepspeed.init_distributed(dist_backend="nccl" if get_accelerator().device_name() == "cuda" else "gloo")
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
     data = example.load_text(options.text)
     rows = example.rows(data, options.steps * example.BATCH_SIZE * dist.get_world_size())
     sampler = DistributedSampler(rows)  # pyright: ignore[reportArgumentType] - a list is a dataset
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     model = example.nano(data)
     islands = lowcomm.deepspeed.islands(size=1)  # ranks that share one engine: here each has its own
-    engine, *_ = deepspeed.initialize(model=model, config=config, model_parameters=model.parameters(), mpu=islands)
+    engine, *_ = deepspeed.initialize(model=model, config=config, mpu=islands)
 
     outer = lc.outer.Nesterov(lr=0.7, momentum=0.6)
     sync = lowcomm.deepspeed.attach(engine, every=options.every, outer=outer)
