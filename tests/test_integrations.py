@@ -33,15 +33,17 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(runs.write_corpus(tmp_path_factory.mktemp("corpus")) / "*.txt")
 
 
-def run_job(job: str, out: Path, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the two ranks of a job saw."""
+Seen = dict[str, Any]
+
+
+def run_job(job: str, out: Path, text: str, ranks: int = 2) -> list[Seen]:
+    """What the ranks of a job saw."""
     log = out / "log"
-    islands = [{**variables, **QUIET} for variables in runs.islands_environment(2)]
+    islands = [{**variables, **QUIET} for variables in runs.islands_environment(ranks)]
     started = [runs.start(trainer_worker.run, (job, str(out), text), log, variables) for variables in islands]
     codes = [runs.wait(child, log, 150) for child in started]
-    assert codes == [0, 0], log.read_text(encoding="utf-8")[-4000:]
-    first, second = (json.loads((out / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2))
-    return first, second
+    assert not any(codes), log.read_text(encoding="utf-8")[-4000:]
+    return [json.loads((out / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(ranks)]
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +52,11 @@ def hf_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hf(hf_out: Path, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def hf(hf_out: Path, text: str) -> list[Seen]:
     return run_job("hf", hf_out, text)
 
 
-def test_hf_islands_train_alone_and_merge(hf: tuple[dict[str, Any], dict[str, Any]], text: str) -> None:
+def test_hf_islands_train_alone_and_merge(hf: list[Seen], text: str) -> None:
     a, b = hf
     assert a["whole"] == b["whole"]
     for step in range(STEPS):
@@ -66,7 +68,7 @@ def test_hf_islands_train_alone_and_merge(hf: tuple[dict[str, Any], dict[str, An
     assert a["bytes_sent"] < (STEPS // EVERY) * numel  # under a byte per weight and round: 4 bits, both ways
 
 
-def test_hf_log_has_every_sync(hf: tuple[dict[str, Any], dict[str, Any]]) -> None:
+def test_hf_log_has_every_sync(hf: list[Seen]) -> None:
     lines = [line for line in hf[0]["log"] if "lowcomm/round" in line]
     assert [(line["lowcomm/round"], line["step"]) for line in lines] == [(k, 4 * k + 4) for k in range(STEPS // EVERY)]
     assert all(line["lowcomm/islands_left_out"] == 0 and line["lowcomm/sync_s"] > 0 for line in lines)
@@ -74,7 +76,7 @@ def test_hf_log_has_every_sync(hf: tuple[dict[str, Any], dict[str, Any]]) -> Non
     assert len(losses) == STEPS // 5 and losses[-1] < losses[0]
 
 
-def test_hf_resume_is_exact(hf: tuple[dict[str, Any], dict[str, Any]]) -> None:
+def test_hf_resume_is_exact(hf: list[Seen]) -> None:
     """Stopped after ten steps, inside the third round, where the islands differ; then resumed."""
     for rank in hf:
         assert rank["parts"] == rank["whole"]
@@ -82,9 +84,7 @@ def test_hf_resume_is_exact(hf: tuple[dict[str, Any], dict[str, Any]]) -> None:
         assert rank["parts_bytes_sent"] == rank["bytes_sent"]
 
 
-def test_hf_checkpoints_and_evaluation_have_the_global_weights(
-    hf: tuple[dict[str, Any], dict[str, Any]], hf_out: Path
-) -> None:
+def test_hf_checkpoints_and_evaluation_have_the_global_weights(hf: list[Seen], hf_out: Path) -> None:
     checkpoint = hf_out / "whole" / f"checkpoint-{STOP}"
     weights = load_file(checkpoint / "model.safetensors")
     for rank in range(2):
@@ -100,7 +100,7 @@ def test_hf_checkpoints_and_evaluation_have_the_global_weights(
     assert len(evaluated) == 2 and evaluated == [line["eval_loss"] for line in hf[1]["log"] if "eval_loss" in line]
 
 
-def test_hf_refuses(hf: tuple[dict[str, Any], dict[str, Any]]) -> None:
+def test_hf_refuses(hf: list[Seen]) -> None:
     refused = hf[1]["refused"]
     assert "has no state of the islands" in refused["elsewhere"] and "resume_from=" in refused["elsewhere"]
     assert "Fix: use 'bf16'" in refused["fp16"]
@@ -108,7 +108,7 @@ def test_hf_refuses(hf: tuple[dict[str, Any], dict[str, Any]]) -> None:
     assert "per_device_train_batch_size" in refused["batch size"]
 
 
-def test_sft(hf: tuple[dict[str, Any], dict[str, Any]]) -> None:
+def test_sft(hf: list[Seen]) -> None:
     a, b = hf[0]["sft"], hf[1]["sft"]
     assert a["weights"] == b["weights"]
     tokens = [line["num_tokens"] for line in a["log"] if "num_tokens" in line]
@@ -126,6 +126,29 @@ def test_accelerate(tmp_path: Path, text: str) -> None:
         assert "saved with every = 4, now it is 5" in rank["other"]
         assert "island 0 cannot go on from inner step 7" in rank["missing"]
         assert "island 1 cannot go on from inner step 6" in rank["torn"]  # said by both, so that none goes on alone
+
+
+def test_islands_of_two_ranks(tmp_path: Path, text: str) -> None:
+    """2 x 2 ranks are two islands with twice the batch, but for the order in which gradients are summed."""
+    ranks = run_job("wide", tmp_path, text, ranks=4)
+    assert all(rank["islands"] == 2 and rank["weights"] == ranks[0]["weights"] for rank in ranks)
+    for step in range(6):
+        a, b, c, d = (rank["own"][step] for rank in ranks)
+        assert a == b and c == d and (a == c) == (step == EVERY - 1), f"after step {step + 1}"
+    data = example.load_text(text)
+    rows = example.rows(data, 64)
+    models = [example.nano(data) for _ in range(2)]
+    inners = [torch.optim.AdamW(m.parameters(), lr=1e-3) for m in models]
+    sync = lc.LocalSGD(models, inners, every=EVERY, outer=OUTER)
+    for step in range(6):
+        for island, (model, inner) in enumerate(zip(models, inners, strict=True)):
+            pair = rows[4 * step + 2 * island : 4 * step + 2 * island + 2]
+            model(**{key: torch.stack([row[key] for row in pair]) for key in pair[0]}).loss.backward()
+            inner.step()
+            inner.zero_grad()
+    sync.finish()
+    expected = torch.cat([p.detach().flatten() for p in models[0].parameters()])
+    torch.testing.assert_close(torch.tensor(ranks[0]["values"]), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_lightning(tmp_path: Path, text: str) -> None:

@@ -200,6 +200,31 @@ def accelerate(out: Path, text: str) -> dict[str, Any]:
     return seen
 
 
+def wide(out: Path, text: str) -> dict[str, Any]:
+    """Islands of two ranks: gradients are averaged inside, pseudo-gradients between."""
+    from accelerate import Accelerator
+
+    from lowcomm.integrations.accelerate import attach, confine
+
+    data = example.load_text(text)
+    accelerator = Accelerator(cpu=True)
+    confine(accelerator, island_size=2)
+    model = example.nano(data)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    wrapped, prepared = accelerator.prepare(model, optimizer)
+    sync = attach(accelerator, wrapped, prepared, every=EVERY, outer=OUTER)
+    rows, own = example.rows(data, 64), list[str]()
+    for step in range(6):
+        batch = {key: value[None] for key, value in rows[4 * step + dist.get_rank()].items()}
+        accelerator.backward(wrapped(**batch).loss)
+        prepared.step()
+        prepared.zero_grad()
+        own.append(digest(model))
+    sync.finish()
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    return {"own": own, "weights": digest(model), "islands": sync.transport.islands, "values": weights.tolist()}
+
+
 def lightning(out: Path, text: str) -> dict[str, Any]:
     """Two epochs straight, and the second one again from the first one's checkpoint."""
     from lightning.pytorch import LightningModule, Trainer
@@ -312,7 +337,7 @@ def script(name: str, arguments: list[str]) -> None:
     importlib.import_module(f"recipes.integrations.{name}").main(arguments)
 
 
-JOBS = {"hf": hf, "accelerate": accelerate, "lightning": lightning, "deepspeed": deepspeed}
+JOBS = {"hf": hf, "accelerate": accelerate, "wide": wide, "lightning": lightning, "deepspeed": deepspeed}
 
 
 def run(job: str, out: str, text: str) -> int:
