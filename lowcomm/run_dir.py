@@ -109,6 +109,10 @@ def environment() -> dict[str, Any]:
         "datasets",
         "peft",
         "deepspeed",
+        "accelerate",
+        "trl",
+        "lightning",
+        "pytorch-optimizer",
         "triton",
     )
     versions = {"lowcomm": __version__, "python": platform.python_version()}
