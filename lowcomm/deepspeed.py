@@ -1,5 +1,5 @@
 """`lowcomm.deepspeed.attach(engine, every=...)`: see lowcomm.integrations.deepspeed."""
 
-from lowcomm.integrations.deepspeed import Islands, attach, islands
+from lowcomm.integrations.deepspeed import attach, islands
 
-__all__ = ["Islands", "attach", "islands"]
+__all__ = ["attach", "islands"]

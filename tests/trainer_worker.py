@@ -323,10 +323,14 @@ def deepspeed(out: Path, text: str) -> dict[str, Any]:
     sync.finish()
     seen: dict[str, Any] = {"own": own, "weights": digest(engine.module), "bytes_sent": sync.transport.sent_bytes[0]}
     zero = make(lowcomm.deepspeed.islands(size=1), zero_optimization={"stage": 1})
-    seen["refused"] = {
-        "world": world,
-        "stage": message(lambda: lowcomm.deepspeed.attach(zero, every=EVERY)),
-    }
+    sync = lowcomm.deepspeed.attach(zero, every=EVERY, outer=OUTER, codec=CODEC)
+    for step in range(10):
+        batch = {key: value[None] for key, value in rows[2 * step + dist.get_rank()].items()}
+        zero.backward(zero(**batch).loss)
+        zero.step()
+    sync.finish()
+    seen["zero"], seen["zero_rounds"] = digest(zero.module), sync.round
+    seen["refused"] = {"world": world}
     return seen
 
 

@@ -6,13 +6,13 @@
     sync.finish()
 
 The island is what the engine takes for its data-parallel group, so it is named when the engine is made: without `mpu`
-DeepSpeed averages gradients over all ranks. Here: stage 0 in fp32, whose optimizer steps the parameters themselves.
+DeepSpeed averages gradients over all ranks. Stages 0 (fp32) to 3; from 1 on the fp32 partitions are synced, and
+`engine.step` goes through an optimizer that counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -25,61 +25,25 @@ from lowcomm.codec import Codec, Fp32
 from lowcomm.coverage import BufferRule
 from lowcomm.integrations.groups import IslandGroups, check_inside
 from lowcomm.integrations.settings import Settings
+from lowcomm.island import DDPPart, EngineOptimizer, MeshUnit, ZeROPart
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.schedule import EveryH, Schedule
 from lowcomm.sync import LocalSGD
-from lowcomm.types import ConfigError
+from lowcomm.types import ConfigError, require
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 
-@dataclass(frozen=True, kw_only=True)
-class Islands:
-    """What `deepspeed.initialize(mpu=...)` asks: this island's ranks are the data-parallel group, models are whole."""
-
-    groups: IslandGroups
-    alone: dist.ProcessGroup
-    """This rank alone, for what a split model would share."""
-
-    def get_data_parallel_group(self) -> dist.ProcessGroup | None:
-        """The ranks of this island."""
-        return self.groups.inside
-
-    def get_data_parallel_group_ranks(self) -> list[int]:
-        """Their ranks in the world."""
-        return dist.get_process_group_ranks(self.groups.inside)
-
-    def get_data_parallel_rank(self) -> int:
-        """This rank's place in the island."""
-        return dist.get_rank(self.groups.inside)
-
-    def get_data_parallel_world_size(self) -> int:
-        """Ranks of an island."""
-        return self.groups.size
-
-    def get_model_parallel_group(self) -> dist.ProcessGroup:
-        """This rank alone."""
-        return self.alone
-
-    def get_model_parallel_rank(self) -> int:
-        """0: models are whole."""
-        return 0
-
-    def get_model_parallel_world_size(self) -> int:
-        """1: models are whole."""
-        return 1
-
-
-def islands(*, size: int = 1) -> Islands:
+def islands(*, size: int = 1) -> MeshUnit:
     """The `mpu` of islands of `size` consecutive ranks. Every rank calls it, after `deepspeed.init_distributed`.
 
     Raises ConfigError without a process group, and for a size that does not divide the world.
     """
-    groups, alone = IslandGroups.build(size), IslandGroups.build(1).inside
-    if alone is None:
+    mesh, alone = IslandGroups.build(size).mesh, IslandGroups.build(1).inside
+    if mesh is None or alone is None:
         raise ConfigError("islands() came before there is a process group. Fix: deepspeed.init_distributed() first")
-    return Islands(groups=groups, alone=alone)
+    return MeshUnit(mesh, alone)
 
 
 def attach(
@@ -96,7 +60,7 @@ def attach(
 ) -> LocalSGD:
     """LocalSGD over the engine's model and optimizer; arguments as LocalSGD has them.
 
-    Raises ConfigError for an engine that averages gradients beyond its island, splits its optimizer, or may skip steps.
+    Raises ConfigError for an engine that averages gradients beyond its island, or may skip steps.
     """
     settings = Settings(
         every=every,
@@ -117,13 +81,32 @@ def attach(
             "fp16 is not allowed: its loss scaler skips steps on single islands, which would then wait for each other "
             "for ever. Fix: bf16"
         )
-    optimizer = engine.optimizer
-    stage = engine.zero_optimization_stage()
-    if stage > 0 or engine.bfloat16_enabled() or not isinstance(optimizer, Optimizer):
-        raise ConfigError(
-            f"zero_optimization.stage = {stage} with {type(optimizer).__name__} is not allowed: its optimizer steps "
-            "copies of the parameters. Fix: stage 0 in fp32"
-        )
     fix = "deepspeed.initialize(..., mpu=lowcomm.deepspeed.islands(size=...))"
-    size = check_inside(cast("dist.ProcessGroup", engine.data_parallel_group), "the engine", fix)
-    return settings.attach(cast("nn.Module", engine.module), optimizer, IslandGroups.build(size))
+    check_inside(cast("dist.ProcessGroup", engine.data_parallel_group), "the engine", fix)
+    unit = engine.mpu
+    if not isinstance(unit, MeshUnit):
+        raise ConfigError(f"mpu = {type(unit).__name__} says nothing of islands. Fix: {fix}")
+    module, optimizer = cast("nn.Module", engine.module), engine.optimizer
+    if engine.zero_optimization_stage() > 0:
+        inner = EngineOptimizer(engine)
+        _step_through(engine, inner)
+        return settings.build(module, inner, ZeROPart(engine, unit.mesh))
+    if engine.bfloat16_enabled() or not isinstance(optimizer, Optimizer):
+        raise ConfigError(
+            f"stage 0 with {type(optimizer).__name__} is not allowed: it steps copies of the parameters. "
+            "Fix: zero_optimization.stage 1, or fp32"
+        )
+    return settings.build(module, optimizer, None if unit.mesh.size == 1 else DDPPart(unit.mesh))
+
+
+def _step_through(engine: DeepSpeedEngine, inner: EngineOptimizer) -> None:
+    """Let `engine.step()` run the hooks of `inner` whenever it takes an optimizer's step."""
+
+    def step(lr_kwargs: object = None) -> None:
+        require(lr_kwargs is None, "lr_kwargs", lr_kwargs, "None", "give the engine a learning-rate scheduler")
+        if engine.is_gradient_accumulation_boundary():
+            inner.step()
+        else:
+            inner.engine_step()
+
+    engine.step = step

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 
-from lowcomm.transport import Collective
+from lowcomm.island import Mesh
 from lowcomm.types import ConfigError, require
 
 
 @dataclass(frozen=True, kw_only=True)
 class IslandGroups:
-    """This rank's two groups; None where there is no process group at all."""
+    """This rank's place among islands of `size` ranks; mesh: None where there is no process group at all."""
 
     size: int
-    """Ranks per island."""
-    inside: dist.ProcessGroup | None
-    peers: dist.ProcessGroup | None
+    mesh: Mesh | None
 
     @classmethod
     def build(cls, size: int) -> IslandGroups:
@@ -29,18 +28,13 @@ class IslandGroups:
         require(size >= 1, "island_size", size, "1 or more", "leave it out for islands of one rank")
         if not (dist.is_available() and dist.is_initialized()):
             require(size == 1, "island_size", size, "1 without a process group", "start under torchrun")
-            return cls(size=1, inside=None, peers=None)
-        world, rank = dist.get_world_size(), dist.get_rank()
-        legal = ", ".join(str(n) for n in range(1, world + 1) if world % n == 0)
-        require(world % size == 0, "island_size", size, f"one of {legal}, which divide {world} ranks", "pick one")
-        insides = [range(k * size, (k + 1) * size) for k in range(world // size)]
-        peers = [range(place, world, size) for place in range(size)]
-        made = [_make([list(ranks) for ranks in way], rank) for way in (insides, peers)]
-        return cls(size=size, inside=made[0], peers=made[1])
+            return cls(size=1, mesh=None)
+        return cls(size=size, mesh=Mesh.build(size, "cuda" if torch.cuda.is_available() else "cpu"))
 
-    def transport(self) -> Collective | None:
-        """Between islands; None (LocalSGD's own choice) without a process group."""
-        return None if self.peers is None else Collective(group=self.peers)
+    @property
+    def inside(self) -> dist.ProcessGroup | None:
+        """The ranks of this island."""
+        return None if self.mesh is None else self.mesh.inside
 
 
 def check_inside(group: dist.ProcessGroup | None, what: str, fix: str) -> int:
@@ -54,15 +48,3 @@ def check_inside(group: dist.ProcessGroup | None, what: str, fix: str) -> int:
     if size == world > 1 or not regular:
         raise ConfigError(f"{what} averages gradients over ranks {ranks} of {world}: that is no island. Fix: {fix}")
     return size
-
-
-def _make(ways: list[list[int]], rank: int) -> dist.ProcessGroup:
-    """All groups, in the same order on every rank; returns the one that this rank is in."""
-    mine: dist.ProcessGroup | None = None
-    for ranks in ways:
-        group = dist.new_group(ranks)
-        if rank in ranks:
-            assert isinstance(group, dist.ProcessGroup)
-            mine = group
-    assert mine is not None
-    return mine

@@ -218,7 +218,7 @@ class LowCommCallback(TrainerCallback):
                 f"the Trainer goes on from step {step}, but {found} has no state of the islands. "
                 "Fix: LowCommCallback(resume_from=...) with the directory given to train(), or start anew"
             )
-        before = {n: p.detach().clone() for n, p in sync.replicas[0].params.items()}
+        before = {n: p.detach().clone() for n, p in sync.replicas[0].held.items()}
         saved.load(sync, found / DIRECTORY, step, self.settings.describe(sync))
         for name, view in sync.weights().items():
             if not torch.equal(view.to(before[name]), before[name]):

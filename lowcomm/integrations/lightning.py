@@ -165,15 +165,12 @@ class LowCommCallback(Callback):
             self._held.enter_context(holding_global_weights(self.sync))
 
     def _show_global_weights(self, state: dict[str, Tensor], prefix: str) -> None:
-        """Put the global weights into a state_dict of the module; tied names share one storage."""
+        """Put the global weights into a state_dict of the module, whose tensors share memory with its parameters."""
         if self.sync is None or self._finished or prefix:
             return
-        merged = self.sync.weights()
-        by_pointer = {p.data_ptr(): merged[n] for n, p in self.sync.replicas[0].params.items()}
-        for key, tensor in list(state.items()):
-            view = by_pointer.get(tensor.data_ptr())
-            if view is not None:
-                state[key] = view.to(tensor, copy=True)
+        with holding_global_weights(self.sync):
+            for key, tensor in list(state.items()):
+                state[key] = tensor.detach().clone()
 
     def _log(self, trainer: Trainer) -> None:
         reports, self._reports[:] = list(self._reports), []

@@ -14,6 +14,7 @@ from lowcomm.codec import Codec, Fp32
 from lowcomm.coverage import BufferRule
 from lowcomm.exchange import check_fit
 from lowcomm.integrations.groups import IslandGroups
+from lowcomm.island import DDPPart, Part
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.schedule import EveryH, Schedule
 from lowcomm.sync import LocalSGD
@@ -42,7 +43,12 @@ class Settings:
         check_fit(self.codec, self.aggregator)
 
     def attach(self, model: nn.Module, inner: Optimizer, groups: IslandGroups) -> LocalSGD:
-        """The LocalSGD of this rank; raises what LocalSGD raises."""
+        """The LocalSGD of this rank, whose island trains whole models under DDP; raises what LocalSGD raises."""
+        mesh = groups.mesh
+        return self.build(model, inner, None if mesh is None or mesh.size == 1 else DDPPart(mesh))
+
+    def build(self, model: nn.Module, inner: Optimizer, island: Part | None) -> LocalSGD:
+        """The LocalSGD of a rank that holds this part of its island; None: all of it, and every rank is an island."""
         return LocalSGD(
             model,
             inner,
@@ -51,7 +57,7 @@ class Settings:
             codec=self.codec,
             schedule=self.schedule,
             aggregator=self.aggregator,
-            transport=groups.transport(),
+            island=island,
             buffers=self.buffers,
             outer_device=self.outer_device,
             seed=self.seed,
