@@ -72,15 +72,7 @@ def attach(
         outer_device=outer_device,
         seed=seed,
     )
-    if settings.schedule(1, every).average_gradients:
-        raise ConfigError(
-            f"schedule = {settings.schedule} is the engine's own work: leave mpu out. Fix: another schedule"
-        )
-    if engine.fp16_enabled():
-        raise ConfigError(
-            "fp16 is not allowed: its loss scaler skips steps on single islands, which would then wait for each other "
-            "for ever. Fix: bf16"
-        )
+    _check_engine(engine, settings)
     fix = "deepspeed.initialize(..., mpu=lowcomm.deepspeed.islands(size=...))"
     check_inside(cast("dist.ProcessGroup", engine.data_parallel_group), "the engine", fix)
     unit = engine.mpu
@@ -97,6 +89,18 @@ def attach(
             "Fix: zero_optimization.stage 1, or fp32"
         )
     return settings.build(module, optimizer, None if unit.mesh.size == 1 else DDPPart(unit.mesh))
+
+
+def _check_engine(engine: DeepSpeedEngine, settings: Settings) -> None:
+    if settings.schedule(1, settings.every).average_gradients:
+        raise ConfigError(
+            f"schedule = {settings.schedule} is the engine's own work: leave mpu out. Fix: another schedule"
+        )
+    if engine.fp16_enabled():
+        raise ConfigError(
+            "fp16 is not allowed: its loss scaler skips steps on single islands, which would then wait for each other "
+            "for ever. Fix: bf16"
+        )
 
 
 def _step_through(engine: DeepSpeedEngine, inner: EngineOptimizer) -> None:
