@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What the launchers share: refusals on one line, checks of values, quoting for --dry-run. Sourced, never run.
 
-DEFAULT_PORT=29400
+DEFAULT_PORT=29500
 
 refuse() { # FIELD VALUE LEGAL FIX: one line, exit code 2
   printf "launch: error: %s = '%s' is not allowed: %s. Fix: %s.\n" "$1" "$2" "$3" "$4" >&2
@@ -41,6 +41,7 @@ is_ipv4() {
 is_private() {
   case $1 in
     10.* | 127.* | 192.168.* | 169.254.*) return 0 ;;
+    192.0.2.* | 198.51.100.* | 203.0.113.* | 198.1[89].*) return 0 ;; # reserved for examples and tests
     172.1[6-9].* | 172.2[0-9].* | 172.3[01].*) return 0 ;;
     100.6[4-9].* | 100.[7-9][0-9].* | 100.1[01][0-9].* | 100.12[0-7].*) return 0 ;;
     ::1 | f[cd]*:* | fe[89ab]*:*) return 0 ;;

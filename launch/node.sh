@@ -46,7 +46,7 @@ need_recipe $#
 need_integer --nodes "$nodes" 1 100000 "the number of nodes of the whole run"
 need_integer --node-rank "$node_rank" 0 $((nodes - 1)) "count nodes from 0"
 need_integer --ranks "$ranks" 1 1024 "one per GPU, 1 on a CPU"
-need_integer --port "$port" 1024 65535 "29400 is usual"
+need_integer --port "$port" 1024 65535 "29500 is usual"
 [ -z "$islands" ] || need_integer --islands "$islands" 1 100000 "replicas that train alone and merge"
 [ -z "$island_size" ] || need_integer --island-size "$island_size" 1 1000000 "ranks per island"
 if [ "$nodes" -gt 1 ]; then

@@ -12,7 +12,7 @@ first_node() { # the name of the first node of the job
 run_step() {
   local dry=$1 nodes=$2 ranks=$3 islands=$4 island_size=$5 option=$6 words script name
   shift 6
-  need_integer PORT "${PORT:-$DEFAULT_PORT}" 1024 65535 "29400 is usual"
+  need_integer PORT "${PORT:-$DEFAULT_PORT}" 1024 65535 "29500 is usual"
   need_match PYTHON "${PYTHON:-python3}" '^[A-Za-z0-9_./-]+$' "a path without spaces" "python3 is usual"
   words=(--nodes "$nodes" --master "$(first_node)" --port "${PORT:-$DEFAULT_PORT}" --python "${PYTHON:-python3}")
   words+=(--islands "$islands" --island-size "$island_size")

@@ -9,7 +9,7 @@
 #   --no-copy           what is there stays as it is
 #   --tar               copy with tar, as where rsync is missing
 #   --python PATH       an interpreter there that has the dependencies (default: python3)
-#   --port P            of the rendezvous on the first machine (default: 29400)
+#   --port P            of the rendezvous on the first machine (default: 29500)
 #   --ssh-config FILE   as of ssh -F
 #   --behind-firewall   start also on machines that have a public address
 #   --dry-run           print what would run, run nothing
@@ -47,7 +47,7 @@ shift
 need_file --hosts "$hosts" "copy launch/hosts.example"
 need_match --dir "$dir" '^[A-Za-z0-9_][A-Za-z0-9_./-]*$' "a path below the home directory" "lowcomm-launch is usual"
 need_match --python "$python" '^[A-Za-z0-9_./-]+$' "a path without spaces" "python3 is usual"
-need_integer --port "$port" 1024 65535 "29400 is usual"
+need_integer --port "$port" 1024 65535 "29500 is usual"
 [ -z "$wheel" ] || { need_file --wheel "$wheel" "python -m build --wheel makes one" && need_match --wheel "$wheel" '\.whl$' "a wheel" "python -m build --wheel makes one"; }
 [ -z "$ssh_config" ] || need_file --ssh-config "$ssh_config" "leave it out"
 

@@ -27,6 +27,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "report": ("plotly", "tensorboard", "kaleido"),
     "elastic": ("torchft",),
     "flower": ("flwr",),
+    "docs": ("mkdocs-material", "mkdocstrings-python"),
 }
 """Extra -> the distributions it brings; a test keeps it equal to pyproject.toml."""
 

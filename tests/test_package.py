@@ -96,7 +96,7 @@ def test_every_requirement_of_a_developer_is_pinned() -> None:
     assert len(pinned) == len(pins)
     extras = PROJECT["project"]["optional-dependencies"]
     wanted = PROJECT["project"]["dependencies"] + extras["dev"]
-    wanted += [r for extra in ("data", "kernels", "codecs", "report") for r in extras[extra]]
+    wanted += [r for extra in ("data", "kernels", "codecs", "report", "docs") for r in extras[extra]]
     names = {_name(requirement).lower().replace("_", "-") for requirement in wanted} - {"lowcomm"}
     assert names <= pinned
 
