@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # What the launchers share: refusals on one line, checks of values, quoting for --dry-run. Sourced, never run.
 
+# shellcheck disable=SC2034  # for those who source this
 DEFAULT_PORT=29500
 
 refuse() { # FIELD VALUE LEGAL FIX: one line, exit code 2

@@ -70,8 +70,7 @@ else
   lines+=("export GLOO_SOCKET_IFNAME=\$($find_interface)")
 fi
 lines+=(
-  # shellcheck disable=SC2016  # read by the shell that runs them
-  'export TP_SOCKET_IFNAME=$GLOO_SOCKET_IFNAME'
+  "export TP_SOCKET_IFNAME=\$GLOO_SOCKET_IFNAME"
   # "=": NCCL takes prefixes of names otherwise. It has one choice per process, so that all its groups must reach by it
   "export NCCL_SOCKET_IFNAME==${inside:-\$GLOO_SOCKET_IFNAME}"
   # collectives are bounded by --sync.timeout-s; a process that is only slow between two rounds is not to be killed

@@ -58,7 +58,8 @@ if [ -n "$dry" ]; then
   launch_command 0 "$master" "$@"
   [ -n "$master" ] || { [ "$islands" -eq 1 ] || echo "MASTER=\$($(address_command))"; }
   for ((k = 1; k < islands; k++)); do
-    launch_command "$k" "${master:-MASTER}" "$@" | if [ -n "$master" ]; then cat; else sed 's/MASTER=MASTER/"MASTER=$MASTER"/'; fi
+    # shellcheck disable=SC2016  # for the shell that runs what is printed
+    launch_command "$k" "${master:-FOUND}" "$@" | sed 's/MASTER=FOUND/"MASTER=$MASTER"/'
   done
   exit 0
 fi
