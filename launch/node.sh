@@ -114,7 +114,7 @@ for line in "${lines[@]}"; do eval "$line"; done
 
 mark="LOWCOMM_LAUNCH=$$-$(cat /proc/sys/kernel/random/uuid)"
 scratch=$(mktemp -d)
-mkfifo "$scratch/errors"
+mkfifo "$scratch/errors" "$scratch/clock"
 trap 'rm -rf "$scratch"' EXIT
 exec 3<&0
 
@@ -125,8 +125,10 @@ marked() { # this run's processes on this node
   done
 }
 
-# The ranks save, leave with 3, and torchrun says so; torchrun itself only while there are none.
+# The ranks save, leave with 3, and torchrun says so; torchrun itself only while there are none. Once: a rank that has
+# saved and is on its way out would die of a second signal.
 stop() {
+  mkdir "$scratch/stopping" 2>/dev/null || return 0
   local pid found=""
   for pid in $(marked); do
     if [ "$(awk '/^PPid:/ {print $2}' "/proc/$pid/status" 2>/dev/null)" = "$agent" ]; then
@@ -142,7 +144,8 @@ sweep() {
   for pid in $(marked); do kill -KILL "$pid" 2>/dev/null || true; done
 }
 
-tee "$scratch/said" <"$scratch/errors" >&2 3<&- &
+# what all ranks say is said once
+awk -v said="$scratch/said" '/^lowcomm: error: / && seen[$0]++ {next} {print >said; print; fflush()}' <"$scratch/errors" >&2 3<&- &
 errors=$!
 env "$mark" setsid "${command[@]}" </dev/null 2>"$scratch/errors" 3<&- &
 agent=$!
@@ -152,12 +155,12 @@ if [ -n "$watch" ]; then
   {
     trap - EXIT TERM
     trap '' HUP INT
-    exec >/dev/null 2>&1
+    exec >/dev/null 2>&1 4<>"$scratch/clock"
     while read -r _ <&3; do :; done
     stop
     for ((i = 0; i < STOP_S + 30; i++)); do
       kill -0 "$agent" || exit 0
-      sleep 1
+      read -rt 1 -u 4 || true # a second, without a process that would outlive this one
     done
     sweep
   } &
@@ -172,12 +175,16 @@ while :; do
   signalled=""
 done
 sweep
-[ -z "$watch" ] || kill "$watcher" 2>/dev/null || true
+if [ -n "$watch" ]; then
+  kill "$watcher" 2>/dev/null || true
+  wait "$watcher" || true
+fi
 wait "$errors" || true
 
 # torchrun ends with 1 whatever its ranks ended with; its own summary has their codes.
 if [ "$code" -ne 0 ]; then
-  codes=$(grep -oE 'exitcode +: +-?[0-9]+' "$scratch/said" | grep -oE -- '-?[0-9]+$' | sort -u | tr '\n' ' ' || true)
+  # -15 is what it did to the others itself
+  codes=$(grep -oE 'exitcode +: +-?[0-9]+' "$scratch/said" | grep -oE -- '-?[0-9]+$' | grep -vx -- -15 | sort -u | tr '\n' ' ' || true)
   case $codes in
     "2 ") code=2 ;;
     "3 ") code=3 ;;

@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.runs import small
 
 def two():
-    return small(Path({corpus!r}), None)
+    return small(Path({corpus!r}), None, islands=None, transport="collective")
 """
 
 
@@ -97,5 +97,5 @@ def test_a_node_that_is_told_to_stop_saves_and_leaves(how: str, recipe: str, tmp
     out, errors = process.communicate(timeout=200)  # which closes its input
     assert process.returncode == 3, out + errors
     assert json.loads((run / "summary.json").read_text())["status"] == "stopped"
-    assert list((run / "checkpoints").glob("*-stop0/island-1")), "island 1 is not in the checkpoint of the stop"
+    assert list((run / "checkpoints").glob("*-stop0/island-00001")), "island 1 is not in the checkpoint of the stop"
     assert left_behind(tag) == []

@@ -122,7 +122,7 @@ def test_ctrl_c_saves_everywhere_and_leaves_no_process(base: Path) -> None:
     assert process.returncode == 3, out
     for k in (1, 2):
         saved = base / f"home{k}" / "lowcomm-launch" / "runs" / "lab" / "checkpoints"
-        assert [p.name for p in saved.glob("*-stop0/island-*")] == [f"island-{k - 1}"], out
+        assert [p.name for p in saved.glob("*-stop0/island-*")] == [f"island-{k - 1:05d}"], out
     assert left_behind(str(base)) == []
 
 
@@ -135,7 +135,7 @@ def test_a_killed_launcher_leaves_no_process(base: Path) -> None:
     process.kill()
     out, _ = process.communicate(timeout=200)  # the pipe is closed when the last log has come
     assert "stopped (SIGTERM)" in out
-    assert list((base / "home2" / "lowcomm-launch" / "runs" / "lab" / "checkpoints").glob("*-stop0/island-1"))
+    assert list((base / "home2" / "lowcomm-launch" / "runs" / "lab" / "checkpoints").glob("*-stop0/island-00001"))
 
 
 def test_an_unreachable_machine_is_named(base: Path) -> None:
