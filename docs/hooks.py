@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(Path(__file__).resolve().parent)]
+
+
+def on_config(config: Any) -> Any:
+    """The checkout is importable from here on; what a hook adds while it is loaded is taken away again."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(Path(__file__).resolve().parent)]
+    return config
 
 
 def on_files(files: Any, config: Any) -> Any:
