@@ -115,6 +115,7 @@ for line in "${lines[@]}"; do eval "$line"; done
 mark="LOWCOMM_LAUNCH=$$-$(cat /proc/sys/kernel/random/uuid)"
 scratch=$(mktemp -d)
 mkfifo "$scratch/errors" "$scratch/clock"
+: >"$scratch/said"
 trap 'rm -rf "$scratch"' EXIT
 exec 3<&0
 

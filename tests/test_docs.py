@@ -15,7 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*(DOCS / "pages").glob("*.md"), ROOT / "README.md", ROOT / "launch" / "sites" / "README.md"])
-BLOCK = re.compile(r"(?:^<!-- not run: (?P<reason>.+) -->\n)?^```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"(?:^<!-- not run: (?P<reason>.+) -->\n)?^```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 TESTED_ELSEWHERE = {"diff"}
 """tests/test_readme.py runs it."""
 
@@ -50,6 +52,7 @@ def test_every_block_runs_or_says_why_not(path: Path) -> None:
         assert runs != (block.reason is not None), f"{path.name}: run it, or say why not:\n{block.code}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", [p for p in PAGES if any(b.kind == "bash" and not b.reason for b in blocks(p))], ids=lambda p: p.stem
 )
@@ -131,5 +134,7 @@ def test_the_pages_fetch_nothing_from_elsewhere(site: Path) -> None:
     for path in site.rglob("*.html"):
         text = path.read_text(encoding="utf-8")
         fetched = re.findall(r"<(?:script|img|iframe|source)[^>]*\ssrc=[\"']?(https?:[^\"' >]+)", text)
-        fetched += re.findall(r"<link[^>]*rel=[\"']?(?:stylesheet|preload|preconnect)[^>]*href=[\"']?(https?:[^\"' >]+)", text)
+        fetched += re.findall(
+            r"<link[^>]*rel=[\"']?(?:stylesheet|preload|preconnect)[^>]*href=[\"']?(https?:[^\"' >]+)", text
+        )
         assert not fetched, f"{path.name} fetches {fetched}"

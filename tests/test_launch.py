@@ -60,7 +60,16 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "node": (
         (
             *("launch/node.sh", "--nodes", "3", "--node-rank", "2", "--ranks", "8", "--master", "10.0.0.1"),
-            *("--address", "10.0.0.3", "--inside", "ib0", "--dry-run", "diloco.py:pretrain", "--name", "it's two words"),
+            *(
+                "--address",
+                "10.0.0.3",
+                "--inside",
+                "ib0",
+                "--dry-run",
+                "diloco.py:pretrain",
+                "--name",
+                "it's two words",
+            ),
         ),
         {},
     ),
@@ -209,7 +218,10 @@ BAD: list[tuple[tuple[str, ...], str]] = [
     ((*NODES, "--address", "10.0.0.2", "--port", "80", "x.py"), "--port = '80'"),
     ((*NODES, "--across", "eth0; id", "x.py"), "--across = 'eth0; id'"),
     ((*NODES, "x.py"), "--address = ''"),
-    (("launch/node.sh", "--nodes", "2", "--master", "1.2.3.4", "--address", "10.0.0.2", "x.py"), "--master = '1.2.3.4'"),
+    (
+        ("launch/node.sh", "--nodes", "2", "--master", "1.2.3.4", "--address", "10.0.0.2", "x.py"),
+        "--master = '1.2.3.4'",
+    ),
     (("launch/node.sh", "--nodes", "2", "--address", "10.0.0.2", "x.py"), "--master = ''"),
     (("launch/ssh.sh", "x.py"), "--hosts = ''"),
     (("launch/ssh.sh", "--hosts", "/no/such/file", "x.py"), "--hosts = '/no/such/file'"),

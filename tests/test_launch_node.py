@@ -86,6 +86,7 @@ def test_bad_input_of_the_run_keeps_its_exit_code(recipe: str, tmp_path: Path) -
     assert left_behind(str(tmp_path)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["its input ends", "SIGTERM"])
 def test_a_node_that_is_told_to_stop_saves_and_leaves(how: str, recipe: str, tmp_path: Path) -> None:
     tag, run = str(tmp_path), tmp_path / "run"

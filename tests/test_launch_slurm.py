@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch under a real SLURM: a controller and three nodes, all in one network namespace of this machine."""
+"""launch/slurm.sbatch under a real SLURM: a controller and three nodes in one network namespace of this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOOLS = ("slurmctld", "slurmd", "munged", "mungekey", "sbatch", "srun", "ip")
 PATH = f"/usr/sbin:/usr/local/sbin:{os.environ['PATH']}"
 MISSING = [tool for tool in TOOLS if shutil.which(tool, path=PATH) is None]
 REASON = f"not installed: {', '.join(MISSING)}" if MISSING else None if os.geteuid() == 0 else "namespaces need root"
-pytestmark = pytest.mark.skipif(REASON is not None, reason=f"no SLURM here: {REASON}")
+pytestmark = [pytest.mark.skipif(REASON is not None, reason=f"no SLURM here: {REASON}"), pytest.mark.slow]
 CONFIG = """
 ClusterName=laboratory
 SlurmctldHost={host}(127.0.0.1)
@@ -89,6 +89,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         for k, n in enumerate(NODES, 1)
     )
     (base / "slurm.conf").write_text(CONFIG.format(base=base, host=socket.gethostname(), nodes=nodes))
+    (base / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # none is mounted inside the namespace, and none used
     for name in ("state", *(f"spool-{n}" for n in NODES)):
         (base / name).mkdir()
     subprocess.run(["ip", "netns", "add", SPACE], check=True)
@@ -113,7 +114,9 @@ def start_daemons(slurm: Slurm) -> None:
     made = slurm.run("mungekey", "--create", f"--keyfile={base}/munge.key")
     assert made.returncode == 0, made.stderr
     munged = ["munged", "--foreground", "--force", f"--socket={base}/munge.socket", f"--key-file={base}/munge.key"]
-    slurm.start(*munged, f"--pid-file={base}/munge.pid", f"--seed-file={base}/munge.seed", f"--log-file={base}/munge.log")
+    slurm.start(
+        *munged, f"--pid-file={base}/munge.pid", f"--seed-file={base}/munge.seed", f"--log-file={base}/munge.log"
+    )
     slurm.start("slurmctld", "-D", "-c")
     for name in NODES:
         slurm.start("slurmd", "-D", "-N", name)
@@ -123,7 +126,7 @@ def submit(slurm: Slurm, script: str, recipe: str, run: Path, *options: str) -> 
     """sbatch --wait: ends with the job's own exit code."""
     export = f"ALL,PYTHON={sys.executable},RUN_DIR={run},BEHIND_FIREWALL=1"
     return slurm.run(
-        *("sbatch", "--wait", "--time", "5", "--output", f"{run.parent}/job.log", *options, "--export", export),
+        *("sbatch", "--wait", "--time", "30", "--output", f"{run.parent}/job.log", *options, "--export", export),
         *(f"launch/{script}", recipe, "--threads", "1", "--no-tensorboard"),
         timeout=200,
     )
@@ -144,3 +147,17 @@ def test_bad_input_ends_the_job_with_2(slurm: Slurm, tmp_path: Path) -> None:
     done = submit(slurm, "slurm.sbatch", "diloco.py:nothing", tmp_path / "run", "--nodes", "2")
     assert done.returncode == 2, done.stderr + slurm.logs()
     assert "has no function 'nothing'" in (tmp_path / "job.log").read_text()
+
+
+def test_a_heterogeneous_job_trains_to_the_end(slurm: Slurm, tmp_path: Path) -> None:
+    """One node of each kind, one rank on each: an island is a component of the job."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (tmp_path / "tiny.py").write_text(RECIPE.format(corpus=str(write_corpus(corpus))), encoding="utf-8")
+    slurm.environment |= {"RANKS_0": "1", "RANKS_1": "1"}
+    both = ("--nodes", "1", ":", "--nodes", "1", "--time", "30")
+    done = submit(slurm, "slurm-het.sbatch", f"{tmp_path}/tiny.py:two", tmp_path / "run", *both)
+    log = (tmp_path / "job.log").read_text() if (tmp_path / "job.log").exists() else ""
+    assert done.returncode == 0, done.stderr + log + slurm.logs()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["islands"], summary["rounds"]) == ("done", 2, 3)

@@ -20,7 +20,7 @@ from tests.test_launch_node import RECIPE, left_behind, wait_for
 
 SSHD = shutil.which("sshd", path=f"/usr/sbin:/usr/local/sbin:{os.environ['PATH']}")
 REASON = why_not() or (None if SSHD else "sshd is not installed") or (None if shutil.which("ssh") else "ssh is missing")
-pytestmark = pytest.mark.skipif(REASON is not None, reason=f"no ssh between hosts here: {REASON}")
+pytestmark = [pytest.mark.skipif(REASON is not None, reason=f"no ssh between hosts here: {REASON}"), pytest.mark.slow]
 # Each host has a home of its own; ssh starts in it.
 SSHD_CONFIG = """
 Port 2222
@@ -92,7 +92,9 @@ def start(base: Path, *flags: str) -> subprocess.Popen[str]:
 
 def global_weights(home: Path, name: str) -> list[str]:
     """SHA-256 of the global part that this host saved."""
-    files = sorted((home / "lowcomm-launch" / "runs" / "lab" / "checkpoints" / name).glob("island-*/global*.safetensors"))
+    files = sorted(
+        (home / "lowcomm-launch" / "runs" / "lab" / "checkpoints" / name).glob("island-*/global*.safetensors")
+    )
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
 
 
