@@ -12,12 +12,13 @@ BENCH ?= tuning "quality --preset nano" "quality --preset tiny" codecs fewer_byt
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test lint bench clean
+.PHONY: help venv train test lint docs bench clean
 
 help:
 	@echo "make train   install, then pretrain a small model on four islands of this machine (minutes)"
 	@echo "make test    install, lint, then run the whole test suite"
 	@echo "make lint    ruff and basedpyright"
+	@echo "make docs    build the documentation into build/docs; a warning is an error"
 	@echo "make bench   run the benchmarks (hours); one of them: make bench BENCH=sync_cost"
 	@echo "make clean   remove $(VENV), caches and build output; runs/ stays"
 
@@ -44,6 +45,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file docs/mkdocs.yml
 
 bench: $(STAMP)
 	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done

@@ -104,7 +104,7 @@ def _train_here(config: RunConfig, rank: int) -> int:
     try:
         code = train(config)
     except ConfigError as error:
-        return _fail(str(error), 2) if rank == 0 else 2  # every process found the same
+        return _fail(str(error), 2)  # in every process: torchrun ends the others, rank 0 too, when the first has left
     return _after(config.directory, code) if rank == 0 else code
 
 

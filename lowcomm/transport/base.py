@@ -53,7 +53,7 @@ class Transport(ABC):
     def start_swap(self, rows: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]) -> Arrival:
         """Start an all-to-all of uint8 rows; several may be on their way, and are waited for in the order of starting.
 
-        Local island i sends `rows[i][k]` to island k. sizes[i][k]: bytes of what comes to local island i from k, which
+        Local island i sends `rows[i][k]` to island k. `sizes[i][k]`: bytes that come to local island i from k, which
         all know beforehand. Rows are contiguous and must not change before the result is called, which waits and gives
         `[i][k]`: what came to local island i from k, the row for oneself as it is.
         """
