@@ -89,8 +89,9 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
     checked, data = preflight(config, world)
     if checked.islands == 1:
         return _train_here(config, 0)
-    if checked.model.directory is not None:
-        build_models(checked, data, 1, torch.device("cpu"))  # a model that doesn't load is seen before a process starts
+    model = checked.model
+    if any(part is not None for part in (model.directory, model.origin, model.tuning)):
+        build_models(checked, data, 1, torch.device("cpu"))  # a model that does not fit is seen before a process starts
     from lowcomm.launch import launch
 
     return launch(checked, ["train", arguments[0], *overrides, "--islands", str(checked.islands)])

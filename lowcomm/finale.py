@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 
 from lowcomm.assembly import Run
 from lowcomm.digest import sha256_weights
-from lowcomm.model import token_losses
+from lowcomm.lora_sync import at_server_scale
+from lowcomm.model import merge_tuning, token_losses
 from lowcomm.privacy_spent import privacy_spent
 from lowcomm.run_dir import write_json
 from lowcomm.sync import LocalSGD
@@ -43,7 +44,8 @@ def holding_global_weights(sync: LocalSGD) -> Iterator[None]:
         for p, view in zip(own, merged, strict=True):
             p.copy_(view)
     try:
-        yield
+        with at_server_scale(sync):
+            yield
     finally:
         with torch.no_grad():
             for p, old in zip(own, kept, strict=True):
@@ -83,7 +85,7 @@ def export(run: Run) -> None:
     from transformers.utils import logging
 
     directory: Path = run.directory / "export"
-    model = cast("PreTrainedModel", run.islands[0].model)
+    model = cast("PreTrainedModel", merge_tuning(run.islands[0].model))
     logging.disable_progress_bar()  # one shard of weights needs no bar of its own
     try:
         model.save_pretrained(directory)

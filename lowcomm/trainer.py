@@ -10,6 +10,7 @@ from lowcomm.assembly import Run, World, assemble, preflight
 from lowcomm.clock import start_together
 from lowcomm.config import RunConfig
 from lowcomm.deadline import Late, describe
+from lowcomm.federated import report_clients
 from lowcomm.finale import Evaluation, evaluate, export, holding_global_weights, write_summary
 from lowcomm.privacy_spent import privacy_spent
 from lowcomm.resume import load_newest, save_now, start_files
@@ -24,12 +25,12 @@ class DivergedError(LowcommError):
     """The training loss is NaN or infinite."""
 
 
-def train(config: RunConfig) -> int:
+def train(config: RunConfig, world: World | None = None) -> int:
     """Run to the end (0) or to a stop with everything saved (3). Raises LowcommError when it fails.
 
     Under torchrun, call it in every process; alone, it simulates all islands if transport is "simulated".
     """
-    world = World.from_environment()
+    world = World.from_environment() if world is None else world
     config, data = preflight(config, world)
     run = assemble(config, data, world)
     run.stop.install()
@@ -87,6 +88,8 @@ class Loop:
             raise
         wall_s = self.time_s()
         result = self.evaluate()
+        if run.config.eval.clients:
+            report_clients(run)
         try:
             export(run)
         except CheckpointError as error:
@@ -211,6 +214,7 @@ class Loop:
                     "transfer_s": report.transfer_s,
                     "exchanged_bytes": report.exchanged_bytes[i],
                     "needed_bytes_per_s": report.needed_bytes_per_s,
+                    "aggregation_error": report.aggregation_error,
                 },
             )
         for island, why in report.dropped.items():

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from lowcomm.model.origin import Origin
 from lowcomm.model.presets import SHAPES, Shape, widened
+from lowcomm.model.tuning import Tuning
 from lowcomm.types import ConfigError, require
 
 if TYPE_CHECKING:
@@ -26,10 +28,14 @@ class ModelConfig:
     """Hidden width instead of the preset's, with the feed-forward in proportion; None: the preset's."""
     directory: Path | None = None
     """Local transformers directory to start from instead of a preset."""
+    origin: Origin | None = None
+    """A named model to start from instead of a preset or a directory, made or converted when it is first needed."""
     compile: bool = False
     """Compile the forward and backward with torch.compile (needs a C++ compiler; slow start, faster steps)."""
     autocast_bf16: bool = True
     """On a GPU, run forward and backward under bf16 autocast; weights and optimizer stay fp32."""
+    tuning: Tuning | None = None
+    """What is trained: LoRA, IA3, Prompt, Heads or BitFit on a frozen base; None: every parameter."""
 
     def check(self) -> None:
         """Raise ConfigError for an unknown preset or a directory that holds no model."""
@@ -44,16 +50,33 @@ class ModelConfig:
             is_model = (self.directory / "config.json").is_file()
             fix = "give a directory saved by save_pretrained"
             require(is_model, "model.directory", str(self.directory), "a directory with config.json", fix)
+        alone = self.origin is None or (self.directory is None and self.width is None)
+        fix = "leave out model.directory and model.width"
+        require(alone, "model.origin", self.origin, "None with a directory or a width", fix)
+        if self.tuning is not None:
+            self.tuning.check()
 
 
-def build_model(config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: int, eos_id: int) -> PreTrainedModel:
-    """A causal LM in fp32 on the CPU, ready to train.
+def build_model(config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: int, eos_id: int) -> nn.Module:
+    """A causal LM in fp32 on the CPU, ready to train; only what is tuned is trainable.
 
     vocab_size: tokens of the tokenizer; max_tokens: longest sequence; the same seed gives the same weights.
     Raises ConfigError for an unknown model type, a vocabulary that is too small or sequences that are too long.
     """
-    if config.directory is not None:
-        return _load(config.directory, vocab_size, max_tokens)
+    model = _base_model(config, vocab_size=vocab_size, max_tokens=max_tokens, seed=seed, eos_id=eos_id)
+    if config.tuning is None:
+        return model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return config.tuning.apply(model).train()
+
+
+def _base_model(
+    config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: int, eos_id: int
+) -> PreTrainedModel:
+    directory = config.directory if config.origin is None else config.origin.directory()
+    if directory is not None:
+        return _load(directory, vocab_size, max_tokens)
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape: Shape = SHAPES[config.preset]
@@ -117,4 +140,5 @@ def _load(directory: Path, vocab_size: int, max_tokens: int) -> PreTrainedModel:
 def token_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each target in nats, fp32 [batch * seq_len]; inputs, targets: int64 [batch, seq_len]."""
     logits = model(input_ids=inputs, use_cache=False).logits
+    logits = logits[:, -targets.shape[1] :]  # a tuned prompt comes before the text
     return nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
