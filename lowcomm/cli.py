@@ -78,6 +78,7 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
     import torch
 
     from lowcomm.assembly import World, build_models, preflight
+    from lowcomm.model import Full, Scratch
     from lowcomm.recipe import load
 
     overrides = [*extra, *arguments[1:]]
@@ -90,7 +91,8 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
     if checked.islands == 1:
         return _train_here(config, 0)
     model = checked.model
-    if any(part is not None for part in (model.directory, model.origin, model.tuning)):
+    plain = isinstance(model.origin, Scratch) and isinstance(model.tuning, Full)
+    if model.directory is not None or not plain:
         build_models(checked, data, 1, torch.device("cpu"))  # a model that does not fit is seen before a process starts
     from lowcomm.launch import launch
 

@@ -59,10 +59,8 @@ def _encode(crossing: Crossing, local: int, flat: Tensor) -> tuple[Tensor, State
         return payload.data.zero_(), crossing.states[local], str(error)
 
 
-def _combine(
-    crossing: Crossing, payloads: Sequence[Payload], roll: RollCall
-) -> tuple[dict[int, str], Combined | None]:
-    """Fill the mean from the payloads of everyone on the roll; returns those that could not be decoded, and the rest."""
+def _combine(crossing: Crossing, payloads: Sequence[Payload], roll: RollCall) -> tuple[dict[int, str], Combined | None]:
+    """Fill the mean from the payloads of everyone on the roll; returns those that could not be decoded, and more."""
     mean, codec, bad = crossing.mean, crossing.codec, dict[int, str]()
     one_by_one = crossing.aggregator.needs == "sum"
     contributions: list[Contribution] = []

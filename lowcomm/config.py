@@ -17,8 +17,8 @@ from lowcomm.codec import Codec, Fp32
 from lowcomm.data import DataConfig
 from lowcomm.exchange import check_fit
 from lowcomm.island import InnerConfig
-from lowcomm.lora_sync import check_lora
-from lowcomm.model import ModelConfig
+from lowcomm.lora_sync import check_lora, check_tuning
+from lowcomm.model import Full, ModelConfig
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.schedule import EveryH, Schedule
 from lowcomm.types import ConfigError, require
@@ -125,7 +125,7 @@ def check(config: RunConfig, islands: int) -> None:
     require(threads is None or threads >= 1, "threads", threads, "1 or more, or None", "leave it out")
     fits = not config.batched or config.transport == "simulated"
     require(fits, "batched", True, "False, as islands are processes of their own", "pass --transport simulated")
-    plain = not config.batched or config.model.tuning is None
+    plain = not config.batched or isinstance(config.model.tuning, Full)
     require(plain, "batched", True, "False, as model.tuning is set", "leave it out")
     require(config.log_every >= 1, "log_every", config.log_every, "1 or more", "10 is usual")
     ok = not config.eval.clients or config.data.sharding == "by_folder"
@@ -136,6 +136,7 @@ def check(config: RunConfig, islands: int) -> None:
     config.model.check()
     config.inner.check()
     _check_sync(config)
+    check_tuning(config.sync.aggregator, config.model.tuning, islands)
     for field_name, value in (
         ("eval.every", config.eval.every),
         ("checkpoint.every_rounds", config.checkpoint.every_rounds),

@@ -5,8 +5,8 @@
     local        tuned on the client's data alone, as many steps
     centralised  tuned on all data together: each step takes one batch of every client
 
-Losses are nats per token on each client's own held-out text; `mean` weighs clients equally, `worst` is the mean over the
-worst tenth of the clients (at least one). Written to clients.json; costs as much training again twice with baselines.
+Losses are nats per token on each client's own held-out text; `mean` weighs clients equally, `worst` is the mean over
+the worst tenth of the clients (at least one). Written to clients.json; baselines cost as much training twice again.
 """
 
 from __future__ import annotations

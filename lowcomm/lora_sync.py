@@ -24,6 +24,7 @@ from lowcomm.codec.error_feedback import ErrorFeedback
 from lowcomm.codec.in_turn import InTurn
 from lowcomm.codec.parts import Parts
 from lowcomm.digest import Digest, digest
+from lowcomm.model import LoRA, Tuning
 from lowcomm.outer import SGD, HeavyBall, Nesterov, Outer
 from lowcomm.schedule import Schedule
 from lowcomm.types import ConfigError, DivergenceError
@@ -41,12 +42,16 @@ def check_lora(aggregator: Aggregator, codec: Codec, outer: Outer, schedule: Sch
         wanted = "RoLoRA" if isinstance(inner, InTurn) else "SenderMean, FedSA or FedRand"
         _refuse(not fits, "sync.aggregator", name, f"{type(inner).__name__} sends some tensors only", f"use {wanted}")
         feeds = codec is not inner and not isinstance(inner, InTurn)
-        _refuse(feeds, "sync.codec", "ErrorFeedback", f"{type(inner).__name__} keeps tensors back on purpose", "unwrap it")
+        _refuse(
+            feeds, "sync.codec", "ErrorFeedback", f"{type(inner).__name__} keeps tensors back on purpose", "unwrap it"
+        )
     if not isinstance(aggregator, LoraRule):
         return
     _refuse(schedule.overlaps, "sync.schedule", type(schedule).__name__, f"{name} makes new factors", "use EveryH")
     held = codec.holds_back
-    _refuse(held, "sync.codec", type(codec).__name__, f"{name} needs what an island trained as a whole", "ErrorFeedback")
+    _refuse(
+        held, "sync.codec", type(codec).__name__, f"{name} needs what an island trained as a whole", "ErrorFeedback"
+    )
     parts = schedule.fragments
     _refuse(parts != 1, "sync.schedule.fragments", parts, f"{name} needs both factors of a layer at once", "use EveryH")
     if aggregator.regauges or aggregator.moves_base:
@@ -56,6 +61,34 @@ def check_lora(aggregator: Aggregator, codec: Codec, outer: Outer, schedule: Sch
     if aggregator.regauges:
         stale = isinstance(codec, ErrorFeedback)
         _refuse(stale, "sync.codec", "ErrorFeedback", f"{name} changes the factors' basis every round", "unwrap it")
+
+
+def check_tuning(aggregator: Aggregator, tuning: Tuning, islands: int) -> None:
+    """Raise ConfigError for a LoRA rule whose rank, scale, factors or islands are not those of the model's adapters."""
+    if not isinstance(aggregator, LoraRule):
+        return
+    name = type(aggregator).__name__
+    if not isinstance(tuning, LoRA):
+        raise ConfigError(f"model.tuning = {tuning} is not allowed: {name} aggregates LoRA factors. Fix: use LoRA(...)")
+    for field in ("rank", "alpha", "rslora"):
+        mine, theirs = getattr(aggregator, field), getattr(tuning, field)
+        _refuse(
+            mine != theirs, f"sync.aggregator.{field}", mine, f"model.tuning.{field} is {theirs}", "make them equal"
+        )
+    trained = {"AB": frozenset("AB"), "B": frozenset("B"), "core": frozenset[str]()}[tuning.train]
+    wanted = {"AB": "AB", "B": "B", "": "core"}["".join(sorted(aggregator.factors))]
+    _refuse(trained != aggregator.factors, "model.tuning.train", tuning.train, f"{name} trains {wanted}", f"{wanted!r}")
+    magnitudes = aggregator.moves_base and tuning.dora
+    _refuse(magnitudes, "model.tuning.dora", True, f"{name} changes base weights, whose norms DoRA divides by", "False")
+    _check_ranks(aggregator, islands)
+
+
+def _check_ranks(rule: LoraRule, islands: int) -> None:
+    if rule.ranks is not None and len(rule.ranks) != islands:
+        raise ConfigError(
+            f"sync.aggregator.ranks has {len(rule.ranks)} ranks, there are {islands} islands. "
+            "Fix: give one rank per island"
+        )
 
 
 def _refuse(wrong: bool, field: str, value: object, why: str, fix: str) -> None:
@@ -72,12 +105,13 @@ def prepare_lora(
 
 
 def loosen(models: Sequence[nn.Module], aggregator: Aggregator) -> None:
-    """Make the base weights that a rule changes buffers, so that checkpoints hold them: frozen parameters are not saved.
+    """Make the base weights that a rule changes buffers, so that checkpoints hold them: frozen ones are not saved.
 
     Raises ConfigError for one that another module shares: what one layer learnt would change the other.
     """
     if not (isinstance(aggregator, LoraRule) and aggregator.moves_base):
         return
+    rule = type(aggregator).__name__
     for model in models:
         users: dict[int, int] = {}
         for _, p in model.named_parameters(remove_duplicate=False):
@@ -89,7 +123,7 @@ def loosen(models: Sequence[nn.Module], aggregator: Aggregator) -> None:
                 continue
             if users[id(weight)] > 1:
                 raise ConfigError(
-                    f"model.tuning tunes {name}, whose weight another module shares (tied): {type(aggregator).__name__} "
+                    f"model.tuning tunes {name}, whose weight another module shares (tied): {rule} "
                     "would change both. Fix: leave it out of the target modules, or use FlexLoRA"
                 )
             del base._parameters["weight"]
@@ -136,11 +170,7 @@ def set_scale(model: nn.Module, scale: float) -> None:
 
 def _check_adapters(sync: LocalSGD, rule: LoraRule) -> None:
     name, model = type(rule).__name__, sync.replicas[0].model
-    if rule.ranks is not None and len(rule.ranks) != sync.transport.islands:
-        raise ConfigError(
-            f"sync.aggregator.ranks has {len(rule.ranks)} ranks, there are {sync.transport.islands} islands. "
-            "Fix: give one rank per island"
-        )
+    _check_ranks(rule, sync.transport.islands)
     tuned = tuned_modules(model)
     if not tuned:
         raise ConfigError(f"{name} found no LoRA layer in the model. Fix: set model.tuning to LoRA(...)")
@@ -152,7 +182,9 @@ def _check_adapters(sync: LocalSGD, rule: LoraRule) -> None:
             "Fix: set model.tuning.train to match (FFA: 'B', FedSB: 'core', else 'AB')"
         )
     if rule.moves_base and any(".lora_magnitude_vector." in n for n in sync.replicas[0].params):
-        raise ConfigError(f"{name} changes base weights, whose norms DoRA divides by. Fix: set model.tuning.dora to False")
+        raise ConfigError(
+            f"{name} changes base weights, whose norms DoRA divides by. Fix: set model.tuning.dora to False"
+        )
     if rule.needs == "each":
         for fragment in sync.fragments:
             pairs_of(fragment.names)
@@ -160,7 +192,9 @@ def _check_adapters(sync: LocalSGD, rule: LoraRule) -> None:
         match = FACTOR.fullmatch(n)
         rank = None if match is None else p.shape[0 if match["factor"] == "A" else 1]
         if rank not in (None, rule.rank):
-            raise ConfigError(f"sync.aggregator.rank = {rule.rank} is not allowed: {n} has rank {rank}. Fix: set it to that")
+            raise ConfigError(
+                f"sync.aggregator.rank = {rule.rank} is not allowed: {n} has rank {rank}. Fix: set it to that"
+            )
     for layer, module in tuned:
         for scale in cast("dict[str, float]", module.scaling).values():
             if abs(scale - rule.scale) > 1e-9 * rule.scale:
@@ -199,7 +233,7 @@ def hold(sync: LocalSGD, index: int, dropped: Sequence[int]) -> list[dict[str, T
 
 @torch.no_grad()
 def settle(sync: LocalSGD, index: int, combined: Combined | None, held: Sequence[dict[str, Tensor]]) -> bytes:
-    """After the global weights were written: ranks and scales, private values, base weights. Digest of what was added."""
+    """After the global weights were written: ranks, scales, private values, base weights. Digest of what was added."""
     rule, fragment = sync.aggregator, sync.fragments[index]
     for replica, island, own in zip(sync.replicas, sync.transport.local, held, strict=True):
         if isinstance(rule, LoraRule) and rule.ranks is not None:

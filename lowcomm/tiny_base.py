@@ -1,4 +1,4 @@
-"""A tiny base model to fine-tune: 0.12M parameters, trained on the standard library's sources when it is first needed."""
+"""A tiny base model to fine-tune: 0.12M parameters, trained on the standard library when it is first needed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Federated LoRA: clients keep their text, adapters travel. One function per method, on one tiny pretrained model.
 
-The clients are installed packages (their sources, one package each); the base is a 0.12M-parameter Llama that has read the
-standard library, trained once and cached (under a minute).
+The clients are installed packages (their sources, one package each); the base is a Llama of 0.12M parameters that has
+read the standard library, trained once and cached (under a minute).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from lowcomm.aggregate import Aggregator
 from lowcomm.aggregate.lora import (
     FFA,
-    Cellm,
     FedEx,
     FedIT,
     FedRand,
@@ -23,7 +22,7 @@ from lowcomm.aggregate.lora import (
     RoLoRA,
     SenderMean,
 )
-from lowcomm.codec import Codec, EitherFactor, ErrorFeedback, Fp32, InTurn, Int4, LargestLayers, Shared, TopK
+from lowcomm.codec import Codec, EitherFactor, ErrorFeedback, Fp32, Int4, InTurn, LargestLayers, Shared, TopK
 from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig, Packages
 from lowcomm.island import AdamW, InnerConfig
@@ -157,4 +156,3 @@ def _tiny(name: str, rule: Aggregator, lora: LoRA | None = None, codec: Codec | 
         eval=EvalConfig(clients=True, baselines=True),
         checkpoint=CheckpointConfig(every_rounds=2),
     )
-

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from lowcomm.aggregate import Aggregator
 from lowcomm.aggregate.lora import LoraRule
 from lowcomm.codec import Codec
@@ -13,7 +16,6 @@ from lowcomm.model import LoRA
 from lowcomm.model.tuning import Tuning
 from lowcomm.outer import SGD, Outer
 from lowcomm.sync import LocalSGD
-from torch import Tensor, nn
 
 WIDTH, VOCAB, LENGTH = 16, 24, 8
 
@@ -65,6 +67,19 @@ def tuned(base: Any, tuning: Tuning, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return tuning.apply(base)
+
+
+def by_peft(base: Any, tuning: LoRA, seed: int = 0) -> nn.Module:
+    """As a user's own peft call would do it, tied weights included."""
+    import peft
+
+    settings = peft.LoraConfig(
+        r=tuning.rank, lora_alpha=tuning.alpha, target_modules=list(tuning.targets), task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        return peft.get_peft_model(base, settings)
 
 
 def layers(model: nn.Module) -> dict[str, Any]:
@@ -126,6 +141,12 @@ class Islands:
         while self.sync.round == before:
             self.step()
 
+    @torch.no_grad()
+    def loss(self) -> float:
+        """Sum over the islands, on text that none has seen."""
+        held = [(m, batch(i, 99)) for i, m in enumerate(self.models)]
+        return sum(float(m(input_ids=ids, labels=ids).loss) for m, ids in held)
+
     def target(self, base: dict[str, Tensor]) -> dict[str, Tensor]:
         """base + sum_k p_k (what island k had made of it): the dense target of the round that just ended."""
         total = sum(self.tokens)
@@ -140,9 +161,7 @@ def bases(model: nn.Module) -> dict[str, Tensor]:
 
 def off(wanted: dict[str, Tensor], got: dict[str, Tensor], origin: dict[str, Tensor]) -> float:
     """Largest relative error over the layers, of what was added to `origin`."""
-    return max(
-        float((wanted[n] - got[n]).norm() / (wanted[n] - origin[n]).norm().clamp(min=1e-30)) for n in wanted
-    )
+    return max(float((wanted[n] - got[n]).norm() / (wanted[n] - origin[n]).norm().clamp(min=1e-30)) for n in wanted)
 
 
 def lora(rule: LoraRule, targets: tuple[str, ...], train: str = "AB") -> LoRA:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from lowcomm.aggregate.lora import (
     FFA,
     Adapter,
@@ -32,7 +34,6 @@ from lowcomm.aggregate.lora.hetlora import pruned, sparsity_weights, tail
 from lowcomm.aggregate.lora.svd import truncated
 from lowcomm.types import ConfigError, Contribution, Round
 from tests.methods import LORA_RULES, name
-from torch import Tensor
 
 EXACT = 1e-5
 
@@ -336,7 +337,9 @@ def test_fedrand_averages_over_who_sent_and_keeps_the_rest_private() -> None:
     assert done.up_bytes == (4 * 3 * 12, 4 * 3 * 12, 4 * 3 * 10)
     untouched = rule.layer_of(adapters, [0.5, 0.25, 0.25], before, [True, True, True]).server.b
     assert torch.equal(untouched, before.b)
-    draws = [rule.layer(adapters, [0.5, 0.25, 0.25], before, at(i), layer).up_bytes for i in range(8) for layer in (0, 1)]
+    draws = [
+        rule.layer(adapters, [0.5, 0.25, 0.25], before, at(i), layer).up_bytes for i in range(8) for layer in (0, 1)
+    ]
     assert len({x for row in draws for x in row}) == 2  # both halves are drawn
 
 

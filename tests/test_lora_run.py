@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
+
 from lowcomm import recipe
 from lowcomm.aggregate import Aggregator
 from lowcomm.aggregate.lora import FedEx, FedIT, FedRand, FlexLoRA
@@ -19,12 +21,11 @@ from lowcomm.codec import Codec, EitherFactor, Fp32, Int8
 from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig, TextFiles, build_data
 from lowcomm.federated import worst_tenth
-from lowcomm.model import IA3, BitFit, Heads, LoRA, ModelConfig, Prompt, build_model, merge_tuning, token_losses
+from lowcomm.model import IA3, BitFit, Full, Heads, LoRA, ModelConfig, Prompt, build_model, merge_tuning, token_losses
 from lowcomm.model.tuning import Tuning
 from lowcomm.outer import SGD
 from lowcomm.trainer import train
 from lowcomm.types import ConfigError
-from safetensors.torch import load_file
 from tests import runs
 
 RECIPE = """
@@ -157,7 +158,7 @@ TUNINGS: dict[str, Tuning] = {
 }
 
 
-def build(tuning: Tuning | None, seed: int = 0) -> torch.nn.Module:
+def build(tuning: Tuning, seed: int = 0) -> torch.nn.Module:
     config = ModelConfig(preset="nano", tuning=tuning)
     config.check()
     return build_model(config, vocab_size=260, max_tokens=32, seed=seed, eos_id=256)
@@ -165,7 +166,7 @@ def build(tuning: Tuning | None, seed: int = 0) -> torch.nn.Module:
 
 @pytest.mark.parametrize("name", TUNINGS)
 def test_tunings_train_a_part_and_leave_the_rest(name: str) -> None:
-    model, whole = build(TUNINGS[name]), build(None)
+    model, whole = build(TUNINGS[name]), build(Full())
     again = build(TUNINGS[name])
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert 0 < sum(p.numel() for p in trainable.values()) < 0.2 * sum(p.numel() for p in whole.parameters())
@@ -235,7 +236,6 @@ def test_an_adapter_is_loaded_and_one_of_another_base_is_refused(tmp_path: Path)
         (["--model.tuning.rank", "65"], "model.tuning.rank = 65"),
         (["--model.tuning.targets", "query"], "matches no layer"),
         (["--sync.aggregator.alpha", "4"], "sync.aggregator.alpha = 4"),
-
         (["--eval.baselines"], "eval.baselines"),
         (["--eval.clients", "--data.sharding", "iid"], "eval.clients"),
         (["--islands", "3"], "by_folder"),

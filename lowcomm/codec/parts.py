@@ -74,7 +74,7 @@ class Parts(Codec):
 
 
 def factor_of(name: str) -> str | None:
-    """"A" or "B" for a LoRA factor under peft's name, else None."""
+    """ "A" or "B" for a LoRA factor under peft's name, else None."""
     for letter in "AB":
         if f".lora_{letter}." in name or f".lora_embedding_{letter}." in name:
             return letter

@@ -26,7 +26,7 @@ class DataConfig:
     batch_size: int = 8
     """Sequences per micro-batch and island."""
     sharding: Literal["iid", "by_file", "by_folder"] = "iid"
-    """How islands share the text: iid deals single sequences at random, by_file whole files, by_folder whole top folders
+    """How islands share the text: iid deals single sequences at random, by_file whole files, by_folder top folders
     (packages, sites: natural clients)."""
     validation_fraction: float = 0.05
     """Part of the files (of the rows, where a file has many) that is held out, chosen by a hash of its name."""

@@ -49,7 +49,9 @@ class LoRA(Tuning):
         require(self.rank >= 1, "model.tuning.rank", self.rank, "1 or more", "8 is usual")
         ok = math.isfinite(self.alpha) and self.alpha > 0
         require(ok, "model.tuning.alpha", self.alpha, "a finite number above 0", "twice the rank is usual")
-        require(len(self.targets) > 0, "model.tuning.targets", self.targets, "at least one name", "('q_proj', 'v_proj')")
+        require(
+            len(self.targets) > 0, "model.tuning.targets", self.targets, "at least one name", "('q_proj', 'v_proj')"
+        )
         ok = self.train in ("AB", "B", "core")
         require(ok, "model.tuning.train", self.train, "AB, B or core", "AB trains both factors")
         ok = not (self.dora and self.train == "core")
@@ -88,6 +90,12 @@ class LoRA(Tuning):
             if not isinstance(weight, Tensor) or weight.dim() != 2:
                 raise nothing_matches(model, "model.tuning.targets", (path,))
             width = min(weight.shape)
+            sharing = [n for n, m in model.named_modules() if m is not module and getattr(m, "weight", None) is weight]
+            if sharing:
+                raise ConfigError(
+                    f"model.tuning.targets = {self.targets!r} is not allowed: {path} shares its weight with "
+                    f"{sharing[0]} (tied), which a merged dW would change too. Fix: leave it out, or untie the weights"
+                )
             fix = f"use at most {width}, or other target modules"
             require(self.rank <= width, "model.tuning.rank", self.rank, f"1 to {width}, the width of {path}", fix)
 
@@ -125,8 +133,20 @@ def _freeze_a(model: nn.Module) -> None:
         for factors in (module.lora_A, module.lora_embedding_A):
             for p in cast("nn.Module", factors).parameters():
                 p.requires_grad_(False)
+    for module in lora_layers(model):
+        _start_from_b(
+            cast("nn.ParameterDict", module.lora_embedding_A), cast("nn.ParameterDict", module.lora_embedding_B)
+        )
     left = [n for n, p in model.named_parameters() if p.requires_grad and (".lora_A." in n or "embedding_A" in n)]
     assert not left, left
+
+
+def _start_from_b(a: nn.ParameterDict, b: nn.ParameterDict) -> None:
+    """peft starts embeddings with A zero and B random: with A frozen there, B would never get a gradient."""
+    for adapter in a:
+        if not bool(a[adapter].any()):
+            a[adapter].data.normal_(std=1 / math.sqrt(a[adapter].shape[0]))
+            b[adapter].data.zero_()
 
 
 def _put_cores(model: nn.Module) -> None:

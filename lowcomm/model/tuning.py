@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -44,10 +45,16 @@ def wrapped(model: PreTrainedModel, settings: Any, field: str, value: object) ->
     """peft's model around `model`; its errors become one line that names the field."""
     peft = need_peft()
     try:
-        return cast("nn.Module", peft.get_peft_model(model, settings))
+        with warnings.catch_warnings():
+            # peft 0.21 asks for a name that transformers 5.23 is about to drop
+            warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # it sets that right by itself
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            return cast("nn.Module", peft.get_peft_model(model, settings))
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{field} = {value!r} does not fit the model: {cause} Fix: name modules of this model") from error
+        raise ConfigError(
+            f"{field} = {value!r} does not fit the model: {cause} Fix: name modules of this model"
+        ) from error
 
 
 def matching(model: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]:
@@ -62,7 +69,9 @@ def matching(model: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]:
 def nothing_matches(model: nn.Module, field: str, names: tuple[str, ...]) -> ConfigError:
     """The error for names that match no module."""
     known = sorted({path.rpartition(".")[2] for path, m in model.named_modules() if _tunable(m)} - {""})
-    return ConfigError(f"{field} = {names!r} is not allowed: it matches no layer of the model. Fix: use some of {known}")
+    return ConfigError(
+        f"{field} = {names!r} is not allowed: it matches no layer of the model. Fix: use some of {known}"
+    )
 
 
 def _tunable(module: nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """Adapters as values: dW = scale * B A, and sums of such products that are never written out as a matrix.
 
 Shapes: A [r, in], B [out, r], fp32 (any float dtype is taken). Norms, distances and errors come from r x r products
-in fp64: ||sum_k B_k A_k||^2 = sum_ij <B_i^T B_j, A_i A_j^T>, so that a layer of 4096 x 4096 costs as little as its rank.
+in fp64: ||sum_k B_k A_k||^2 = sum_ij <B_i^T B_j, A_i A_j^T>, so that a large layer costs what its rank does.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def target(adapters: Sequence[Adapter], weights: Sequence[float]) -> Product:
 
 
 def mean_factors(adapters: Sequence[Adapter], weights: Sequence[float], rank: int, scale: float) -> Adapter:
-    """(sum_k p_k A_k, sum_k p_k B_k) at one rank and scale: ranks filled up with zeros, product and sum rounded apart."""
+    """(sum_k p_k A_k, sum_k p_k B_k) at one rank (filled up with zeros) and scale, product and sum rounded apart."""
     even = [x.at_scale(scale).cut(rank) for x in adapters]
     a, b = even[0].a * weights[0], even[0].b * weights[0]
     for x, p in zip(even[1:], weights[1:], strict=True):
@@ -116,7 +116,7 @@ def inner(x: Adapter, y: Adapter) -> float:
 def distances(clients: Sequence[Sequence[Adapter]]) -> Tensor:
     """fp64 [n, n]: ||dW_i - dW_j||_F over all layers of clients i and j, for rules that compare clients (Krum, NNM).
 
-    clients: one sequence of layers per client, in one order. Factors of equal dW may differ, so these can't be compared.
+    clients: one sequence of layers per client, in one order. Factors of equal dW may differ: only dW is compared.
     """
     n = len(clients)
     gram = torch.zeros(n, n, dtype=torch.float64)

@@ -45,7 +45,9 @@ class FedSB(LoraRule):
         for x, p in zip(adapters, weights, strict=True):
             if p != 0:
                 same = x.a.shape == before.a.shape and bool((x.a == before.a).all())
-                require(same, "adapter", tuple(x.a.shape), "the common frozen A", "build all clients from one base model")
+                require(
+                    same, "adapter", tuple(x.a.shape), "the common frozen A", "build all clients from one base model"
+                )
                 b = b + x.b * p
         server = Adapter(a=before.a, b=b, scale=self.scale)
         done = finish(self, adapters, weights, server)

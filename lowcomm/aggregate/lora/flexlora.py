@@ -4,7 +4,7 @@ Bai et al., FlexLoRA, arXiv 2402.11505.
 
     sum_k p_k s_k B_k A_k = U S V^T,    B = U_r S_r / s,   A = V_r^T       (r: the client's rank, s: its scale)
 
-Shapes and dtypes: U [out, r], S [r], V [in, r]; fp64 inside, fp32 out. The sum is never written out as a matrix (`svd`).
+Shapes and dtypes: U [out, r], S [r], V [in, r]; fp64 inside, fp32 out. The sum is never a matrix (`svd`).
 Bytes: 4 r_k (in + out) up and down per layer and client.
 Aggregates: the best approximation of sum_k p_k s_k B_k A_k of rank `rank` (Eckart-Young), exact for rank >= sum_k r_k.
 Raises: nothing of its own.

@@ -7,7 +7,7 @@ Chen et al., RoLoRA, arXiv 2502.01755.
 
 Whose turn it is comes from the global round, never from a client's own count: a client that was away for a round would
 train the other factor. Even rounds train B, since B starts at zero and A would get no gradient.
-Shapes and dtypes: those of `adapter`, fp32. Bytes: 4 r out or 4 r in up and down per layer and client, in turn, with the
+Shapes and dtypes: those of `adapter`, fp32. Bytes: 4 r out or 4 r in up and down per layer and client, with the
 codec `InTurn`; with another one both factors cross, half of them zeros.
 Aggregates: sum_k p_k s_k B_k A_k, exactly, at equal ranks.
 Raises: ConfigError for unequal ranks and for factors that moved out of turn.

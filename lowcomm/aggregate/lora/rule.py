@@ -222,7 +222,7 @@ def finish(
     down: str = "ab",
     down_bytes: int | None = None,
 ) -> Aggregated:
-    """The result with its error and bytes. up, down: the factors that cross; down_bytes: instead of the factors' own."""
+    """The result with its error and bytes. up, down: the factors that cross; down_bytes: instead of theirs."""
     wanted = target(adapters, weights)
     got = server.product if residual is None else server.product + residual
     goes_on = rule.down(server, adapters) if clients is None else clients
@@ -231,9 +231,7 @@ def finish(
         clients=goes_on,
         residual=residual,
         up_bytes=tuple(x.nbytes(a="a" in up, b="b" in up) for x in adapters),
-        down_bytes=tuple(
-            x.nbytes(a="a" in down, b="b" in down) if down_bytes is None else down_bytes for x in goes_on
-        ),
+        down_bytes=tuple(x.nbytes(a="a" in down, b="b" in down) if down_bytes is None else down_bytes for x in goes_on),
         error=relative_error(wanted, got),
         wanted_norm=wanted.norm(),
     )
