@@ -127,6 +127,7 @@ def smollm2() -> RunConfig:
             sharding="by_folder",
             seq_len=128,
             batch_size=4,
+            validation_fraction=0.15,
             validation_sequences=16,
         ),
         model=ModelConfig(origin=SmolLM2(), tuning=lora),
@@ -143,11 +144,13 @@ def _tiny(name: str, rule: Aggregator, lora: LoRA | None = None, codec: Codec | 
         name=f"fed-lora-{name}",
         islands=4,
         steps=96,
+        threads=1,  # a second one is of no use to so small a model
         data=DataConfig(
             source=Packages(names=CLIENTS, max_bytes_each=200_000),
             sharding="by_folder",
             seq_len=64,
             batch_size=8,
+            validation_fraction=0.15,
             validation_sequences=64,
         ),
         model=ModelConfig(origin=TinyBase(), tuning=lora or LoRA(rank=RANK, targets=ALL)),

@@ -177,12 +177,13 @@ def test_tunings_train_a_part_and_leave_the_rest(name: str) -> None:
     first = token_losses(model, ids, ids).mean()
     if name not in ("prompt",):
         assert torch.allclose(first, token_losses(whole, ids, ids).mean(), atol=1e-5)  # it starts as the base
-    optimizer = torch.optim.SGD(trainable.values(), lr=0.5)
+    optimizer = torch.optim.Adam(trainable.values(), lr=1e-3)
     for _ in range(3):
         token_losses(model, ids, ids).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert float(token_losses(model, ids, ids).mean()) < float(first)
+    with torch.no_grad():
+        assert token_losses(model, ids, ids).mean() < first
     assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
     if name != "prompt":
         merged = merge_tuning(model)
@@ -233,7 +234,7 @@ def test_an_adapter_is_loaded_and_one_of_another_base_is_refused(tmp_path: Path)
     ("arguments", "words"),
     [
         (["--model.tuning.rank", "0"], "model.tuning.rank = 0"),
-        (["--model.tuning.rank", "65"], "model.tuning.rank = 65"),
+        (["--model.tuning.rank", "65", "--sync.aggregator.rank", "65"], "model.tuning.rank = 65"),
         (["--model.tuning.targets", "query"], "matches no layer"),
         (["--sync.aggregator.alpha", "4"], "sync.aggregator.alpha = 4"),
         (["--eval.baselines"], "eval.baselines"),
