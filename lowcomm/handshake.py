@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from lowcomm.coverage import BufferRule, Coverage, check_partition, prove
 from lowcomm.digest import digest_all
+from lowcomm.exchange import check_fit
 from lowcomm.fragment import Fragment
+from lowcomm.lora_sync import check_lora, loosen
 from lowcomm.replica import Replica
 from lowcomm.transport.base import Transport
 from lowcomm.types import DivergenceError, require
@@ -24,6 +27,16 @@ if TYPE_CHECKING:
 
 Facts = Mapping[str, str | int | float | Mapping[str, str]]
 """What must be equal everywhere: JSON scalars, or a mapping (tensor name -> shape and dtype)."""
+
+
+def check_parts(sync: LocalSGD, models: Sequence[nn.Module]) -> None:
+    """Raise ConfigError for settings out of range or parts that do not fit; ready the models for a LoRA rule."""
+    for part in (sync.outer, sync.codec, sync.aggregator):
+        part.check()
+    check_fit(sync.codec, sync.aggregator)
+    sync.schedule.check(sync.every, None)
+    check_lora(sync.aggregator, sync.codec, sync.outer, sync.schedule)
+    loosen(models, sync.aggregator)
 
 
 def check_counts(models: int, inners: int, transport: Transport) -> None:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
@@ -96,14 +96,6 @@ def _refuse(wrong: bool, field: str, value: object, why: str, fix: str) -> None:
         raise ConfigError(f"{field} = {value} is not allowed: {why}. Fix: {fix}")
 
 
-def prepare_lora(
-    models: Sequence[nn.Module], aggregator: Aggregator, codec: Codec, outer: Outer, schedule: Schedule
-) -> None:
-    """`check_lora` and `loosen`: what comes before replicas are made."""
-    check_lora(aggregator, codec, outer, schedule)
-    loosen(models, aggregator)
-
-
 def loosen(models: Sequence[nn.Module], aggregator: Aggregator) -> None:
     """Make the base weights that a rule changes buffers, so that checkpoints hold them: frozen ones are not saved.
 
@@ -153,7 +145,7 @@ def install(sync: LocalSGD) -> None:
             replica.inner.register_step_pre_hook(lambda *_, r=replica: rest(sync, r.params))
 
 
-def rest(sync: LocalSGD, params: dict[str, Tensor]) -> None:
+def rest(sync: LocalSGD, params: Mapping[str, Tensor]) -> None:
     """Drop the gradients of what is not trained in this round: optimizers then leave it as it is."""
     for name, p in params.items():
         if not sync.aggregator.trains(name, sync.round):

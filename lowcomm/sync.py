@@ -18,12 +18,12 @@ from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.codec import Codec, Fp32
 from lowcomm.coverage import BufferRule
 from lowcomm.deadline import Deadlines, OnLate
-from lowcomm.exchange import Exchanged, aggregate_into_mean, check_fit
+from lowcomm.exchange import Exchanged, aggregate_into_mean
 from lowcomm.flight import Flight, Worker, may_overlap
 from lowcomm.gradients import average_gradients
-from lowcomm.handshake import check_counts, prepare
+from lowcomm.handshake import check_counts, check_parts, prepare
 from lowcomm.landing import SyncReport, commit
-from lowcomm.lora_sync import install, prepare_lora
+from lowcomm.lora_sync import install
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.pacing import StepClock
 from lowcomm.replica import Replica
@@ -74,11 +74,7 @@ class LocalSGD:
         self.every, self.seed, self.quorum = every, seed, quorum
         self.outer, self.codec = outer or Nesterov(), codec or Fp32()
         self.schedule, self.aggregator = schedule or EveryH(), aggregator or Mean()
-        for part in (self.outer, self.codec, self.aggregator):
-            part.check()
-        check_fit(self.codec, self.aggregator)
-        prepare_lora(models, self.aggregator, self.codec, self.outer, self.schedule)
-        self.schedule.check(every, None)
+        check_parts(self, models)
         self.transport = transport or default_transport(len(models))
         check_counts(len(models), len(inners), self.transport)
         self.replicas = [Replica(m, i) for m, i in zip(models, inners, strict=True)]

@@ -34,8 +34,11 @@ class LargestLayers(Parts):
         norms = {
             layer: float(torch.stack([t.double().norm() for t in tensors]).norm()) for layer, tensors in layers.items()
         }
+        norms = {
+            layer: norm if norm == norm else float("inf") for layer, norm in norms.items()
+        }  # NaN is for the encoder
         left, chosen = self.budget_bytes, set[str]()
-        for layer in sorted(layers, key=lambda x: (-norms[x] / sizes[x] ** 0.5, x)):
+        for layer in sorted(layers, key=lambda x: (-norms[x] / max(1, sizes[x]) ** 0.5, x)):
             if sizes[layer] <= left or not chosen:
                 chosen.add(layer)
                 left -= sizes[layer]
