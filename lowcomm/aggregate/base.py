@@ -22,6 +22,7 @@ class Combined:
     error: float | None = None
     """How far the result is from what should have been aggregated, relative; None: exact, or not known."""
     notes: tuple[str, ...] = ()
+    """Lines for the log of the round."""
 
 
 class Aggregator(ABC):
