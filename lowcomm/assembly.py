@@ -15,42 +15,15 @@ from torch import nn
 from lowcomm.config import RunConfig, check, check_resumable
 from lowcomm.data import Data, Shard, build_data
 from lowcomm.island import BatchedIslands, PlainIsland
-from lowcomm.model import build_model, token_losses
+from lowcomm.island_kinds import build_island
+from lowcomm.membership import Membership, World, count_islands, join
+from lowcomm.model import build_model
 from lowcomm.report.metrics import Metrics
 from lowcomm.report.progress import Progress
 from lowcomm.run_dir import available_cores, check_directory, lock
 from lowcomm.signals import StopFlag
 from lowcomm.sync import LocalSGD
-from lowcomm.transport import Collective, Simulated, Transport
 from lowcomm.types import ConfigError
-
-DEFAULT_ISLANDS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """Who this process is, from torchrun's environment (or alone)."""
-
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-
-    @classmethod
-    def from_environment(cls) -> World:
-        """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as torchrun sets them."""
-        get = os.environ.get
-        return cls(
-            rank=int(get("RANK", "0")),
-            size=int(get("WORLD_SIZE", "1")),
-            local_rank=int(get("LOCAL_RANK", "0")),
-            local_size=int(get("LOCAL_WORLD_SIZE", "1")),
-        )
-
-    @property
-    def under_torchrun(self) -> bool:
-        """Whether torchrun (or another launcher with its variables) started this process."""
-        return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 @dataclass(kw_only=True)
@@ -65,6 +38,7 @@ class Run:
     batched: BatchedIslands | None
     """What trains all islands at once; None: one after another."""
     sync: LocalSGD
+    members: Membership
     metrics: Metrics
     progress: Progress
     stop: StopFlag
@@ -82,31 +56,13 @@ class Run:
         return self.config.directory
 
 
-def count_islands(config: RunConfig, world: World) -> int:
-    """The number of islands; raises ConfigError if it does not fit torchrun's world."""
-    if config.transport == "simulated":
-        if world.size > 1:
-            raise ConfigError(
-                f"transport = 'simulated' runs in one process, but torchrun started {world.size}. "
-                "Fix: leave out torchrun, or use --transport collective"
-            )
-        return DEFAULT_ISLANDS if config.islands is None else config.islands
-    if not world.under_torchrun:
-        return DEFAULT_ISLANDS if config.islands is None else config.islands
-    if config.islands is not None and config.islands != world.size:
-        raise ConfigError(
-            f"islands = {config.islands} is not allowed: torchrun started {world.size} processes, each an island. "
-            f"Fix: pass --islands {world.size}, leave it out, or start {config.islands} processes"
-        )
-    return world.size
-
-
 def preflight(config: RunConfig, world: World) -> tuple[RunConfig, Data]:
     """Find bad input: ranges, combinations, run directory, text, tokenizer. Starts nothing and writes no run.
 
-    Returns the configuration with its number of islands filled in, and the data.
+    Returns the configuration with its number of islands and their size filled in, and the data.
     """
-    islands = count_islands(config, world)
+    islands, size = count_islands(config, world)
+    config = dataclasses.replace(config, islands=islands, island=dataclasses.replace(config.island, size=size))
     check(config, islands)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device = 'cuda' is not allowed: torch sees no GPU here. Fix: pass --device cpu")
@@ -121,7 +77,7 @@ def preflight(config: RunConfig, world: World) -> tuple[RunConfig, Data]:
                 f"eval.clients = True is not allowed: island {island} has no held-out sequence of its own. "
                 "Fix: raise data.validation_fraction, shorten data.seq_len or add text"
             )
-    return dataclasses.replace(config, islands=islands), data
+    return config, data
 
 
 def pick_device(config: RunConfig, world: World) -> torch.device:
@@ -157,18 +113,17 @@ def assemble(config: RunConfig, data: Data, world: World) -> Run:
     torch.set_num_threads(config.threads or max(1, available_cores() // processes_here))
     device = pick_device(config, world)
     models = build_models(config, data, config.islands if simulated else 1, device)
-    transport: Transport
-    if simulated or not world.under_torchrun:
-        transport = Simulated(config.islands)
-    else:
-        transport = Collective.open(device, config.sync.timeout_s, config.sync.streams)
+    members = join(config, world, device)
+    transport = members.transport
     together = config.batched and len(models) > 1  # one island alone is faster as it is
     alone = config.model.compile and not together
-    islands = [_island(config, model, k, alone) for model, k in zip(models, transport.local, strict=True)]
+    pairs = zip(models, transport.local, strict=True)
+    islands = [build_island(config, model, k, alone, members.mesh) for model, k in pairs]
     batched = BatchedIslands(islands, compile=config.model.compile) if together else None
     sync = LocalSGD(
-        models,
+        [i.model for i in islands],
         [i.inner for i in islands],
+        island=islands[0].part if members.mesh is not None else None,
         every=config.sync.every,
         outer=config.sync.outer,
         codec=config.sync.codec,
@@ -182,7 +137,8 @@ def assemble(config: RunConfig, data: Data, world: World) -> Run:
     )
     handle = lock(config.directory, world.rank, config.resume) if world.local_rank == 0 else None
     own = torch.frombuffer(bytearray(os.urandom(8)), dtype=torch.uint8)
-    session = bytes(transport.gather([own] * len(transport.local))[0].numpy()).hex()  # and the directory exists
+    everyone = members.everyone
+    session = bytes(everyone.gather([own] * len(everyone.local))[0].numpy()).hex()  # and the directory exists
     return Run(
         config=config,
         world=world,
@@ -191,22 +147,10 @@ def assemble(config: RunConfig, data: Data, world: World) -> Run:
         islands=islands,
         batched=batched,
         sync=sync,
+        members=members,
         metrics=Metrics(config.directory, config.tensorboard),
         progress=Progress(name=config.name, steps=config.steps, enabled=world.rank == 0),
         stop=StopFlag(),
         lock=handle,
         session=session,
-    )
-
-
-def _island(config: RunConfig, model: nn.Module, number: int, compiled: bool) -> PlainIsland:
-    forward = torch.compile(model) if compiled else model
-    return PlainIsland(
-        model,
-        config.inner,
-        steps=config.steps,
-        seed=config.seed * 1_000_003 + number,
-        losses=token_losses,
-        forward=forward,  # pyright: ignore[reportArgumentType]
-        autocast_bf16=config.model.autocast_bf16,
     )

@@ -4,7 +4,8 @@
 
 ROUND is 000040 after round 40 and 000040-stop1 for a save inside a round. Each island renames its own directory into
 place, so that neither a shared file system nor a common clock is needed; a checkpoint counts if every island's part is
-complete and all were written by the same process group (their manifests name one session). Tensors are safetensors,
+complete and all were written by the same process group (their manifests name one session). Of islands with several
+ranks every rank saves its own part like an island of its own, numbered by its rank in the run. Tensors are safetensors,
 everything else is JSON: loading executes no code.
 """
 

@@ -88,7 +88,8 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
     if world.under_torchrun or config.transport == "simulated":
         return _train_here(config, world.rank)
     checked, data = preflight(config, world)
-    if checked.islands == 1:
+    assert checked.islands is not None and checked.island.size is not None
+    if checked.islands * checked.island.size == 1:
         return _train_here(config, 0)
     model = checked.model
     plain = isinstance(model.origin, Scratch) and isinstance(model.tuning, Full)
@@ -96,7 +97,8 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
         build_models(checked, data, 1, torch.device("cpu"))  # a model that does not fit is seen before a process starts
     from lowcomm.launch import launch
 
-    return launch(checked, ["train", arguments[0], *overrides, "--islands", str(checked.islands)])
+    world_flags = ["--islands", str(checked.islands), "--island.size", str(checked.island.size)]
+    return launch(checked, ["train", arguments[0], *overrides, *world_flags])
 
 
 def _train_here(config: RunConfig, rank: int) -> int:

@@ -16,7 +16,7 @@ from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.codec import Codec, Fp32
 from lowcomm.data import DataConfig
 from lowcomm.exchange import check_fit
-from lowcomm.island import InnerConfig
+from lowcomm.island import InnerConfig, IslandConfig
 from lowcomm.lora_sync import check_lora, check_tuning
 from lowcomm.model import Full, ModelConfig
 from lowcomm.outer import Nesterov, Outer
@@ -100,6 +100,7 @@ class RunConfig:
     """Inner steps between two lines of metrics per island."""
     tensorboard: bool = True
     """Also write TensorBoard scalars, where the package is installed."""
+    island: IslandConfig = field(default_factory=IslandConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     inner: InnerConfig = field(default_factory=InnerConfig)
@@ -137,6 +138,8 @@ def check(config: RunConfig, islands: int) -> None:
     config.inner.check()
     _check_sync(config)
     check_tuning(config.sync.aggregator, config.model.tuning, islands)
+    averages = config.sync.schedule(1, config.sync.every).average_gradients
+    config.island.check(config.data.batch_size, averages, config.transport == "simulated")
     for field_name, value in (
         ("eval.every", config.eval.every),
         ("checkpoint.every_rounds", config.checkpoint.every_rounds),

@@ -5,12 +5,12 @@ Answers systems that skip a tensor, count tied weights twice or never average a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from lowcomm.types import CoverageError
 
@@ -27,34 +27,22 @@ class Coverage:
     local_buffers: tuple[str, ...]
 
 
-def prove(model: nn.Module, optimized: Sequence[Tensor], buffers: Mapping[str, BufferRule]) -> Coverage:
+def prove(model: nn.Module, buffers: Mapping[str, BufferRule]) -> Coverage:
     """Sort the model's tensors; raise CoverageError for one that would go unsynchronised.
 
-    optimized: the tensors that the inner optimizer updates; buffers: rule by name pattern (fnmatch).
+    buffers: rule by name pattern (fnmatch).
     Non-persistent buffers (recomputed constants, such as rotary tables) are local without a rule.
     """
     parameters = dict(model.named_parameters())
     trainable = tuple(name for name, p in parameters.items() if p.requires_grad)
     if not trainable:
         raise CoverageError("the model has no trainable parameter: set requires_grad on what is to be trained")
-    check_optimized([parameters[name] for name in trainable], optimized)
     for name in trainable:
         if not parameters[name].is_floating_point():
             raise CoverageError(f"parameter {name} has dtype {parameters[name].dtype}: only real floats are averaged")
     averaged, local = _sort_buffers(model, buffers)
     frozen = tuple(name for name, p in parameters.items() if not p.requires_grad)
     return Coverage(trainable=trainable, frozen=frozen, averaged_buffers=averaged, local_buffers=local)
-
-
-def check_optimized(trainable: Iterable[Tensor], optimized: Iterable[Tensor]) -> None:
-    """Raise CoverageError if the inner optimizer updates tensors that are not among the trainable parameters."""
-    known = {id(p) for p in trainable}
-    strangers = sum(id(t) not in known for t in optimized)
-    if strangers:
-        raise CoverageError(
-            f"the inner optimizer updates {strangers} tensors that are not trainable parameters of the model: "
-            "they would drift apart unseen. Build the optimizer from this model's parameters."
-        )
 
 
 def _sort_buffers(model: nn.Module, rules: Mapping[str, BufferRule]) -> tuple[tuple[str, ...], tuple[str, ...]]:

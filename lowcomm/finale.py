@@ -6,16 +6,19 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
-from lowcomm.assembly import Run
+from lowcomm.assembly import Run, build_models
 from lowcomm.digest import sha256_weights
+from lowcomm.island.part import gather_texts
 from lowcomm.lora_sync import at_server_scale
-from lowcomm.model import merge_tuning, token_losses
+from lowcomm.model import merge_tuning
 from lowcomm.privacy_spent import privacy_spent
 from lowcomm.run_dir import write_json
 from lowcomm.sync import LocalSGD
@@ -43,6 +46,7 @@ def holding_global_weights(sync: LocalSGD) -> Iterator[None]:
     with torch.no_grad():
         for p, view in zip(own, merged, strict=True):
             p.copy_(view)
+    _written(sync)
     try:
         with at_server_scale(sync):
             yield
@@ -50,6 +54,12 @@ def holding_global_weights(sync: LocalSGD) -> Iterator[None]:
         with torch.no_grad():
             for p, old in zip(own, kept, strict=True):
                 p.copy_(old)
+        _written(sync)
+
+
+def _written(sync: LocalSGD) -> None:
+    for fragment in sync.fragments:
+        sync.replicas[0].written(fragment)
 
 
 @torch.no_grad()
@@ -64,7 +74,7 @@ def evaluate(run: Run) -> Evaluation:
     sums = torch.zeros(len(batches), 3, dtype=torch.float64)
     for index, (inputs, targets) in enumerate(batches):
         if index in mine:
-            losses = token_losses(island.model, inputs.to(island.device), targets.to(island.device))
+            losses = island.token_losses(inputs, targets)
             text_bytes = run.data.token_bytes[targets].sum()
             sums[index] = torch.tensor([float(losses.double().sum()), float(targets.numel()), float(text_bytes)])
     island.model.train()
@@ -76,16 +86,20 @@ def evaluate(run: Run) -> Evaluation:
 
 
 def export(run: Run) -> None:
-    """Write the global weights and the tokenizer as a transformers directory (island 0 only).
+    """Write the global weights and the tokenizer as a transformers directory (island 0, its first rank).
 
     Raises CheckpointError if it can't be written.
     """
-    if run.world.rank != 0 or not run.config.checkpoint.export:
+    if not run.config.checkpoint.export:
+        return
+    first = run.sync.transport.local[0] == 0
+    state = run.islands[0].whole_state() if first else None
+    if run.world.rank != 0:
         return
     from transformers.utils import logging
 
     directory: Path = run.directory / "export"
-    model = cast("PreTrainedModel", merge_tuning(run.islands[0].model))
+    model = _exportable(run, state)
     logging.disable_progress_bar()  # one shard of weights needs no bar of its own
     try:
         model.save_pretrained(directory)
@@ -97,19 +111,25 @@ def export(run: Run) -> None:
         ) from error
 
 
+def _exportable(run: Run, state: dict[str, Tensor] | None) -> PreTrainedModel:
+    """The model with the weights of an island that holds them in parts (`state`), or the one that was trained."""
+    if state is None:
+        return cast("PreTrainedModel", merge_tuning(run.islands[0].model))
+    whole = build_models(run.config, run.data, 1, torch.device("cpu"))[0]
+    whole.load_state_dict(state)
+    return cast("PreTrainedModel", merge_tuning(whole))
+
+
 def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation | None = None) -> None:
     """summary.json. With an evaluation every island takes part, since means over islands are asked for."""
-    sync, transport, late = run.sync, run.sync.transport, run.sync.deadlines
-    rows = [
-        torch.tensor(
-            [
-                *(r.tokens, transport.sent_bytes[i], transport.received_bytes[i], sync.blocked_s, sync.sync_s, wall_s),
-                *(late.misses, late.waited_s, late.peak_bytes_per_s or 0.0, transport.link_bytes_per_s or math.inf),
-            ],
-            dtype=torch.float64,
-        )
-        for i, r in enumerate(sync.replicas)
-    ]
+    sync, transport, mesh = run.sync, run.sync.transport, run.members.mesh
+    rows = _counted(run, wall_s)
+    weights_sha256 = sha256_weights(sync.weights())
+    if mesh is not None and status != "failed":  # of a failure the other ranks may know nothing
+        rows = [_of_island(mesh.rows(row)) for row in rows]
+        weights_sha256 = sha256("".join(gather_texts(mesh, weights_sha256)).encode()).hexdigest()
+    alike = mesh is None or status != "failed"
+    elements = run.islands[0].parameter_counts() if alike else (None, None)
     table = torch.stack(rows)
     if evaluation is not None:
         table = transport.gather(rows)
@@ -117,14 +137,13 @@ def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation |
         return
     tokens, sent, received, blocked_s, sync_s, wall, _, waited_s, _, _ = table.mean(dim=0).tolist()
     misses, peak, link = int(table[:, 6].sum()), float(table[:, 8].max()), float(table[:, 9].min())
-    parameters = list(run.islands[0].model.parameters())
     write_json(
         run.directory / "summary.json",
         {
             "status": status,
             "name": run.config.name,
-            "parameters": sum(p.numel() for p in parameters),
-            "parameters_trainable": sum(p.numel() for p in parameters if p.requires_grad),
+            "parameters": elements[0],
+            "parameters_trainable": elements[1],
             "val_loss": evaluation.loss if evaluation else None,
             "val_bpb": evaluation.bits_per_byte if evaluation else None,
             "tokens": round(tokens * transport.islands),
@@ -141,7 +160,30 @@ def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation |
             "deadline_waited_s": waited_s,
             "peak_bytes_per_s": peak or None,
             "link_bytes_per_s": link if math.isfinite(link) else None,
-            "weights_sha256": sha256_weights(sync.weights()),
-            "privacy": privacy_spent(sync.codec, sum(f.numel for f in sync.fragments), sync.round),
+            "weights_sha256": weights_sha256,
+            "privacy": privacy_spent(sync.codec, sync.replicas[0].elements, sync.round),
         },
     )
+
+
+def _counted(run: Run, wall_s: float) -> list[Tensor]:
+    """One row per local island, or of this rank: what `write_summary` brings together."""
+    sync, transport, late = run.sync, run.sync.transport, run.sync.deadlines
+    return [
+        torch.tensor(
+            [
+                *(r.tokens, transport.sent_bytes[i], transport.received_bytes[i], sync.blocked_s, sync.sync_s, wall_s),
+                *(late.misses, late.waited_s, late.peak_bytes_per_s or 0.0, transport.link_bytes_per_s or math.inf),
+            ],
+            dtype=torch.float64,
+        )
+        for i, r in enumerate(sync.replicas)
+    ]
+
+
+def _of_island(rows: Tensor) -> Tensor:
+    """One row for an island of several ranks: tokens, bytes and misses of all, the longest times, the slowest link."""
+    worst = torch.cat([rows[:, :9].amax(dim=0), rows[:, 9:].amin(dim=0)])
+    summed = torch.tensor([0, 1, 2, 6])
+    worst[summed] = rows[:, summed].sum(dim=0)
+    return worst

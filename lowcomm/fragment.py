@@ -20,8 +20,12 @@ class Fragment:
     `weights` is fp32 of `size` elements (padded with zeros to a multiple of `islands`), on the outer device.
     """
 
-    def __init__(self, params: dict[str, Tensor], islands: int, device: torch.device) -> None:
+    def __init__(
+        self, params: dict[str, Tensor], islands: int, device: torch.device, covers: Sequence[str] | None = None
+    ) -> None:
         self.names = tuple(params)
+        self.covers = tuple(self.names if covers is None else covers)
+        """Parameters that the ranks of an island hold parts of in it; `names` are those with a part here."""
         self.shapes = tuple(p.shape for p in params.values())
         self.numel = sum(p.numel() for p in params.values())
         self.size = -(-self.numel // islands) * islands

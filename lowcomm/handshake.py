@@ -16,6 +16,7 @@ from lowcomm.coverage import BufferRule, Coverage, check_partition, prove
 from lowcomm.digest import digest_all
 from lowcomm.exchange import check_fit
 from lowcomm.fragment import Fragment
+from lowcomm.island.part import prove_shares
 from lowcomm.lora_sync import check_lora, loosen
 from lowcomm.replica import Replica
 from lowcomm.transport.base import Transport
@@ -80,32 +81,55 @@ def prepare(
     Returns the fragments, which hold the global weights, and a pseudo-fragment of the buffers to average, if any.
     Islands that start from other weights take those of island 0, as under DDP.
     """
-    coverages = [prove(r.model, [p for g in r.inner.param_groups for p in g["params"]], buffers) for r in sync.replicas]
+    coverages = [prove(r.model, buffers) for r in sync.replicas]
+    for replica in sync.replicas:
+        replica.part.check_inner(list(replica.params.values()), replica.inner)
     coverage, first = coverages[0], sync.replicas[0]
-    parts = sync.schedule.partition({n: p.numel() for n, p in first.params.items()})
-    check_partition(coverage.trainable, parts)
+    parts = _partition(sync, first, coverage)
     compare(sync.transport, [_facts(sync, r, c) for r, c in zip(sync.replicas, coverages, strict=True)])
-    device = torch.device(outer_device) if outer_device is not None else next(iter(first.params.values())).device
+    device = torch.device(outer_device) if outer_device is not None else next(iter(first.held.values())).device
     islands = sync.transport.islands
-    fragments = [Fragment({n: first.params[n] for n in part}, islands, device) for part in parts]
+    fragments = [Fragment({n: first.held[n] for n in p if n in first.held}, islands, device, p) for p in parts]
     averaged = {n: first.buffers[n] for n in coverage.averaged_buffers}
     _agree_on_weights(sync)
     for fragment in fragments:
+        for replica in sync.replicas:
+            replica.written(fragment)  # the ranks of an island, too, start from the same weights
         fragment.read(first.tensors(fragment))
     sync.deadlines.restart()
     return fragments, Fragment(averaged, islands, device) if averaged else None
 
 
+def _partition(sync: LocalSGD, first: Replica, coverage: Coverage) -> list[list[str]]:
+    """Parameters by fragment; together the ranks of an island hold all of each.
+
+    A rank that holds nothing of one (ZeRO cuts across parameters, a pipeline has them elsewhere) takes part in its
+    exchanges with a filler, so that all ranks of an island do the same things in the same order.
+    """
+    expected = first.part.expected(first.model)
+    mesh = first.part.mesh
+    if mesh is not None:
+        settings = f"{sync.every} {sync.outer} {sync.codec} {sync.schedule}"
+        expected = prove_shares(mesh, first.held, expected, settings)
+        first.elements = sum(expected.values())
+    parts = sync.schedule.partition(expected)
+    check_partition(coverage.trainable if mesh is None else list(expected), parts)
+    if mesh is None:
+        return parts
+    return [part if any(n in first.held for n in part) else [first.fill(i), *part] for i, part in enumerate(parts)]
+
+
 def _agree_on_weights(sync: LocalSGD) -> None:
-    rows = [torch.frombuffer(bytearray(digest_all(r.params)), dtype=torch.uint8) for r in sync.replicas]
+    rows = [torch.frombuffer(bytearray(digest_all(r.held)), dtype=torch.uint8) for r in sync.replicas]
     table = sync.transport.gather(rows)
     if bool((table != table[0]).any()):
-        for name in sync.replicas[0].params:
-            sync.transport.broadcast([r.params[name].data for r in sync.replicas])
+        for name in sync.replicas[0].held:
+            sync.transport.broadcast([r.held[name].detach() for r in sync.replicas])
 
 
 def _facts(sync: LocalSGD, replica: Replica, coverage: Coverage) -> Facts:
     parameters = dict(replica.model.named_parameters())
+    shards = {n: f"{tuple(t.shape)} {t.dtype}" for n, t in replica.held.items()}
     return {
         "version": __version__,
         "islands": sync.transport.islands,
@@ -118,5 +142,6 @@ def _facts(sync: LocalSGD, replica: Replica, coverage: Coverage) -> Facts:
         **({"on_late": sync.deadlines.on_late} if sync.deadlines.on_late != "wait" else {}),
         "tensors": {n: f"{tuple(t.shape)} {t.dtype}" for n, t in {**parameters, **replica.buffers}.items()},
         "trainable": " ".join(coverage.trainable),
-        "frozen weights": digest_all({n: parameters[n] for n in coverage.frozen}).hex(),
+        "frozen weights": digest_all(replica.part.frozen(replica.model, coverage.frozen)).hex(),
+        **({"shards": shards} if replica.part.mesh is not None else {}),
     }

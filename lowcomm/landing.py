@@ -11,6 +11,7 @@ import torch
 
 from lowcomm.exchange import Exchanged
 from lowcomm.flight import Flight
+from lowcomm.gradients import average_buffers
 from lowcomm.lora_sync import hold, mixed, settle
 from lowcomm.pacing import decide
 from lowcomm.types import Round, SyncError
@@ -63,10 +64,12 @@ def commit(sync: LocalSGD, flight: Flight, start: float, delayed: bool = False) 
     alpha, share = sync.schedule.alpha, sync.schedule.own_share(transport.islands)
     try:
         done = sync.deadlines.receive(sync, flight, delayed)
-        sync.average_buffers(done.roll.weights)
+        average_buffers(sync, done.roll.weights)
     except SyncError:
         if delayed and share != 1:
             fragment.take_back(tensors, flight.deltas, share)  # or what was trained before the launch would be lost
+            for replica in sync.replicas:
+                replica.written(fragment)
         raise
     starts = fragment.starts(flight.deltas, share) if delayed and alpha is None else None
     fragment.set_outer_grad()
@@ -85,6 +88,7 @@ def commit(sync: LocalSGD, flight: Flight, start: float, delayed: bool = False) 
         if residual is not None:
             share_kept = alpha if delayed and moved[i] and alpha is not None else 0.0
             fragment.keep_apart(tensors[i], residual, 1 - share_kept)
+        replica.written(fragment)
     if delayed:
         sync.unverified[index] = (digest, flight.round)  # compared in the next exchange, so that no step waits for it
     else:

@@ -22,21 +22,22 @@ from lowcomm.run_dir import available_cores, write_json
 
 
 def launch(config: RunConfig, arguments: Sequence[str]) -> int:
-    """Run `lowcomm ARGUMENTS` in one process per island under torchrun's agent; returns the run's exit code.
+    """Run `lowcomm ARGUMENTS` in one process per rank under torchrun's agent; returns the run's exit code.
 
     Everything stays on 127.0.0.1. SIGTERM and Ctrl-C are passed on to the islands, which save and leave.
     """
-    assert config.islands is not None
+    assert config.islands is not None and config.island.size is not None
+    processes = config.islands * config.island.size
     for name in list(logging.root.manager.loggerDict):  # each logger of the agent has a level of its own
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    threads = config.threads or max(1, available_cores() // config.islands)
+    threads = config.threads or max(1, available_cores() // processes)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # inherited by the islands, before their torch is imported
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     agent = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=config.islands,
+        nproc_per_node=processes,
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",

@@ -131,6 +131,11 @@ def install(sync: LocalSGD) -> None:
     """Check the adapters against the rule, give each replica its rank and scale, let resting factors rest."""
     rule = sync.aggregator
     if isinstance(rule, LoraRule):
+        mesh = sync.replicas[0].part.mesh
+        alone = mesh is None or mesh.size == 1
+        _refuse(
+            not alone, "sync.aggregator", type(rule).__name__, "an island's ranks hold parts of factors", "use Mean"
+        )
         _check_adapters(sync, rule)
         if rule.ranks is not None:
             for replica, island in zip(sync.replicas, sync.transport.local, strict=True):
@@ -219,7 +224,7 @@ def hold(sync: LocalSGD, index: int, dropped: Sequence[int]) -> list[dict[str, T
     held: list[dict[str, Tensor]] = []
     for replica, island in zip(sync.replicas, sync.transport.local, strict=True):
         own = frozenset() if island in dropped else sync.codec.private(like, dataclasses.replace(coming, island=island))
-        held.append({name: replica.params[name].detach().clone() for name in fragment.names if name in own})
+        held.append({name: replica.held[name].detach().clone() for name in fragment.names if name in own})
     return held
 
 
@@ -230,9 +235,9 @@ def settle(sync: LocalSGD, index: int, combined: Combined | None, held: Sequence
     for replica, island, own in zip(sync.replicas, sync.transport.local, held, strict=True):
         if isinstance(rule, LoraRule) and rule.ranks is not None:
             for name, view in fragment.views(fragment.weights).items():
-                replica.params[name].copy_(rule.local(name, view, island))
+                replica.held[name].copy_(rule.local(name, view, island))
         for name, value in own.items():
-            replica.params[name].copy_(value)
+            replica.held[name].copy_(value)
         if isinstance(rule, LoraRule) and rule.regauges and combined is not None:
             replica.inner.state.clear()  # its moments belong to factors in another basis
     hashed = Digest()

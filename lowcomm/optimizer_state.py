@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lowcomm.island.dtensor import local, spread_like
 from lowcomm.types import CheckpointError
 
 
@@ -22,7 +23,7 @@ def to_tensors(optimizer: Optimizer, prefix: str) -> tuple[dict[str, Tensor], di
     for index, p in enumerate(_params(optimizer)):
         for key, value in optimizer.state.get(p, {}).items():
             if isinstance(value, Tensor):
-                tensors[f"{prefix}.{index}.{key}"] = value.detach()
+                tensors[f"{prefix}.{index}.{key}"] = local(value)
             else:
                 scalars[f"{prefix}.{index}.{key}"] = value
     groups = [
@@ -48,7 +49,8 @@ def from_tensors(optimizer: Optimizer, prefix: str, tensors: dict[str, Tensor], 
         p = params[int(index)]
         if isinstance(value, Tensor):
             # a step counter stays where it was; everything shaped like the parameter goes to its device
-            value = value.to(p.device).clone() if value.shape == p.shape else value.clone()
+            shaped = value.shape == local(p).shape
+            value = spread_like(value.to(p.device).clone(), p) if shaped else value.clone()
         optimizer.state[p][key] = value
     for group, saved in zip(optimizer.param_groups, meta["groups"], strict=True):
         group.update(saved)

@@ -45,15 +45,17 @@ def decide(sync: LocalSGD, flight: Flight) -> Pace:
     """
     step_s = sync.step_clock.take_median_s() / len(sync.replicas)  # islands of one process take turns
     sent = [now - before for now, (before, _) in zip(sync.transport.sent_bytes, flight.bytes_before, strict=True)]
-    rows = [torch.tensor([step_s, flight.exchange_s, flight.latency_s, float(b)], dtype=torch.float64) for b in sent]
+    fragment = sync.fragments[flight.fragment]
+    level_bytes = sync.codec.level_bytes(fragment.views(fragment.weights)) or [1]
+    own = [torch.tensor([-step_s, flight.exchange_s, flight.latency_s, -float(b)], dtype=torch.float64) for b in sent]
+    rows = [sync.transport.inside(row).amin(dim=0) for row in own]  # of an island's ranks, as of the islands
+    level_bytes = sync.transport.inside(torch.tensor(level_bytes)).amax(dim=0).tolist()
     table = sync.transport.gather(rows)
     measured = Measured(
         step=sync.step,
-        step_s=float(table[:, 0].max()),
+        step_s=float(-table[:, 0].min()),
         exchange_s=float(table[:, 1].min()),
         latency_s=float(table[:, 2].min()),
-        sent_bytes=int(table[:, 3].max()),
+        sent_bytes=int(-table[:, 3].min()),
     )
-    fragment = sync.fragments[flight.fragment]
-    level_bytes = sync.codec.level_bytes(fragment.views(fragment.weights)) or [1]
     return sync.schedule.next_pace(sync.pace, sync.every, measured, level_bytes)

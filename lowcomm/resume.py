@@ -27,17 +27,21 @@ def start_files(run: Run) -> None:
 
 
 def save_now(run: Run, name: str, time_s: float) -> None:
-    """Save this process's islands as checkpoint `name`. Raises CheckpointError; nothing older is touched."""
+    """Save this process's islands, or its part of one, as checkpoint `name`.
+
+    Raises CheckpointError; nothing older is touched.
+    """
     root = run.directory / "checkpoints"
+    sharded = run.members.mesh is not None
     for i, island in enumerate(run.islands):
-        number = run.sync.transport.local[i]
+        number = run.members.everyone.local[i]
         tensors, values = island_part(run.sync, i)
         tensors["rng.cpu"] = island.cpu_rng
         if island.cuda_rng is not None:
             tensors["rng.cuda"] = island.cuda_rng
         values = {**values, "data": run.shards[i].state_dict(), "time_s": time_s, "resumes": run.resumes}
         parts: dict[str, checkpoint.Part] = {"island": (tensors, values)}
-        if run.world.local_rank == 0 and i == 0:
+        if sharded or (run.world.local_rank == 0 and i == 0):  # of several ranks each has its own shard of it
             parts["global"] = global_part(run.sync)
         checkpoint.save(root, name, number, parts, run.session)
     if run.world.local_rank == 0:
@@ -50,7 +54,7 @@ def load_newest(run: Run) -> None:
     name, stops = _newest_common(run)
     if name is None:
         raise CheckpointError(f"{root} holds no checkpoint that is whole on every island: start again without --resume")
-    for i, number in enumerate(run.sync.transport.local):
+    for i, number in enumerate(run.members.everyone.local):
         checkpoint.remove_partial(root, number)
         parts = checkpoint.load(root, name, number)
         if i == 0:
@@ -63,7 +67,7 @@ def load_newest(run: Run) -> None:
         run.base_time_s = max(run.base_time_s, values["time_s"])
         run.resumes = max(stops, values["resumes"]) + 1
     counted = list(run.sync.transport.sent_bytes), list(run.sync.transport.received_bytes)
-    run.start = start_together(run.sync.transport, run.base_time_s)
+    run.start = start_together(run.members.everyone, run.base_time_s)
     run.sync.transport.sent_bytes[:], run.sync.transport.received_bytes[:] = counted  # an unbroken run counts it once
     run.sync.relaunch()
     known = checkpoint.names(root)
@@ -78,7 +82,7 @@ def load_newest(run: Run) -> None:
 
 def _newest_common(run: Run) -> tuple[str | None, int]:
     """The newest checkpoint whose parts are all whole and of one session, and the highest number of a stop anywhere."""
-    transport = run.sync.transport
+    transport = run.members.everyone
     root = run.directory / "checkpoints"
     stops = checkpoint.highest_stop(root)
     rows = [

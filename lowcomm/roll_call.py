@@ -62,7 +62,7 @@ def call_roll(
         torch.tensor([float(round.index), arrival_s, t, n, *vote], dtype=torch.float64)
         for t, n in zip(tokens, norms, strict=True)
     ]
-    table = transport.gather(rows).tolist()
+    table = transport.gather([_of_island(transport, row) for row in rows]).tolist()
     expected_round = sorted(row[0] for row in table)[len(table) // 2]
     dropped: dict[int, str] = {}
     for island, (index, _, count, norm, *_) in enumerate(table):
@@ -84,6 +84,15 @@ def call_roll(
     )
 
 
+def _of_island(transport: Transport, row: torch.Tensor) -> torch.Tensor:
+    """The row of an island whose ranks each have one of their own: all ranks then see the same table."""
+    rows = transport.inside(row)
+    if len(rows) == 1:
+        return row
+    tokens, norm = rows[:, 2].sum(), rows[:, 3].square().sum().sqrt()
+    return torch.stack([rows[0, 0], rows[:, 1].amax(), tokens, norm, *rows[:, 4:].amax(dim=0)])
+
+
 def agree(transport: Transport, bad: Sequence[Mapping[int, str]]) -> dict[int, str]:
     """The contributions that any island found unusable: island -> reason.
 
@@ -91,7 +100,7 @@ def agree(transport: Transport, bad: Sequence[Mapping[int, str]]) -> dict[int, s
     """
     islands = range(transport.islands)
     rows = [torch.tensor([k in found for k in islands], dtype=torch.uint8) for found in bad]
-    table = transport.gather(rows).bool()
+    table = transport.gather([transport.inside(row).amax(dim=0) for row in rows]).bool()
     own = {k: why for found in bad for k, why in found.items()}
     own |= {k: found[k] for k, found in zip(transport.local, bad, strict=True) if k in found}  # who sent it knows best
     agreed: dict[int, str] = {}

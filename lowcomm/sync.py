@@ -20,15 +20,17 @@ from lowcomm.coverage import BufferRule
 from lowcomm.deadline import Deadlines, OnLate
 from lowcomm.exchange import Exchanged, aggregate_into_mean
 from lowcomm.flight import Flight, Worker, may_overlap
-from lowcomm.gradients import average_gradients
+from lowcomm.gradients import average_buffers, average_gradients
 from lowcomm.handshake import check_counts, check_parts, prepare
+from lowcomm.island.part import Part, Whole
 from lowcomm.landing import SyncReport, commit
 from lowcomm.lora_sync import install
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.pacing import StepClock
 from lowcomm.replica import Replica
 from lowcomm.schedule import Action, EveryH, Pace, Schedule
-from lowcomm.transport import Transport, default_transport
+from lowcomm.together import find_transport, together
+from lowcomm.transport import Transport
 from lowcomm.types import Round, SyncError, require
 from lowcomm.verify import check_still_covered, verify_all, verify_equal
 
@@ -39,6 +41,7 @@ class LocalSGD:
     Args:
         model: the island's model, or a list of models: several islands simulated in this process.
         inner: the optimizer(s) over the trainable parameters.
+        island: what this rank holds of an island of several ranks (`lowcomm.island`); None: the whole replica.
         every: inner steps per round (H).
         outer: outer optimizer; codec, schedule, aggregator: the other arrows of the flow.
         transport: None takes the default process group if there is one, else the models given.
@@ -57,6 +60,7 @@ class LocalSGD:
         inner: Optimizer | Sequence[Optimizer],
         *,
         every: int,
+        island: Part | None = None,
         outer: Outer | None = None,
         codec: Codec | None = None,
         schedule: Schedule | None = None,
@@ -75,9 +79,9 @@ class LocalSGD:
         self.outer, self.codec = outer or Nesterov(), codec or Fp32()
         self.schedule, self.aggregator = schedule or EveryH(), aggregator or Mean()
         check_parts(self, models)
-        self.transport = transport or default_transport(len(models))
+        self.transport = transport or find_transport(len(models), island)
         check_counts(len(models), len(inners), self.transport)
-        self.replicas = [Replica(m, i) for m, i in zip(models, inners, strict=True)]
+        self.replicas = [Replica(m, i, island or Whole()) for m, i in zip(models, inners, strict=True)]
         self.step, self.round = 0, 0
         self.pending: tuple[int, ...] = ()
         """Fragments whose exchange was due and has not been committed."""
@@ -90,7 +94,7 @@ class LocalSGD:
         self.pace, self.step_clock, self.deadlines = Pace(every=every), StepClock(), Deadlines(on_late)
         self.flights: dict[int, Flight] = {}
         """Exchanges that have started and not landed, by fragment, in the order of starting."""
-        self._worker = Worker(beside=may_overlap(self.transport, self.codec, [r.params for r in self.replicas]))
+        self._worker = Worker(beside=may_overlap(self.transport, self.codec, [r.held for r in self.replicas]))
         self.unverified: dict[int, tuple[bytes, Round]] = {}
         self.fragments, self.buffers = prepare(self, buffers or {}, outer_device)
         self.outers = [self.outer.build(f.outer_params) for f in self.fragments]
@@ -134,7 +138,8 @@ class LocalSGD:
         verify_all(self.transport, self.fragments, self.unverified)
         self.unverified = {}
         rows = [torch.tensor([r.unsynced(i) for i in range(len(self.fragments))]) for r in self.replicas]
-        trained = self.transport.gather(rows).amax(dim=0).tolist()  # an island may have had no work where others had
+        pooled = [self.transport.inside(row).sum(dim=0) for row in rows]
+        trained = self.transport.gather(pooled).amax(dim=0).tolist()  # an island may have had no work where others had
         due = tuple(i for i, tokens in enumerate(trained) if tokens > 0 or self.codec.holds_back)
         self._last = True
         try:
@@ -170,6 +175,8 @@ class LocalSGD:
             if (share := self.schedule.own_share(self.transport.islands)) != 1:
                 fragment = self.fragments[index]
                 fragment.go_on_from([r.tensors(fragment) for r in self.replicas], flight.deltas, share)
+                for replica in self.replicas:
+                    replica.written(fragment)
             self._worker.start(flight, self._exchange)
             flight.launched, flight.blocked_s = start, time.perf_counter() - start
 
@@ -226,21 +233,15 @@ class LocalSGD:
         verify_all(transport, self.fragments, flight.to_verify)
         before, roll = list(transport.sent_bytes), self.deadlines.call_roll(self, flight)
         states, codec = [s[flight.fragment] for s in self.codec_states], self.codec.at(flight.round)
-        done = aggregate_into_mean(
-            fragment, flight.deltas, transport, codec, self.aggregator, states, roll, flight.round, self.quorum
+        aggregator, quorum = self.aggregator, self.quorum
+        done = together(
+            transport,
+            lambda: aggregate_into_mean(
+                fragment, flight.deltas, transport, codec, aggregator, states, roll, flight.round, quorum
+            ),
         )
         flight.sent_bytes = [now - then for now, then in zip(transport.sent_bytes, before, strict=True)]
         return done
-
-    def average_buffers(self, weights: Sequence[float]) -> None:
-        """Average the buffers that were named for it, with the islands' weights."""
-        buffers = self.buffers
-        if buffers is None:
-            return
-        flats = [buffers.flatten(r.tensors(buffers), i) for i, r in enumerate(self.replicas)]
-        self.transport.weighted_sum(flats, weights, buffers.mean)
-        for replica in self.replicas:
-            buffers.unflatten_mean(replica.tensors(buffers))
 
     def _before_step(self) -> None:
         if self.next_action.average_gradients and self._averaged_step != self.step:
@@ -269,7 +270,7 @@ class LocalSGD:
     @torch.no_grad()
     def _rebase(self) -> None:
         """After steps with averaged gradients the islands are equal: their weights are the global weights."""
-        self.average_buffers([1 / self.transport.islands] * self.transport.islands)
+        average_buffers(self, [1 / self.transport.islands] * self.transport.islands)
         for index, fragment in enumerate(self.fragments):
             current = self.round_of(index)
             digests = [fragment.read(r.tensors(fragment)) for r in self.replicas]
@@ -292,4 +293,5 @@ class LocalSGD:
 
     def weights(self) -> dict[str, Tensor]:
         """The global weights by name: fp32 views on the outer device."""
-        return {name: view for f in self.fragments for name, view in f.views(f.weights).items()}
+        held = self.replicas[0].params
+        return {name: view for f in self.fragments for name, view in f.views(f.weights).items() if name in held}

@@ -44,7 +44,7 @@ def load_global(sync: LocalSGD, part: Part) -> None:
 def island_part(sync: LocalSGD, local: int) -> Part:
     """What belongs to one local island: weights, buffers, inner and codec state, counters."""
     replica = sync.replicas[local]
-    tensors: dict[str, Tensor] = {f"model.{n}": p.detach() for n, p in replica.params.items()}
+    tensors: dict[str, Tensor] = {f"model.{n}": p.detach() for n, p in replica.held.items()}
     tensors.update({f"buffer.{n}": b for n, b in replica.buffers.items()})
     inner, meta = optimizer_state.to_tensors(replica.inner, "inner")
     tensors.update(inner)
@@ -81,8 +81,10 @@ def load_island(sync: LocalSGD, local: int, part: Part) -> None:
     """
     tensors, values = part
     replica = sync.replicas[local]
-    for name, p in replica.params.items():
+    for name, p in replica.held.items():
         p.copy_(tensors[f"model.{name}"])
+    for fragment in sync.fragments:
+        replica.written(fragment)
     for name, b in replica.buffers.items():
         b.copy_(tensors[f"buffer.{name}"])
     optimizer_state.from_tensors(replica.inner, "inner", tensors, values["inner"])

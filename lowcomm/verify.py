@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from lowcomm.coverage import check_optimized
 from lowcomm.digest import digest
 from lowcomm.fragment import Fragment
 from lowcomm.replica import Replica
@@ -24,7 +23,7 @@ def check_still_covered(replicas: Sequence[Replica]) -> None:
             raise CoverageError(
                 f"parameter {changed} was frozen, unfrozen or replaced since the sync was set up: build a new LocalSGD"
             )
-        check_optimized(replica.params.values(), [p for g in replica.inner.param_groups for p in g["params"]])
+        replica.part.check_inner(list(replica.params.values()), replica.inner)
 
 
 def verify_all(transport: Transport, fragments: Sequence[Fragment], landed: dict[int, tuple[bytes, Round]]) -> None:

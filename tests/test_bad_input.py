@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import lowcomm.launch
 from lowcomm.cli import main
 from lowcomm.config import RunConfig, to_dict
+from lowcomm.island import IslandConfig
 from tests import runs
 
 
@@ -67,6 +68,10 @@ OUT_OF_RANGE = [
     ("seed", str(2**63), "0 <= seed < 2^63"),
     ("threads", "0", "1 or more"),
     ("log_every", "0", "1 or more"),
+    ("island.size", "0", "1 or more"),
+    ("island.size", "-1", "1 or more"),
+    ("island.size", "3", "a divisor of data.batch_size (2)"),
+    ("island.microbatches", "0", "1 or more, one for each stage"),
     ("data.seq_len", "0", "1 or more"),
     ("data.batch_size", "0", "1 or more"),
     ("data.validation_sequences", "0", "1 or more"),
@@ -187,6 +192,36 @@ def test_islands_and_world(refuse: Refuse, monkeypatch: pytest.MonkeyPatch) -> N
     assert "islands = 2 is not allowed: torchrun started 3 processes" in refuse("--islands", "2")
     line = refuse("--transport", "simulated")
     assert "transport = 'simulated' runs in one process, but torchrun started 3" in line and "Fix: " in line
+
+
+def test_island_sizes_and_kinds(refuse: Refuse, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A world that islands don't divide names the sizes that do; kinds that can't do what is asked say so."""
+    simulated = refuse("--island.size", "2", "--transport", "simulated")
+    assert "islands of several ranks are processes. Fix: --transport collective" in simulated
+    zero = ("--island.size", "2", "--island.kind", "zero2")
+    assert "DeepSpeed keeps the gradients to itself. Fix: --island.kind fsdp" in refuse(*zero, function="ddp")
+    assert "island.offload = True is not allowed: False without ZeRO" in refuse("--island.offload")
+    pipeline = ("--island.size", "2", "--island.kind", "pipeline", "--island.microbatches", "3")
+    assert "island.microbatches = 3 is not allowed: a divisor of data.batch_size (2)" in refuse(*pipeline)
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "6"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "6")):
+        monkeypatch.setenv(name, value)
+    assert "6 ranks divide into islands of [1, 2, 3, 6] ranks" in refuse("--island.size", "4")
+    assert "islands = 2 is not allowed: torchrun started 6 processes, 2 for each island" in refuse("--island.size", "2")
+    assert "islands = 4 is not allowed: torchrun started 6 processes, which divide into" in refuse("--islands", "4")
+
+
+def test_the_default_island_is_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several nodes: a node's ranks; one node: each rank; --islands: what it leaves."""
+    from lowcomm.membership import World, count_islands
+
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    two_nodes = World(rank=0, size=8, local_rank=0, local_size=4)
+    one_node = World(rank=0, size=8, local_rank=0, local_size=8)
+    assert count_islands(RunConfig(), two_nodes) == (2, 4)
+    assert count_islands(RunConfig(), one_node) == (8, 1)
+    assert count_islands(RunConfig(islands=4), one_node) == (4, 2)
+    assert count_islands(RunConfig(island=IslandConfig(size=8)), two_nodes) == (1, 8)
 
 
 def test_only_rank_0_says_it(

@@ -66,7 +66,7 @@ def test_bucket_that_does_not_fit_is_synced_too() -> None:
 
 
 def test_tied_weights_are_counted_once() -> None:
-    coverage = prove(toy.Net(), [], {})
+    coverage = prove(toy.Net(), {})
     assert coverage.trainable.count("middle.weight") == 1
     assert "again.weight" not in coverage.trainable
     sync = toy.build(2)
@@ -92,7 +92,7 @@ def test_integer_and_missing_parameters_are_refused() -> None:
     for p in model.parameters():
         p.requires_grad_(False)
     with pytest.raises(CoverageError, match="no trainable parameter"):
-        prove(model, [], {})
+        prove(model, {})
 
 
 @pytest.mark.parametrize(

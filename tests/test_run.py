@@ -20,7 +20,7 @@ from lowcomm.cli import main
 from lowcomm.codec import ErrorFeedback, Rqm
 from lowcomm.config import CheckpointConfig, EvalConfig, SyncConfig, to_dict
 from lowcomm.data import build_data
-from lowcomm.island import InnerConfig, PlainIsland
+from lowcomm.island import InnerConfig, IslandConfig, PlainIsland
 from lowcomm.privacy import RqmAccountant
 from lowcomm.report.metrics import KEYS
 from lowcomm.trainer import DivergedError, train
@@ -316,6 +316,7 @@ def test_config_is_stored_whole(finished: Path, corpus: Path) -> None:
         finished,
         checkpoint=CheckpointConfig(every_rounds=1),
         eval=EvalConfig(every=4),
+        island=IslandConfig(size=1),
         tensorboard=True,
         log_every=3,
     )

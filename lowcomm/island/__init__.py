@@ -1,7 +1,32 @@
-"""Islands: how one replica trains between syncs."""
+"""Islands: how one replica trains between syncs, and what each of its ranks syncs."""
 
 from lowcomm.island.batched import BatchedIslands
+from lowcomm.island.config import IslandConfig
+from lowcomm.island.ddp import DDPPart
+from lowcomm.island.fsdp import FSDPPart
 from lowcomm.island.inner import AdamW, Inner, InnerConfig, lr_factor
+from lowcomm.island.mesh import Mesh
+from lowcomm.island.part import Part, Whole
 from lowcomm.island.plain import Batch, PlainIsland
+from lowcomm.island.stage import StagePart
+from lowcomm.island.zero import EngineOptimizer, MeshUnit, ZeROPart
 
-__all__ = ["AdamW", "Batch", "BatchedIslands", "Inner", "InnerConfig", "PlainIsland", "lr_factor"]
+__all__ = [
+    "AdamW",
+    "Batch",
+    "BatchedIslands",
+    "DDPPart",
+    "EngineOptimizer",
+    "FSDPPart",
+    "Inner",
+    "InnerConfig",
+    "IslandConfig",
+    "Mesh",
+    "MeshUnit",
+    "Part",
+    "PlainIsland",
+    "StagePart",
+    "Whole",
+    "ZeROPart",
+    "lr_factor",
+]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from lowcomm.island.inner import InnerConfig, lr_factor
+from lowcomm.island.part import Part, Whole
 
 Batch = tuple[Tensor, Tensor]
 LossFn = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -31,6 +32,7 @@ class PlainIsland:
         self.model, self.config, self.steps, self.losses = model, config, steps, losses
         self.forward_model = model if forward is None else forward
         self.inner = config.optimizer.build(model)
+        self.part: Part = Whole()
         self.params = [p for p in model.parameters() if p.requires_grad]
         self.device = self.params[0].device
         self.autocast_bf16 = autocast_bf16 and self.device.type == "cuda"
@@ -43,26 +45,59 @@ class PlainIsland:
     def backward(self, batches: Sequence[Batch]) -> float:
         """Accumulate the gradient of the mean loss over micro-batches; returns that loss in nats per token."""
         self._swap_in_rng()
-        tokens = sum(targets.numel() for _, targets in batches)
+        mine = [self.own_rows(batch) for batch in batches]
+        tokens = sum(targets.numel() for _, targets in mine)
         total = 0.0
-        for inputs, targets in batches:
+        for number, (inputs, targets) in enumerate(mine, start=1):
             context = torch.autocast("cuda", torch.bfloat16) if self.autocast_bf16 else nullcontext()
-            with context:
-                losses = self.losses(self.forward_model, inputs.to(self.device), targets.to(self.device))
-            loss = losses.sum() / tokens
-            loss.backward()
+            with self.sharing_gradients(number == len(mine)):
+                with context:
+                    losses = self.losses(self.forward_model, inputs.to(self.device), targets.to(self.device))
+                loss = losses.sum() / tokens
+                loss.backward()
             total += float(loss.detach())
         self._swap_out_rng()
         return total
 
+    def own_rows(self, batch: Batch) -> Batch:
+        """The part of an island's batch that this rank trains on."""
+        return batch
+
+    def sharing_gradients(self, last: bool) -> AbstractContextManager[None]:
+        """Around a micro-batch; in the last one of a step an island's ranks bring their gradients together."""
+        return nullcontext()
+
+    def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Losses in nats by token, without a gradient: int64 [batch, seq_len] -> fp32 [batch * seq_len].
+
+        All ranks of an island call it alike.
+        """
+        return self.losses(self.model, inputs.to(self.device), targets.to(self.device))
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """Elements of the island's model: (all, trainable)."""
+        parameters = list(self.model.parameters())
+        return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+    def whole_state(self) -> dict[str, Tensor] | None:
+        """The island's weights by name, on its first rank, for an export; None: as they are in `model`, or elsewhere.
+
+        All ranks of an island call it alike.
+        """
+        return None
+
     def update(self, step: int) -> None:
         """Clip, set the learning rate of global inner step `step` (from 0), take the inner step, clear gradients."""
         if self.config.clip_norm is not None:
-            self.grad_norm = float(nn.utils.clip_grad_norm_(self.params, self.config.clip_norm))
+            self.grad_norm = self.clip(self.config.clip_norm)
         for group in self.inner.param_groups:
             group["lr"] = self.lr(step)
         self.inner.step()
         self.inner.zero_grad()
+
+    def clip(self, clip_norm: float) -> float:
+        """Scale the gradients down to this norm; returns what it was before."""
+        return float(nn.utils.clip_grad_norm_(self.params, clip_norm))
 
     def lr(self, step: int) -> float:
         """Learning rate of global inner step `step`."""

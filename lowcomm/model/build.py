@@ -31,6 +31,8 @@ class ModelConfig:
     """Local transformers directory to start from instead of a preset."""
     origin: Origin = field(default_factory=Scratch)
     """A named model to start from, made or converted when it is first needed; Scratch: the preset or the directory."""
+    tied_embeddings: bool | None = None
+    """Whether a preset's output weights are its embeddings; None: tied but for 1b."""
     compile: bool = False
     """Compile the forward and backward with torch.compile (needs a C++ compiler; slow start, faster steps)."""
     autocast_bf16: bool = True
@@ -78,6 +80,7 @@ def _base_model(config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: 
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape: Shape = SHAPES[config.preset]
+    tied = config.preset != "1b" if config.tied_embeddings is None else config.tied_embeddings
     if config.width is not None:
         shape = widened(shape, config.width)
     llama = LlamaConfig(
@@ -88,7 +91,7 @@ def _base_model(config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: 
         num_key_value_heads=shape.kv_heads,
         intermediate_size=shape.intermediate,
         max_position_embeddings=max(max_tokens, 512),
-        tie_word_embeddings=config.preset != "1b",
+        tie_word_embeddings=tied,
         bos_token_id=eos_id,
         eos_token_id=eos_id,
         pad_token_id=None,

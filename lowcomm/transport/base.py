@@ -28,6 +28,8 @@ class Transport(ABC):
     local: tuple[int, ...]
     sent_bytes: list[int]
     received_bytes: list[int]
+    ranks: int = 1
+    """Ranks of each island that sync a part of it; this transport joins those that hold the same part."""
     link_bytes_per_s: float | None = None
     """Bytes that this process sends per second, from its latest large exchanges; None: not measured."""
 
@@ -63,6 +65,13 @@ class Transport(ABC):
     @abstractmethod
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite each local island's tensor with that of island 0."""
+
+    def inside(self, row: Tensor) -> Tensor:
+        """1-D CPU rows of all ranks of this process's island, in rank order: [ranks, size].
+
+        All ranks call it alike. Bytes inside an island are not counted.
+        """
+        return row[None]
 
     @abstractmethod
     def close(self) -> None:

@@ -33,9 +33,17 @@ class Collective(Transport):
     """One island per process of an initialised process group (default: the world)."""
 
     def __init__(
-        self, group: dist.ProcessGroup | None = None, *, streams: int = 1, timeout_s: float | None = None
+        self,
+        group: dist.ProcessGroup | None = None,
+        *,
+        beside: dist.ProcessGroup | None = None,
+        streams: int = 1,
+        timeout_s: float | None = None,
     ) -> None:
-        """streams: TCP connections between each pair of islands; timeout_s: of the groups made here (None: torch's)."""
+        """group: one rank of each island, in island order; beside: gloo, the ranks of this island, if it has several.
+
+        streams: TCP connections between each pair of islands; timeout_s: of the groups made here (None: torch's).
+        """
         require(1 <= streams <= 64, "streams", streams, "1 to 64", "4 to 8 suit a round trip of 50 ms")
         self.group = group
         has_cpu = "cpu:" in str(dist.get_backend_config(group))
@@ -44,6 +52,7 @@ class Collective(Transport):
         self._lanes = [self._cpu_group, *(_gloo_group(group, timeout_s) for _ in range(streams - 1))]
         self.islands = dist.get_world_size(group)
         self.local = (dist.get_rank(group),)
+        self._beside, self.ranks = beside, 1 if beside is None else dist.get_world_size(beside)
         self.sent_bytes = [0]
         self.received_bytes = [0]
         self._received: Tensor | None = None
@@ -119,6 +128,13 @@ class Collective(Transport):
             self.count((self.islands - 1) * size_bytes, 0)
         else:
             self.count(0, size_bytes)
+
+    def inside(self, row: Tensor) -> Tensor:
+        if self._beside is None:
+            return row[None]
+        out = torch.empty(self.ranks * row.numel(), dtype=row.dtype)
+        self._run("gather inside", lambda: dist.all_gather_single(out, row.contiguous(), group=self._beside))
+        return out.view(self.ranks, -1)
 
     def close(self) -> None:
         if self.group is None and dist.is_initialized():

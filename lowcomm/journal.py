@@ -1,0 +1,147 @@
+"""What a run writes down while it goes on: metrics lines, progress, notes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+
+import torch
+
+from lowcomm.assembly import Run
+from lowcomm.deadline import Late, describe
+from lowcomm.privacy_spent import privacy_spent
+from lowcomm.sync import SyncReport
+
+
+class Journal:
+    """One process's part of it. Of an island's ranks the first one writes, what all of them have counted."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.synced = False
+        """Whether a sync was committed since this was last cleared."""
+        self.losses = [0.0] * len(run.islands)
+        self.logged_step = run.sync.step
+        self.logged_s, self.logged_gradients_s = time.monotonic(), 0.0
+        self.counted = [(0.0, 0, 0)] * len(run.islands)
+        """Tokens, bytes sent and received of each local island; of one with several ranks as of the last line that all
+        of them wrote together."""
+        run.sync.listeners.append(self.on_sync)
+        run.sync.deadlines.listeners.append(self.on_late)
+
+    def count(self) -> None:
+        """Bring `counted` up to date; all ranks of an island call it alike."""
+        sync, mesh = self.run.sync, self.run.members.mesh
+        sent, received = sync.transport.sent_bytes, sync.transport.received_bytes
+        own = [(r.tokens, sent[i], received[i]) for i, r in enumerate(sync.replicas)]
+        if mesh is not None:
+            tokens, *counted = mesh.rows(torch.tensor(own[0], dtype=torch.float64)).sum(dim=0).tolist()
+            own = [(tokens, int(counted[0]), int(counted[1]))]
+        self.counted = own
+
+    def on_sync(self, report: SyncReport) -> None:
+        """Log a sync on each local island, and whoever was left out."""
+        run = self.run
+        self.synced = True
+        self.count()
+        for i, island in enumerate(run.sync.transport.local):
+            self.write(
+                i,
+                "sync",
+                {
+                    "sync_s": report.seconds_s,
+                    "blocked_s": report.blocked_s,
+                    "delta_norm": finite(report.delta_norms[island]),
+                    "fragment": report.round.fragments[0],
+                    "launched_s": None if report.launched is None else report.launched - run.start,
+                    "launch_s": report.launch_s,
+                    "start_s": report.began - run.start,
+                    "exchange_s": report.exchange_s,
+                    "transfer_s": report.transfer_s,
+                    "exchanged_bytes": report.exchanged_bytes[i],
+                    "needed_bytes_per_s": report.needed_bytes_per_s,
+                    "aggregation_error": report.aggregation_error,
+                },
+            )
+        for island, why in report.dropped.items():
+            note = f"island {island} was left out of round {report.round.index}: {why}"
+            run.progress.note(f"warning: {note}")
+            self.note(note)
+        for note in report.notes:
+            self.note(note)
+        spent = privacy_spent(run.sync.codec, run.sync.replicas[0].elements, run.sync.round)
+        if spent is not None:
+            values = f"{spent['epsilon_per_round']:.4g} this round, {spent['epsilon_total']:.4g} in all"
+            self.note(f"privacy: epsilon {values}, at delta {spent['delta']:g}")
+        run.progress.synced(seconds_s=report.seconds_s, sent_bytes=self.counted[0][1])
+
+    def on_late(self, late: Late) -> None:
+        """Say that an exchange missed its deadline, and why, on each local island."""
+        note = describe(late)
+        values = {"fragment": late.fragment, "waited_s": late.waited_s, "cause": late.cause, "note": note}
+        for i, island in enumerate(self.run.sync.transport.local):
+            self.write(i, "deadline", {**values, "round": late.round.index})
+            self.run.progress.warn(late.cause, f"warning: island {island}: {note}")
+
+    def log(self) -> None:
+        """One line per local island with the means since the last one."""
+        run, sync = self.run, self.run.sync
+        self.count()
+        steps = max(1, sync.step - self.logged_step)
+        step_s = (time.monotonic() - self.logged_s) / steps
+        means = [loss / steps for loss in self.losses]
+        if run.members.mesh is not None:
+            means = run.members.mesh.rows(torch.tensor(means, dtype=torch.float64)).mean(dim=0).tolist()
+        for i, island in enumerate(run.islands):
+            lr, norm = island.lr(sync.step - 1), finite(island.grad_norm)
+            values = {"loss": means[i], "step_s": step_s, "lr": lr, "grad_norm": norm}
+            self.write(i, "step", {**values, "blocked_s": (sync.gradients_s - self.logged_gradients_s) or None})
+        share = sync.transport.islands / len(sync.replicas)  # islands elsewhere do the same work
+        tokens = sum(tokens for tokens, _, _ in self.counted) * share
+        run.progress.stepped(
+            step=sync.step,
+            round=sync.round,
+            loss=means[0],
+            tokens=tokens,
+            tokens_per_s=tokens / max(1, sync.step) / step_s,
+        )
+        self.losses = [0.0] * len(run.islands)
+        self.logged_step, self.logged_s, self.logged_gradients_s = sync.step, time.monotonic(), sync.gradients_s
+
+    def note(self, note: str) -> None:
+        """A line about the whole run."""
+        self.write(None, "note", {"note": note})
+
+    def write(self, local: int | None, event: str, values: Mapping[str, float | str | None]) -> None:
+        """One metrics line of a local island, or of the whole run (None)."""
+        sync, mesh = self.run.sync, self.run.members.mesh
+        if mesh is None:
+            self.count()
+        elif mesh.rank:
+            return
+        chosen = self.counted if local is None else [self.counted[local]]
+        tokens, sent, received = (sum(values) for values in zip(*chosen, strict=True))
+        share = sync.transport.islands / len(sync.replicas)  # islands elsewhere do the same work
+        self.run.metrics.write(
+            {
+                "event": event,
+                "island": None if local is None else sync.transport.local[local],
+                "round": sync.round,
+                "step": sync.step,
+                "tokens": int(tokens * (share if local is None else 1)),
+                "bytes_sent": int(sent) // len(chosen),
+                "bytes_received": int(received) // len(chosen),
+                "time_s": round(self.time_s(), 6),
+                **values,
+            }
+        )
+
+    def time_s(self) -> float:
+        """Seconds of this run so far, over all resumes, on the monotonic clock that all islands share."""
+        return time.perf_counter() - self.run.start
+
+
+def finite(value: float) -> float | None:
+    """The value, None where it is none that JSON can hold."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,117 @@
+"""Who takes part in a run: the world's ranks, divided into islands, and the groups that join them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from lowcomm.config import RunConfig
+from lowcomm.island import Mesh
+from lowcomm.island.mesh import check_divides, divisors
+from lowcomm.transport import Collective, Simulated, Transport
+from lowcomm.types import ConfigError
+
+DEFAULT_ISLANDS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """Who this process is, from torchrun's environment (or alone)."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+    @classmethod
+    def from_environment(cls) -> World:
+        """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as torchrun sets them."""
+        get = os.environ.get
+        return cls(
+            rank=int(get("RANK", "0")),
+            size=int(get("WORLD_SIZE", "1")),
+            local_rank=int(get("LOCAL_RANK", "0")),
+            local_size=int(get("LOCAL_WORLD_SIZE", "1")),
+        )
+
+    @property
+    def under_torchrun(self) -> bool:
+        """Whether torchrun (or another launcher with its variables) started this process."""
+        return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+@dataclass(frozen=True, kw_only=True)
+class Membership:
+    """How this process talks to the others."""
+
+    transport: Transport
+    """Among the islands: with several ranks each, among those that hold the same part."""
+    everyone: Transport
+    """Among all ranks of the run; nothing that a sync sends goes by it."""
+    mesh: Mesh | None
+    """None: islands of one rank."""
+
+    def share(self, tokens: int) -> int:
+        """This rank's share of the tokens of its island's batch; the shares of its ranks sum to `tokens`."""
+        mesh = self.mesh
+        return tokens if mesh is None else tokens // mesh.size + (mesh.rank < tokens % mesh.size)
+
+    def close(self) -> None:
+        """Leave all groups; safe to call twice."""
+        self.transport.close()
+        self.everyone.close()
+
+
+def count_islands(config: RunConfig, world: World) -> tuple[int, int]:
+    """(islands, ranks of each); raises ConfigError if they do not fit torchrun's world."""
+    size = config.island.size
+    if config.transport == "simulated" and world.size > 1:
+        raise ConfigError(
+            f"transport = 'simulated' runs in one process, but torchrun started {world.size}. "
+            "Fix: leave out torchrun, or use --transport collective"
+        )
+    if config.transport == "simulated" or not world.under_torchrun:
+        return DEFAULT_ISLANDS if config.islands is None else config.islands, 1 if size is None else size
+    if size is None:
+        size = _default_size(config, world)
+    check_divides(size, world.size)
+    if config.islands is not None and config.islands != world.size // size:
+        what = "each an island" if size == 1 else f"{size} for each island"
+        raise ConfigError(
+            f"islands = {config.islands} is not allowed: torchrun started {world.size} processes, {what}. "
+            f"Fix: pass --islands {world.size // size}, leave it out, or start {config.islands * size} processes"
+        )
+    return world.size // size, size
+
+
+def _default_size(config: RunConfig, world: World) -> int:
+    """Ranks of an island where none are asked for: what --islands leaves, a node's ranks on several nodes, else 1."""
+    if config.islands is None:
+        return world.local_size if world.local_size < world.size else 1
+    if config.islands >= 1 and world.size % config.islands == 0:
+        return world.size // config.islands
+    if config.islands > world.size:
+        return 1
+    raise ConfigError(
+        f"islands = {config.islands} is not allowed: torchrun started {world.size} processes, which divide into "
+        f"{divisors(world.size)} islands. Fix: pass one of these, or start a multiple of {config.islands} processes"
+    )
+
+
+def join(config: RunConfig, world: World, device: torch.device) -> Membership:
+    """Join the groups that the run needs; `config` has its number of islands and their size filled in."""
+    assert config.islands is not None
+    if config.transport == "simulated" or not world.under_torchrun:
+        simulated = Simulated(config.islands)
+        return Membership(transport=simulated, everyone=simulated, mesh=None)
+    timeout_s, streams = config.sync.timeout_s, config.sync.streams
+    everyone = Collective.open(device, timeout_s, 1 if config.island.size != 1 else streams)
+    if config.island.size == 1:
+        return Membership(transport=everyone, everyone=everyone, mesh=None)
+    assert config.island.size is not None and dist.is_initialized()
+    mesh = Mesh.build(config.island.size, device.type, timeout_s)
+    peers = Collective(mesh.peers, beside=mesh.beside, streams=streams, timeout_s=timeout_s)
+    return Membership(transport=peers, everyone=everyone, mesh=mesh)

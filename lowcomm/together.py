@@ -1,0 +1,55 @@
+"""All parts of a round or none: islands of several ranks sync shard by shard, and a replica must not be torn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from lowcomm.island.part import Part
+from lowcomm.transport import Collective, Transport, default_transport
+from lowcomm.types import SyncError, TransportError
+
+Result = TypeVar("Result")
+
+
+def together(transport: Transport, exchange: Callable[[], Result]) -> Result:
+    """The result of `exchange`, if the exchanges of all ranks of all islands succeeded. Raises SyncError otherwise.
+
+    Each island's ranks agree, then the islands, then the ranks again on what they heard: one byte per island and rank.
+    """
+    if transport.ranks == 1:
+        return exchange()
+    failure: SyncError | None = None
+    result: Result | None = None
+    try:
+        result = exchange()
+    except SyncError as error:
+        failure = error
+    well = _all(transport, failure is None)
+    if not isinstance(failure, TransportError):  # the others of a broken group hear of it by their own error
+        try:
+            well = bool(transport.gather([torch.tensor([well], dtype=torch.uint8)]).all())
+        except SyncError as error:
+            failure = error
+    well = _all(transport, well and failure is None)
+    if failure is not None:
+        raise failure
+    if not well or result is None:
+        raise SyncError(
+            "another rank's part of the exchange failed, so this one is not used either. Nothing was committed: local "
+            "weights are kept and the pseudo-gradient stays pending."
+        )
+    return result
+
+
+def find_transport(models: int, part: Part | None) -> Transport:
+    """The transport of a loop that names none: among the ranks that hold the same part, or the default."""
+    if part is None or part.mesh is None:
+        return default_transport(models)
+    return Collective(part.mesh.peers, beside=part.mesh.beside)
+
+
+def _all(transport: Transport, well: bool) -> bool:
+    return bool(transport.inside(torch.tensor([well], dtype=torch.uint8)).all())

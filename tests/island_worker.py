@@ -1,0 +1,192 @@
+"""What test_islands.py runs in real processes: 2 islands of 2 ranks, every kind, every combination in COMBINATIONS.
+
+python -m tests.island_worker OUT_DIR KIND...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import traceback
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, TopK, TwoBit
+from lowcomm.config import RunConfig
+from lowcomm.data import DataConfig
+from lowcomm.digest import sha256_weights
+from lowcomm.island import AdamW, InnerConfig, IslandConfig, Mesh, PlainIsland
+from lowcomm.island_kinds import build_island
+from lowcomm.model import ModelConfig, build_model
+from lowcomm.outer import Nesterov
+from lowcomm.schedule import EveryH, EveryStep, Schedule, Streaming
+from lowcomm.sync import LocalSGD
+from lowcomm.sync_state import global_part, island_part, load_global, load_island
+from lowcomm.transport import Collective, Transport
+
+KINDS = ("ddp", "fsdp", "zero1", "zero2", "zero2-offload", "zero3", "pipeline")
+EVERY, STEPS, BATCH, SEQ, VOCAB = 4, 10, 8, 12, 32
+COMBINATIONS: dict[str, tuple[Codec, Schedule]] = {
+    "fp32": (Fp32(), EveryH()),
+    "int4": (ErrorFeedback(codec=Int4()), EveryH()),
+    "two-bit, streaming": (ErrorFeedback(codec=TwoBit()), Streaming(fragments=2, delay=1)),
+    "top-k": (ErrorFeedback(codec=TopK(chunk=64, k=8, bits=2)), EveryH()),
+    "data-parallel": (Fp32(), EveryStep()),
+}
+
+
+def configuration(kind: str) -> RunConfig:
+    """Two micro-batches per step, clipping, weight decay on matrices: what could go wrong between kinds."""
+    name = kind.removesuffix("-offload")
+    return RunConfig(
+        islands=2,
+        steps=STEPS,
+        seed=5,
+        device="cpu",
+        island=IslandConfig(kind=name, size=2, offload=name != kind),  # pyright: ignore[reportArgumentType]
+        data=DataConfig(batch_size=BATCH, seq_len=SEQ),
+        model=ModelConfig(preset="nano", width=16, tied_embeddings=False),
+        inner=InnerConfig(optimizer=AdamW(lr=1e-2), clip_norm=0.5, accumulation=2),
+    )
+
+
+def build(
+    kind: str, combination: str, transport: Transport, mesh: Mesh | None, count: int = 1
+) -> tuple[LocalSGD, list[PlainIsland]]:
+    """The sync of `count` local islands, or of this rank's part of one."""
+    config = configuration(kind)
+    if mesh is None:
+        config = dataclasses.replace(config, island=IslandConfig(size=1))
+    islands = []
+    for number in transport.local[:count]:
+        model = build_model(config.model, vocab_size=VOCAB, max_tokens=SEQ, seed=config.seed, eos_id=0)
+        islands.append(build_island(config, model, number, False, mesh))
+    codec, schedule = COMBINATIONS[combination]
+    sync = LocalSGD(
+        [i.model for i in islands],
+        [i.inner for i in islands],
+        every=EVERY,
+        island=islands[0].part if mesh is not None else None,
+        outer=Nesterov(lr=0.7, momentum=0.6),
+        codec=codec,
+        schedule=schedule,
+        transport=transport,
+    )
+    return sync, islands
+
+
+def batches(island: int, step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Two micro-batches of an island: int64 [BATCH, SEQ] each, the same on all of its ranks."""
+    generator = torch.Generator().manual_seed(1000 * island + step)
+    drawn = [torch.randint(VOCAB, (BATCH, SEQ + 1), generator=generator) for _ in range(2)]
+    return [(rows[:, :-1].contiguous(), rows[:, 1:].contiguous()) for rows in drawn]
+
+
+def train_step(sync: LocalSGD, islands: list[PlainIsland], step: int) -> list[float]:
+    """As the trainer does it."""
+    average, losses = sync.next_action.average_gradients, []
+    for i, (island, number) in enumerate(zip(islands, sync.transport.local, strict=True)):
+        losses.append(island.backward(batches(number, step)))
+        sync.count_tokens(BATCH * SEQ * (1 + number), i)  # unequal weights
+        if not average:
+            island.update(step)
+    if average:
+        sync.average_gradients()
+        for island in islands:
+            island.update(step)
+    return losses
+
+
+def run(sync: LocalSGD, islands: list[PlainIsland], first: int = 0, last: int = STEPS) -> dict[str, Any]:
+    """Digests of the global weights after every sync, the last losses, weights and bytes."""
+    seen: list[str] = []
+    sync.listeners.append(lambda report: seen.append(f"{report.round.index}:{sha256_weights(sync.weights())}"))
+    losses: list[float] = []
+    for step in range(first, last):
+        losses = train_step(sync, islands, step)
+    if last == STEPS:
+        sync.finish()
+    return {
+        "digests": seen,
+        "losses": losses,
+        "norm": islands[0].grad_norm,
+        "sent": sync.transport.sent_bytes[0],
+        "weights": {n: w.tolist() for n, w in sync.weights().items()},
+        "held": {n: t.tolist() for n, t in sync.replicas[0].held.items()},
+    }
+
+
+def resumed(kind: str, combination: str, mesh: Mesh) -> dict[str, Any]:
+    """The same run, saved inside its second round into other objects, which go on."""
+    whole = run(*build(kind, combination, transport(mesh), mesh))
+    sync, islands = build(kind, combination, transport(mesh), mesh)
+    run(sync, islands, last=EVERY + 2)
+    sync.wait()  # its groups are those of the other objects
+    saved_global, (tensors, values) = global_part(sync), island_part(sync, 0)
+    copies = {n: t.detach().clone() for n, t in tensors.items()}
+    saved_global = ({n: t.clone() for n, t in saved_global[0].items()}, saved_global[1])
+    fresh, fresh_islands = build(kind, combination, transport(mesh), mesh)
+    load_global(fresh, saved_global)
+    load_island(fresh, 0, (copies, values))
+    fresh_islands[0].cpu_rng = islands[0].cpu_rng
+    fresh.relaunch()
+    again = run(fresh, fresh_islands, first=EVERY + 2)
+    same = all(again[key] == whole[key] for key in ("weights", "held", "sent", "losses"))
+    return {"same": same and whole["digests"][-len(again["digests"]) :] == again["digests"]}
+
+
+def transport(mesh: Mesh) -> Collective:
+    """A new one, so that its bytes count from 0."""
+    return Collective(mesh.peers, beside=mesh.beside)
+
+
+def evaluated(kind: str, mesh: Mesh) -> dict[str, Any]:
+    """Losses by token of a new island, its parameters and the names that an export would have."""
+    _, (island,) = build(kind, "fp32", transport(mesh), mesh)
+    with torch.no_grad():
+        losses = island.token_losses(*batches(0, 0)[0])
+    state = island.whole_state()
+    sums = {} if not state else {n: float(t.double().sum()) for n, t in sorted(state.items())}
+    return {"losses": losses.tolist(), "counts": list(island.parameter_counts()), "state": sums}
+
+
+def usable(kind: str) -> list[str]:
+    """Combinations that are run with a kind: ZeRO has no data-parallel steps; its stages share what they hold."""
+    if kind in ("zero2", "zero2-offload"):
+        return ["fp32", "two-bit, streaming"]
+    return [c for c in COMBINATIONS if c != "data-parallel" or not kind.startswith("zero")]
+
+
+def one(kind: str, mesh: Mesh) -> dict[str, Any]:
+    """Everything about one kind."""
+    seen: dict[str, Any] = {c: run(*build(kind, c, transport(mesh), mesh)) for c in usable(kind)}
+    seen["resumed"] = resumed(kind, "two-bit, streaming", mesh)
+    seen["evaluated"] = evaluated(kind, mesh)
+    return seen
+
+
+def main() -> None:
+    """Run the kinds in this rank; one file for each, with what went wrong if so."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    mesh = Mesh.build(2, timeout_s=60)
+    for kind in sys.argv[2:]:
+        try:
+            result = one(kind, mesh)
+        except Exception:
+            result = {"error": traceback.format_exc()}
+        path = Path(sys.argv[1]) / f"{kind}.{dist.get_rank()}.json"
+        path.write_text(json.dumps(result), encoding="utf-8")
+        if "error" in result:
+            break  # the other ranks may be anywhere
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
