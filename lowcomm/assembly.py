@@ -72,6 +72,11 @@ def preflight(config: RunConfig, world: World) -> tuple[RunConfig, Data]:
     data = build_data(config.data, islands, config.seed)
     for island in range(islands):
         data.shard(island)  # an empty shard is bad input too
+        if config.eval.clients and not data.own_validation_batches(island):
+            raise ConfigError(
+                f"eval.clients = True is not allowed: island {island} has no held-out sequence of its own. "
+                "Fix: raise data.validation_fraction, shorten data.seq_len or add text"
+            )
     return config, data
 
 

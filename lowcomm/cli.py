@@ -78,6 +78,7 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
     import torch
 
     from lowcomm.assembly import World, build_models, preflight
+    from lowcomm.model import Full, Scratch
     from lowcomm.recipe import load
 
     overrides = [*extra, *arguments[1:]]
@@ -90,8 +91,10 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
     assert checked.islands is not None and checked.island.size is not None
     if checked.islands * checked.island.size == 1:
         return _train_here(config, 0)
-    if checked.model.directory is not None:
-        build_models(checked, data, 1, torch.device("cpu"))  # a model that doesn't load is seen before a process starts
+    model = checked.model
+    plain = isinstance(model.origin, Scratch) and isinstance(model.tuning, Full)
+    if model.directory is not None or not plain:
+        build_models(checked, data, 1, torch.device("cpu"))  # a model that does not fit is seen before a process starts
     from lowcomm.launch import launch
 
     world_flags = ["--islands", str(checked.islands), "--island.size", str(checked.island.size)]

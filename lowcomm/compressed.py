@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lowcomm.aggregate.base import Aggregator
+from lowcomm.aggregate.base import Aggregator, Combined
 from lowcomm.codec.base import Codec, State
 from lowcomm.fragment import Fragment
 from lowcomm.roll_call import RollCall, agree
@@ -21,6 +21,8 @@ class Exchanged:
     states: list[State]
     """Codec state of each local island; that of an island whose contribution was not used is the old one."""
     roll: RollCall
+    combined: Combined | None = None
+    """What the aggregator made of it beside the mean; None: contributions were summed on the way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +61,8 @@ class Crossing:
             return self.roll, False
         return self.roll.without(agreed, self.aggregator, self.round, self.quorum), True
 
-    def commit(self, after: list[State], roll: RollCall) -> Exchanged:
+    def commit(self, after: list[State], roll: RollCall, combined: Combined | None = None) -> Exchanged:
         """New state where the contribution was used, else the old one: what was not sent must not count as sent."""
         used = [roll.weights[island] != 0 for island in self.transport.local]
         states = [new if ok else old for new, old, ok in zip(after, self.states, used, strict=True)]
-        return Exchanged(states=states, roll=roll)
+        return Exchanged(states=states, roll=roll, combined=combined)

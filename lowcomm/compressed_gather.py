@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lowcomm.aggregate.base import Combined
 from lowcomm.codec.base import State
 from lowcomm.compressed import Crossing, Exchanged
 from lowcomm.roll_call import RollCall
@@ -31,11 +32,13 @@ def gather_payloads(crossing: Crossing, deltas: Sequence[Tensor]) -> Exchanged:
     fixed = crossing.codec.fixed_size and everyone
     received = list(crossing.transport.gather(rows)) if fixed else crossing.transport.gather_sized(rows)
     payloads = [Payload(data=row.contiguous()) for row in received]
-    found = _combine(crossing, payloads, crossing.roll)
+    found, combined = _combine(crossing, payloads, crossing.roll)
     roll, changed = crossing.strike([{**found, **own} for own in mine])
-    if changed and (failed := _combine(crossing, payloads, roll)):
-        raise PayloadError(f"payloads failed only at the second look: {failed}")
-    return crossing.commit(after, roll)
+    if changed:
+        failed, combined = _combine(crossing, payloads, roll)
+        if failed:
+            raise PayloadError(f"payloads failed only at the second look: {failed}")
+    return crossing.commit(after, roll, combined)
 
 
 def _encode(crossing: Crossing, local: int, flat: Tensor) -> tuple[Tensor, State, str | None]:
@@ -56,8 +59,8 @@ def _encode(crossing: Crossing, local: int, flat: Tensor) -> tuple[Tensor, State
         return payload.data.zero_(), crossing.states[local], str(error)
 
 
-def _combine(crossing: Crossing, payloads: Sequence[Payload], roll: RollCall) -> dict[int, str]:
-    """Fill the mean from the payloads of everyone on the roll; returns those that could not be decoded."""
+def _combine(crossing: Crossing, payloads: Sequence[Payload], roll: RollCall) -> tuple[dict[int, str], Combined | None]:
+    """Fill the mean from the payloads of everyone on the roll; returns those that could not be decoded, and more."""
     mean, codec, bad = crossing.mean, crossing.codec, dict[int, str]()
     one_by_one = crossing.aggregator.needs == "sum"
     contributions: list[Contribution] = []
@@ -75,7 +78,10 @@ def _combine(crossing: Crossing, payloads: Sequence[Payload], roll: RollCall) ->
                 contributions.append(Contribution(island=island, delta=delta, weight=weight, round=index))
         except PayloadError as error:
             bad[island] = str(error)
-    if not one_by_one and not bad:
-        for view, value in zip(mean.values(), crossing.aggregator(contributions).values(), strict=True):
-            view.copy_(value)
-    return bad
+    if one_by_one or bad:
+        return bad, None
+    start = crossing.fragment.views(crossing.fragment.weights)
+    combined = crossing.aggregator.combine(contributions, start, crossing.round)
+    for view, value in zip(mean.values(), combined.delta.values(), strict=True):
+        view.copy_(value)
+    return bad, combined

@@ -17,7 +17,8 @@ from lowcomm.codec import Codec, Fp32
 from lowcomm.data import DataConfig
 from lowcomm.exchange import check_fit
 from lowcomm.island import InnerConfig, IslandConfig
-from lowcomm.model import ModelConfig
+from lowcomm.lora_sync import check_lora, check_tuning
+from lowcomm.model import Full, ModelConfig
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.schedule import EveryH, Schedule
 from lowcomm.types import ConfigError, require
@@ -51,6 +52,10 @@ class EvalConfig:
 
     every: int | None = None
     """Inner steps between evaluations, counted at the next sync; None: only at the end."""
+    clients: bool = False
+    """Evaluate every island's own held-out text at the end (data.sharding by_folder) and write clients.json."""
+    baselines: bool = False
+    """With `clients`: also train on each island's data alone and on all data together, as many steps, to compare."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,11 +126,18 @@ def check(config: RunConfig, islands: int) -> None:
     require(threads is None or threads >= 1, "threads", threads, "1 or more, or None", "leave it out")
     fits = not config.batched or config.transport == "simulated"
     require(fits, "batched", True, "False, as islands are processes of their own", "pass --transport simulated")
+    plain = not config.batched or isinstance(config.model.tuning, Full)
+    require(plain, "batched", True, "False, as model.tuning is set", "leave it out")
     require(config.log_every >= 1, "log_every", config.log_every, "1 or more", "10 is usual")
+    ok = not config.eval.clients or config.data.sharding == "by_folder"
+    require(ok, "eval.clients", True, "False, unless data.sharding is by_folder", "pass --data.sharding by_folder")
+    ok = config.eval.clients or not config.eval.baselines
+    require(ok, "eval.baselines", True, "False without eval.clients", "pass --eval.clients")
     config.data.check(islands)
     config.model.check()
     config.inner.check()
     _check_sync(config)
+    check_tuning(config.sync.aggregator, config.model.tuning, islands)
     averages = config.sync.schedule(1, config.sync.every).average_gradients
     config.island.check(config.data.batch_size, averages, config.transport == "simulated")
     for field_name, value in (
@@ -146,7 +158,9 @@ def _check_sync(config: RunConfig) -> None:
     sync.schedule.check(sync.every, config.steps)
     sync.outer.check()
     sync.codec.check()
+    sync.aggregator.check()
     check_fit(sync.codec, sync.aggregator)
+    check_lora(sync.aggregator, sync.codec, sync.outer, sync.schedule)
     require(0 < sync.quorum <= 1, "sync.quorum", sync.quorum, "0 < quorum <= 1", "0.5 needs half of the islands")
     require(sync.on_late in ("wait", "stop"), "sync.on_late", sync.on_late, "wait or stop", "wait")
     timeout_ok = 0 < sync.timeout_s < float("inf")

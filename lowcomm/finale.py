@@ -17,6 +17,8 @@ from torch import Tensor
 from lowcomm.assembly import Run, build_models
 from lowcomm.digest import sha256_weights
 from lowcomm.island.part import gather_texts
+from lowcomm.lora_sync import at_server_scale
+from lowcomm.model import merge_tuning
 from lowcomm.privacy_spent import privacy_spent
 from lowcomm.run_dir import write_json
 from lowcomm.sync import LocalSGD
@@ -46,7 +48,8 @@ def holding_global_weights(sync: LocalSGD) -> Iterator[None]:
             p.copy_(view)
     _written(sync)
     try:
-        yield
+        with at_server_scale(sync):
+            yield
     finally:
         with torch.no_grad():
             for p, old in zip(own, kept, strict=True):
@@ -111,10 +114,10 @@ def export(run: Run) -> None:
 def _exportable(run: Run, state: dict[str, Tensor] | None) -> PreTrainedModel:
     """The model with the weights of an island that holds them in parts (`state`), or the one that was trained."""
     if state is None:
-        return cast("PreTrainedModel", run.islands[0].model)
+        return cast("PreTrainedModel", merge_tuning(run.islands[0].model))
     whole = build_models(run.config, run.data, 1, torch.device("cpu"))[0]
     whole.load_state_dict(state)
-    return cast("PreTrainedModel", whole)
+    return cast("PreTrainedModel", merge_tuning(whole))
 
 
 def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation | None = None) -> None:

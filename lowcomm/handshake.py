@@ -10,17 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
-from lowcomm.aggregate import Aggregator
-from lowcomm.codec import Codec
 from lowcomm.coverage import BufferRule, Coverage, check_partition, prove
 from lowcomm.digest import digest_all
 from lowcomm.exchange import check_fit
 from lowcomm.fragment import Fragment
 from lowcomm.island.part import prove_shares
-from lowcomm.outer import Outer
+from lowcomm.lora_sync import check_lora, loosen
 from lowcomm.replica import Replica
-from lowcomm.schedule import Schedule
 from lowcomm.transport.base import Transport
 from lowcomm.types import DivergenceError, require
 from lowcomm.version import __version__
@@ -32,20 +30,22 @@ Facts = Mapping[str, str | int | float | Mapping[str, str]]
 """What must be equal everywhere: JSON scalars, or a mapping (tensor name -> shape and dtype)."""
 
 
+def check_parts(sync: LocalSGD, models: Sequence[nn.Module]) -> None:
+    """Raise ConfigError for settings out of range or parts that do not fit; ready the models for a LoRA rule."""
+    for part in (sync.outer, sync.codec, sync.aggregator):
+        part.check()
+    check_fit(sync.codec, sync.aggregator)
+    sync.schedule.check(sync.every, None)
+    check_lora(sync.aggregator, sync.codec, sync.outer, sync.schedule)
+    loosen(models, sync.aggregator)
+
+
 def check_counts(models: int, inners: int, transport: Transport) -> None:
     """Raise ConfigError unless each island of this process has one model and one inner optimizer."""
     local = len(transport.local)
     legal = f"{local}, the islands that the transport has in this process"
     require(models == local, "model", models, legal, "pass one model per local island, or another transport")
     require(inners == models, "inner", inners, f"{models}, one per model", "pass one inner optimizer per model")
-
-
-def check_parts(outer: Outer, codec: Codec, aggregator: Aggregator, schedule: Schedule, every: int) -> None:
-    """Raise ConfigError for settings out of range or parts that do not work together."""
-    outer.check()
-    codec.check()
-    check_fit(codec, aggregator)
-    schedule.check(every, None)
 
 
 def compare(transport: Transport, facts: Sequence[Facts]) -> None:

@@ -61,6 +61,7 @@ class Journal:
                     "transfer_s": report.transfer_s,
                     "exchanged_bytes": report.exchanged_bytes[i],
                     "needed_bytes_per_s": report.needed_bytes_per_s,
+                    "aggregation_error": report.aggregation_error,
                 },
             )
         for island, why in report.dropped.items():

@@ -12,6 +12,7 @@ import torch
 from lowcomm.exchange import Exchanged
 from lowcomm.flight import Flight
 from lowcomm.gradients import average_buffers
+from lowcomm.lora_sync import hold, mixed, settle
 from lowcomm.pacing import decide
 from lowcomm.types import Round, SyncError
 from lowcomm.verify import verify_equal
@@ -48,6 +49,8 @@ class SyncReport:
     """Bytes that each local island sent in the exchange."""
     needed_bytes_per_s: float | None = None
     """Rate at which it would have been there just when it was due; None where it was not due beside training."""
+    aggregation_error: float | None = None
+    """How far what was aggregated is from what should be, relative; None: exact by construction, or not known."""
 
 
 @torch.no_grad()
@@ -72,8 +75,10 @@ def commit(sync: LocalSGD, flight: Flight, start: float, delayed: bool = False) 
     fragment.set_outer_grad()
     sync.outers[index].step()
     trained = [r.tokens != t for r, t in zip(sync.replicas, flight.tokens, strict=True)]
-    mixed = [done.roll.weights[k] != 0 and more for k, more in zip(transport.local, trained, strict=True)]
-    digest = fragment.merge(tensors, starts, alpha, mixed) if delayed else fragment.write(tensors)
+    moved = [done.roll.weights[k] != 0 and more for k, more in zip(transport.local, trained, strict=True)]
+    own = hold(sync, index, list(done.roll.dropped))
+    digest = fragment.merge(tensors, starts, alpha, moved) if delayed else fragment.write(tensors)
+    added = settle(sync, index, done.combined, own)
     sync.round += 1
     for i, (replica, island) in enumerate(zip(sync.replicas, transport.local, strict=True)):
         replica.synced_tokens[index] = flight.tokens[i]
@@ -81,12 +86,13 @@ def commit(sync: LocalSGD, flight: Flight, start: float, delayed: bool = False) 
             replica.inner.state.clear()  # moments of a diverged island are as bad as its weights
         residual, sync.codec_states[i][index] = sync.codec.take_residual(done.states[i])
         if residual is not None:
-            own = alpha if delayed and mixed[i] and alpha is not None else 0.0
-            fragment.keep_apart(tensors[i], residual, 1 - own)
+            share_kept = alpha if delayed and moved[i] and alpha is not None else 0.0
+            fragment.keep_apart(tensors[i], residual, 1 - share_kept)
         replica.written(fragment)
     if delayed:
         sync.unverified[index] = (digest, flight.round)  # compared in the next exchange, so that no step waits for it
     else:
+        digest = mixed(digest, added) if done.combined is not None and done.combined.residuals else digest
         verify_equal(transport, fragment, [digest] * len(sync.replicas), flight.round)
     if sync.schedule.adapts:
         sync.pace = decide(sync, flight)
@@ -104,7 +110,7 @@ def _report(sync: LocalSGD, flight: Flight, done: Exchanged, blocked_s: float) -
         delta_norms=done.roll.norms,
         weights=done.roll.weights,
         dropped=done.roll.dropped,
-        notes=tuple(_notes(sync, flight)),
+        notes=tuple(_notes(sync, flight, done)),
         began=flight.began,
         launched=flight.launched,
         launch_s=flight.blocked_s,
@@ -112,12 +118,15 @@ def _report(sync: LocalSGD, flight: Flight, done: Exchanged, blocked_s: float) -
         transfer_s=flight.transfer_s,
         exchanged_bytes=flight.sent_bytes,
         needed_bytes_per_s=flight.needed_bytes_per_s,
+        aggregation_error=done.combined.error if done.combined is not None else None,
     )
     for listener in sync.listeners:
         listener(report)
 
 
-def _notes(sync: LocalSGD, flight: Flight) -> Iterator[str]:
+def _notes(sync: LocalSGD, flight: Flight, done: Exchanged) -> Iterator[str]:
+    for told in done.combined.notes if done.combined is not None else ():
+        yield f"round {flight.round.index}: {told}"
     note = sync.codec.note(sync.codec_states[0][flight.fragment])
     if note is not None:
         yield f"round {flight.round.index}: {note}"

@@ -24,6 +24,7 @@ from lowcomm.gradients import average_buffers, average_gradients
 from lowcomm.handshake import check_counts, check_parts, prepare
 from lowcomm.island.part import Part, Whole
 from lowcomm.landing import SyncReport, commit
+from lowcomm.lora_sync import install
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.pacing import StepClock
 from lowcomm.replica import Replica
@@ -77,7 +78,7 @@ class LocalSGD:
         self.every, self.seed, self.quorum = every, seed, quorum
         self.outer, self.codec = outer or Nesterov(), codec or Fp32()
         self.schedule, self.aggregator = schedule or EveryH(), aggregator or Mean()
-        check_parts(self.outer, self.codec, self.aggregator, self.schedule, every)
+        check_parts(self, models)
         self.transport = transport or find_transport(len(models), island)
         check_counts(len(models), len(inners), self.transport)
         self.replicas = [Replica(m, i, island or Whole()) for m, i in zip(models, inners, strict=True)]
@@ -101,6 +102,7 @@ class LocalSGD:
         for index, replica in enumerate(self.replicas):
             replica.inner.register_step_pre_hook(lambda *_: self._before_step())
             replica.inner.register_step_post_hook(lambda *_, i=index: self._after_step(i))
+        install(self)
 
     @property
     def next_action(self) -> Action:
@@ -277,10 +279,11 @@ class LocalSGD:
                 replica.mark_synced(index)
         self.must_rebase = False  # only now: one that failed is due again
 
-    def round_of(self, fragment: int) -> Round:
-        """The next round, for this fragment."""
-        seed = (self.seed * 0x9E3779B97F4A7C15 + (self.round + 1) * 0xBF58476D1CE4E5B9) % 2**64
-        now = Round(index=self.round, step=self.step, fragments=(fragment,), seed=seed)
+    def round_of(self, fragment: int, ahead: int = 0) -> Round:
+        """The next round, or one `ahead` of it, for this fragment."""
+        index = self.round + ahead
+        seed = (self.seed * 0x9E3779B97F4A7C15 + (index + 1) * 0xBF58476D1CE4E5B9) % 2**64
+        now = Round(index=index, step=self.step, fragments=(fragment,), seed=seed)
         return dataclasses.replace(now, level=self.pace.level, last=self._last)
 
     @property

@@ -9,6 +9,7 @@ import torch
 from lowcomm.assembly import Run, World, assemble, preflight
 from lowcomm.clock import start_together
 from lowcomm.config import RunConfig
+from lowcomm.federated import report_clients
 from lowcomm.finale import Evaluation, evaluate, export, holding_global_weights, write_summary
 from lowcomm.journal import Journal
 from lowcomm.resume import load_newest, save_now, start_files
@@ -22,12 +23,12 @@ class DivergedError(LowcommError):
     """The training loss is NaN or infinite."""
 
 
-def train(config: RunConfig) -> int:
+def train(config: RunConfig, world: World | None = None) -> int:
     """Run to the end (0) or to a stop with everything saved (3). Raises LowcommError when it fails.
 
     Under torchrun, call it in every process; alone, it simulates all islands if transport is "simulated".
     """
-    world = World.from_environment()
+    world = World.from_environment() if world is None else world
     config, data = preflight(config, world)
     run = assemble(config, data, world)
     run.stop.install()
@@ -80,6 +81,8 @@ class Loop:
             raise
         wall_s = self.journal.time_s()
         result = self.evaluate()
+        if run.config.eval.clients:
+            report_clients(run)
         try:
             export(run)
         except CheckpointError as error:

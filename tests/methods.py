@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from lowcomm.aggregate import Aggregator, Mean
+from lowcomm.aggregate.lora import (
+    FFA,
+    Cellm,
+    FedEx,
+    FedIT,
+    FedRand,
+    FedSA,
+    FedSB,
+    FlexLoRA,
+    FLoRA,
+    HetLoRA,
+    HLoRA,
+    LoraFair,
+    LoraRule,
+    RoLoRA,
+    SenderMean,
+)
 from lowcomm.codec import (
     BF16,
     Ans,
     Codec,
     DctTopK,
+    EitherFactor,
     ErrorFeedback,
     FedZip,
     Fp8,
@@ -15,6 +33,8 @@ from lowcomm.codec import (
     Graded,
     Int4,
     Int8,
+    InTurn,
+    LargestLayers,
     Lion,
     LocalResidual,
     Packed,
@@ -22,6 +42,7 @@ from lowcomm.codec import (
     PowerSGD,
     RandomK,
     Rqm,
+    Shared,
     Sign,
     Threshold,
     TopK,
@@ -71,6 +92,25 @@ INNERS: tuple[Inner, ...] = (AdamW(lr=0.02), InnerLion(lr=0.005), Muon(lr=0.02),
 
 AGGREGATORS: tuple[Aggregator, ...] = (Mean(), Mean(by="uniform"))
 
+LORA_RULES: tuple[LoraRule, ...] = (
+    FedIT(rank=4),
+    FedIT(rank=4, alpha=3.0, rslora=True, ranks=(4, 2, 1, 4)),
+    FFA(rank=4),
+    RoLoRA(rank=4),
+    FLoRA(rank=4, ranks=(4, 2, 1, 4)),
+    FedEx(rank=4),
+    FedEx(rank=4, rslora=True, ranks=(2, 4, 3, 4)),
+    FlexLoRA(rank=6, ranks=(6, 2, 1, 4)),
+    HLoRA(rank=6, rslora=True, ranks=(6, 2, 1, 4)),
+    HetLoRA(rank=4, ranks=(4, 2, 1, 4)),
+    FedSA(rank=4),
+    LoraFair(rank=4),
+    FedRand(rank=4),
+    SenderMean(rank=4),
+    Cellm(rank=4),
+    FedSB(rank=4),
+)
+
 CODECS: tuple[Codec, ...] = (
     Fp32(),
     BF16(),
@@ -108,6 +148,10 @@ CODECS: tuple[Codec, ...] = (
     Graded(codecs=(Int4(), TwoBit())),
     ErrorFeedback(codec=Graded()),
     LocalResidual(codec=TopK(chunk=64, k=8)),
+    InTurn(),
+    Shared(codec=Int4()),
+    EitherFactor(codec=Int8()),
+    LargestLayers(),
 )
 
 

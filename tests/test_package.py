@@ -96,7 +96,7 @@ def test_every_requirement_of_a_developer_is_pinned() -> None:
     assert len(pinned) == len(pins)
     extras = PROJECT["project"]["optional-dependencies"]
     wanted = PROJECT["project"]["dependencies"] + extras["dev"]
-    brought = ("data", "kernels", "codecs", "report", "hf", "lightning", "deepspeed", "optimizers", "docs")
+    brought = ("data", "kernels", "codecs", "peft", "report", "hf", "lightning", "deepspeed", "optimizers", "docs")
     wanted += [r for extra in brought for r in extras[extra]]
     names = {_name(requirement).lower().replace("_", "-") for requirement in wanted} - {"lowcomm"}
     assert names <= pinned

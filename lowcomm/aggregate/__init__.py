@@ -1,6 +1,8 @@
 """Aggregators: contributions of the islands -> one Delta."""
 
-from lowcomm.aggregate.base import Aggregator
+from lowcomm.aggregate.base import Aggregator, Combined
 from lowcomm.aggregate.mean import Mean
 
-__all__ = ["Aggregator", "Mean"]
+from lowcomm.aggregate import lora  # isort: skip  # its rules build on what is above
+
+__all__ = ["Aggregator", "Combined", "Mean", "lora"]

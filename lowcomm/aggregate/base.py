@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from lowcomm.types import Contribution, Delta
+from torch import Tensor
+
+from lowcomm.types import Contribution, Delta, Round
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combined:
+    """What an aggregator makes of a round, to be committed together."""
+
+    delta: Delta
+    residuals: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """By module: factors ([out, R], [R, in]) whose product every island adds to that module's frozen base weight."""
+    error: float | None = None
+    """How far the result is from what should have been aggregated, relative; None: exact, or not known."""
+    notes: tuple[str, ...] = ()
+    """Lines for the log of the round."""
 
 
 class Aggregator(ABC):
@@ -22,3 +38,14 @@ class Aggregator(ABC):
     @abstractmethod
     def __call__(self, contributions: Sequence[Contribution]) -> Delta:
         """The aggregate of contributions in island order; their weights sum to 1."""
+
+    def combine(self, contributions: Sequence[Contribution], start: Delta, round: Round) -> Combined:
+        """The aggregate for rules that also look at the global weights (`start`) or change frozen ones."""
+        return Combined(delta=self(contributions))
+
+    def trains(self, name: str, round_index: int) -> bool:
+        """Whether this parameter is trained in this round; the others rest on every island."""
+        return True
+
+    def check(self) -> None:  # noqa: B027  # nothing to check is a good default
+        """Raise ConfigError for a setting out of range."""

@@ -56,6 +56,10 @@ class Codec(ABC):
         """What stays in the island's own weights (Delta's sign, fp32 [numel]); and the state without it."""
         return None, state
 
+    def private(self, like: Delta, round: Round) -> frozenset[str]:
+        """Names of tensors that an island keeps to itself in this round: it does not take their global values."""
+        return frozenset()
+
     def note(self, state: State) -> str | None:
         """What it decided in the last round, for the log."""
         return None

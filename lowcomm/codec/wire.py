@@ -59,6 +59,7 @@ class CodecId(IntEnum):
     CHAIN = 48
     ZSTD = 49
     ANS = 50
+    PARTS = 51
 
 
 @dataclass(frozen=True, kw_only=True)

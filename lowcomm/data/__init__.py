@@ -10,6 +10,7 @@ from lowcomm.data.data import Data
 from lowcomm.data.hf_dataset import HFDataset
 from lowcomm.data.hf_tokenizer import HFTokenizer
 from lowcomm.data.json_lines import JsonLines
+from lowcomm.data.packages import Packages
 from lowcomm.data.parquet import Parquet
 from lowcomm.data.python_corpus import PythonCorpus
 from lowcomm.data.shard import Shard
@@ -20,6 +21,7 @@ from lowcomm.data.tokenizer import TokenizerSpec
 __all__ = [
     "Source",
     "PythonCorpus",
+    "Packages",
     "TextFiles",
     "JsonLines",
     "Parquet",

@@ -25,8 +25,9 @@ class DataConfig:
     """Tokens per sequence."""
     batch_size: int = 8
     """Sequences per micro-batch and island."""
-    sharding: Literal["iid", "by_file"] = "iid"
-    """How islands share the text: iid deals single sequences at random, by_file deals whole files."""
+    sharding: Literal["iid", "by_file", "by_folder"] = "iid"
+    """How islands share the text: iid deals single sequences at random, by_file whole files, by_folder top folders
+    (packages, sites: natural clients)."""
     validation_fraction: float = 0.05
     """Part of the files (of the rows, where a file has many) that is held out, chosen by a hash of its name."""
     validation_sequences: int = 128
@@ -44,8 +45,8 @@ class DataConfig:
             value = getattr(self, name)
             if value < 1:
                 raise bad(name, value, "1 or more", f"use {DataConfig.__dataclass_fields__[name].default}")
-        if self.sharding not in ("iid", "by_file"):
-            raise bad("sharding", self.sharding, "'iid' or 'by_file'", "use 'iid'")
+        if self.sharding not in ("iid", "by_file", "by_folder"):
+            raise bad("sharding", self.sharding, "'iid', 'by_file' or 'by_folder'", "use 'iid'")
         if not 0 < self.validation_fraction <= 0.5:
             raise bad("validation_fraction", self.validation_fraction, "above 0 and at most 0.5", "use 0.05")
         if self.cache_dir.expanduser().is_file():

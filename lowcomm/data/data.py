@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +37,12 @@ class Data:
         validation: np.ndarray,
         stats: Mapping[str, int | float | str],
         make_shard: Callable[[int], Shard],
+        own_validation: Sequence[np.ndarray] = (),
     ) -> None:
-        """`validation` is the held-out stream [tokens]; raises ConfigError if no window fits into it."""
+        """`validation` is the held-out stream [tokens]; raises ConfigError if no window fits into it.
+
+        own_validation: each island's part of it, where text belongs to islands (by_folder).
+        """
         total = window_count(len(validation), config.seq_len)
         if total == 0:
             raise bad(
@@ -57,6 +61,7 @@ class Data:
         self._islands = islands
         self._tokenizer = tokenizer
         self._make_shard = make_shard
+        self._own_validation = own_validation
 
     def shard(self, island: int) -> Shard:
         """A new reader of the island's training text, at its beginning."""
@@ -68,6 +73,15 @@ class Data:
         """int64 (inputs, targets) [up to batch_size, seq_len]: the same held-out windows every time."""
         size = self._config.batch_size
         return [pair(self._windows[i : i + size]) for i in range(0, len(self._windows), size)]
+
+    def own_validation_batches(self, island: int) -> list[tuple[Tensor, Tensor]]:
+        """As `validation_batches`, of the island's own held-out text; none where text does not belong to islands."""
+        if not self._own_validation:
+            return []
+        stream, seq_len, size = self._own_validation[island], self._config.seq_len, self._config.batch_size
+        chosen = evenly(window_count(len(stream), seq_len), self._config.validation_sequences)
+        windows = gather(stream, chosen, seq_len)
+        return [pair(windows[i : i + size]) for i in range(0, len(windows), size)]
 
     def save_tokenizer(self, directory: Path) -> None:
         """Write a transformers tokenizer that AutoTokenizer.from_pretrained(directory) loads."""

@@ -14,7 +14,7 @@ from lowcomm.data.errors import bad
 from lowcomm.data.shard import Shard
 from lowcomm.data.source import Document
 from lowcomm.data.split import split
-from lowcomm.data.tokens import Tokens, deal_files, select, tokenise
+from lowcomm.data.tokens import Tokens, deal_files, held_by, select, tokenise
 from lowcomm.data.windows import WindowShard, window_count
 
 
@@ -26,8 +26,8 @@ def build_in_memory(config: DataConfig, islands: int, seed: int, cache_dir: Path
     tokens = tokenise(train, tokenizer, cache_dir)
     validation = tokenise(held, tokenizer, cache_dir)
     owned = None
-    if config.sharding == "by_file":
-        owned = deal_files(train, tokens.lengths, islands)
+    if config.sharding != "iid":
+        owned = deal_files(train, tokens.lengths, islands, config.sharding == "by_folder")
         _check_files(config, tokens, owned)
     else:
         _check_windows(config, len(tokens.stream), islands)
@@ -47,6 +47,7 @@ def build_in_memory(config: DataConfig, islands: int, seed: int, cache_dir: Path
             identity={**identity, "island": island},
         )
 
+    own = held_by(held, train, tokens.lengths, islands) if config.sharding == "by_folder" else []
     stats: Stats = {**corpus.stats, **_side("train", train, tokens), **_side("validation", held, validation)}
     return Data(
         config,
@@ -55,6 +56,7 @@ def build_in_memory(config: DataConfig, islands: int, seed: int, cache_dir: Path
         validation=validation.stream,
         stats=stats,
         make_shard=make_shard,
+        own_validation=[select(validation, documents) for documents in own],
     )
 
 
@@ -79,8 +81,8 @@ def _check_files(config: DataConfig, tokens: Tokens, owned: list[np.ndarray]) ->
         if total == 0:
             raise bad(
                 "sharding",
-                "by_file",
-                "by_file with at least one training file per island",
+                config.sharding,
+                f"{config.sharding} with at least one training file or folder per island",
                 f"island {island} of {len(owned)} gets no file: use data.sharding iid, fewer islands or more files",
             )
         if window_count(total, config.seq_len) == 0:

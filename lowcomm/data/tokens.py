@@ -54,18 +54,45 @@ def _stored(path: Path, documents: int, vocab_size: int) -> Tokens | None:
     return Tokens(stream=stream, lengths=lengths) if fits else None
 
 
-def deal_files(documents: Sequence[Document], lengths: np.ndarray, islands: int) -> list[np.ndarray]:
-    """Document indices (ascending) of each island: whole files, the largest first to the emptiest island."""
+def deal_files(
+    documents: Sequence[Document], lengths: np.ndarray, islands: int, by_folder: bool = False
+) -> list[np.ndarray]:
+    """Document indices (ascending) of each island: whole files, the largest first to the emptiest island.
+
+    by_folder: whole top folders instead, in the order of their names if there is one per island.
+    """
+    owner = owners_of(documents, lengths, islands, by_folder)
+    owners = np.array([owner[_unit(document, by_folder)] for document in documents])
+    return [np.flatnonzero(owners == island) for island in range(islands)]
+
+
+def owners_of(documents: Sequence[Document], lengths: np.ndarray, islands: int, by_folder: bool) -> dict[str, int]:
+    """The island of each file, or of each top folder."""
     sizes: dict[str, int] = {}
     for document, length in zip(documents, lengths.tolist(), strict=True):
-        sizes[document.file] = sizes.get(document.file, 0) + length
+        unit = _unit(document, by_folder)
+        sizes[unit] = sizes.get(unit, 0) + length
+    if by_folder and len(sizes) == islands:
+        return {unit: island for island, unit in enumerate(sorted(sizes))}
     loads = [0] * islands
     owner: dict[str, int] = {}
-    for file in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        owner[file] = loads.index(min(loads))
-        loads[owner[file]] += sizes[file]
-    owners = np.array([owner[document.file] for document in documents])
+    for unit in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        owner[unit] = loads.index(min(loads))
+        loads[owner[unit]] += sizes[unit]
+    return owner
+
+
+def held_by(
+    held: Sequence[Document], documents: Sequence[Document], lengths: np.ndarray, islands: int
+) -> list[np.ndarray]:
+    """Indices of the held-out documents of each island's top folders."""
+    owner = owners_of(documents, lengths, islands, True)
+    owners = np.array([owner.get(_unit(document, True), islands) for document in held])
     return [np.flatnonzero(owners == island) for island in range(islands)]
+
+
+def _unit(document: Document, by_folder: bool) -> str:
+    return document.file.partition("/")[0] if by_folder else document.file
 
 
 def select(tokens: Tokens, documents: np.ndarray) -> np.ndarray:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from lowcomm.model.full import Full
+from lowcomm.model.origin import Origin, Scratch
 from lowcomm.model.presets import SHAPES, Shape, widened
+from lowcomm.model.tuning import Tuning
 from lowcomm.types import ConfigError, require
 
 if TYPE_CHECKING:
@@ -26,12 +29,16 @@ class ModelConfig:
     """Hidden width instead of the preset's, with the feed-forward in proportion; None: the preset's."""
     directory: Path | None = None
     """Local transformers directory to start from instead of a preset."""
+    origin: Origin = field(default_factory=Scratch)
+    """A named model to start from, made or converted when it is first needed; Scratch: the preset or the directory."""
     tied_embeddings: bool | None = None
     """Whether a preset's output weights are its embeddings; None: tied but for 1b."""
     compile: bool = False
     """Compile the forward and backward with torch.compile (needs a C++ compiler; slow start, faster steps)."""
     autocast_bf16: bool = True
     """On a GPU, run forward and backward under bf16 autocast; weights and optimizer stay fp32."""
+    tuning: Tuning = field(default_factory=Full)
+    """What is trained: every parameter (Full), or LoRA, IA3, Prompt, Heads or BitFit on a frozen base."""
 
     def check(self) -> None:
         """Raise ConfigError for an unknown preset or a directory that holds no model."""
@@ -46,16 +53,30 @@ class ModelConfig:
             is_model = (self.directory / "config.json").is_file()
             fix = "give a directory saved by save_pretrained"
             require(is_model, "model.directory", str(self.directory), "a directory with config.json", fix)
+        alone = isinstance(self.origin, Scratch) or (self.directory is None and self.width is None)
+        fix = "leave out model.directory and model.width"
+        require(alone, "model.origin", self.origin, "Scratch() with a directory or a width", fix)
+        self.tuning.check()
 
 
-def build_model(config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: int, eos_id: int) -> PreTrainedModel:
-    """A causal LM in fp32 on the CPU, ready to train.
+def build_model(config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: int, eos_id: int) -> nn.Module:
+    """A causal LM in fp32 on the CPU, ready to train; only what is tuned is trainable.
 
     vocab_size: tokens of the tokenizer; max_tokens: longest sequence; the same seed gives the same weights.
     Raises ConfigError for an unknown model type, a vocabulary that is too small or sequences that are too long.
     """
-    if config.directory is not None:
-        return _load(config.directory, vocab_size, max_tokens)
+    model = _base_model(config, vocab_size=vocab_size, max_tokens=max_tokens, seed=seed, eos_id=eos_id)
+    if isinstance(config.tuning, Full):
+        return model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return config.tuning.apply(model).train()
+
+
+def _base_model(config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: int, eos_id: int) -> PreTrainedModel:
+    directory = config.origin.directory() or config.directory
+    if directory is not None:
+        return _load(directory, vocab_size, max_tokens)
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape: Shape = SHAPES[config.preset]
@@ -120,4 +141,5 @@ def _load(directory: Path, vocab_size: int, max_tokens: int) -> PreTrainedModel:
 def token_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each target in nats, fp32 [batch * seq_len]; inputs, targets: int64 [batch, seq_len]."""
     logits = model(input_ids=inputs, use_cache=False).logits
+    logits = logits[:, -targets.shape[1] :]  # a tuned prompt comes before the text
     return nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")

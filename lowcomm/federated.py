@@ -1,0 +1,115 @@
+"""What a federation wants to know at the end: each client's loss before and after, and what it would have had alone.
+
+    before       the untuned model                       after        the global model
+    own          the client's own model (private factors, its rank)
+    local        tuned on the client's data alone, as many steps
+    centralised  tuned on all data together: each step takes one batch of every client
+
+Losses are nats per token on each client's own held-out text; `mean` weighs clients equally, `worst` is the mean over
+the worst tenth of the clients (at least one). Written to clients.json; baselines cost as much training twice again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lowcomm.assembly import Run, build_models
+from lowcomm.data import Shard
+from lowcomm.finale import holding_global_weights
+from lowcomm.island import PlainIsland
+from lowcomm.model import token_losses
+from lowcomm.run_dir import write_json
+
+if TYPE_CHECKING:
+    from lowcomm.config import RunConfig
+
+Batches = Sequence[tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, batches: Batches, device: torch.device) -> float:
+    """Nats per token; NaN without batches."""
+    training = model.training
+    model.eval()
+    total, tokens = 0.0, 0
+    for inputs, targets in batches:
+        losses = token_losses(model, inputs.to(device), targets.to(device))
+        total, tokens = total + float(losses.double().sum()), tokens + targets.numel()
+    model.train(training)
+    return total / tokens if tokens else math.nan
+
+
+def train_alone(config: RunConfig, model: nn.Module, shards: Sequence[Shard], steps: int) -> None:
+    """Train a model without any sync, on one batch of each shard per step."""
+    island = PlainIsland(model, config.inner, steps=steps, seed=config.seed * 1_000_003, losses=token_losses)
+    for step in range(steps):
+        island.backward([shard.next_batch() for shard in shards])
+        island.update(step)
+
+
+def report_clients(run: Run) -> None:
+    """Evaluate every client, with baselines if asked for; write clients.json. Every island takes part."""
+    config, transport = run.config, run.sync.transport
+    device = run.islands[0].device
+    everyone = range(transport.islands)
+    batches = [run.data.own_validation_batches(k) for k in everyone]
+    fresh = build_models(config, run.data, 1, device)[0]
+    columns: dict[str, list[float]] = {k: [math.nan] * transport.islands for k in ("before", "after", "own", "local")}
+    own = [mean_loss(r.model, batches[k], device) for k, r in zip(transport.local, run.sync.replicas, strict=True)]
+    for i, k in enumerate(transport.local):
+        columns["before"][k] = mean_loss(fresh, batches[k], device)
+        columns["own"][k] = own[i]
+    with holding_global_weights(run.sync):
+        for k in transport.local:
+            columns["after"][k] = mean_loss(run.islands[0].model, batches[k], device)
+    if config.eval.baselines:
+        for k in transport.local:
+            alone = build_models(config, run.data, 1, device)[0]
+            train_alone(config, alone, [run.data.shard(k)], config.steps)
+            columns["local"][k] = mean_loss(alone, batches[k], device)
+    table = _gathered(run, columns)
+    if config.eval.baselines:
+        table["centralised"] = _centralised(run, batches)
+    if run.world.rank == 0:
+        _write(run, table)
+
+
+def _gathered(run: Run, columns: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Each island's own entry of each column, from whoever has it."""
+    transport = run.sync.transport
+    rows = [torch.tensor([columns[c][k] for c in columns], dtype=torch.float64) for k in transport.local]
+    found = transport.gather(rows).tolist()
+    return {column: [row[i] for row in found] for i, column in enumerate(columns)}
+
+
+def _centralised(run: Run, batches: Sequence[Batches]) -> list[float]:
+    """One model on all data, in the first process; the others wait."""
+    config, transport = run.config, run.sync.transport
+    losses = [0.0] * transport.islands
+    if run.world.rank == 0:
+        device = run.islands[0].device
+        model = build_models(config, run.data, 1, device)[0]
+        train_alone(config, model, [run.data.shard(k) for k in range(transport.islands)], config.steps)
+        losses = [mean_loss(model, b, device) for b in batches]
+    rows = [torch.tensor(losses, dtype=torch.float64)] * len(transport.local)
+    return transport.gather(rows)[0].tolist()
+
+
+def _write(run: Run, table: dict[str, list[float]]) -> None:
+    known = {column: values for column, values in table.items() if not any(math.isnan(v) for v in values)}
+    mean = {column: sum(values) / len(values) for column, values in known.items()}
+    worst = {column: worst_tenth(values) for column, values in known.items()}
+    write_json(run.directory / "clients.json", {"clients": known, "mean": mean, "worst_10pct": worst})
+    text = ", ".join(f"{column} {value:.4f}" for column, value in mean.items())
+    run.progress.note(f"clients' validation loss (mean over {run.sync.transport.islands}): {text}")
+
+
+def worst_tenth(losses: Sequence[float]) -> float:
+    """Mean over the largest tenth of the losses, at least one."""
+    count = max(1, math.ceil(len(losses) / 10))
+    return sum(sorted(losses, reverse=True)[:count]) / count
