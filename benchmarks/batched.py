@@ -63,13 +63,15 @@ def measure(loops: tuple[Loop, Loop], steps: int) -> tuple[list[tuple[float, flo
     for step in range(steps):
         taken: list[float] = []
         for loop in loops if step % 2 == 0 else loops[::-1]:
-            loop.losses = [0.0] * len(loop.losses)
+            loop.journal.losses = [0.0] * len(loop.journal.losses)
             start = time.perf_counter()
             loop.step()
             taken.append(time.perf_counter() - start)
         looped_s, batched_s = taken if step % 2 == 0 else taken[::-1]
         seconds.append((looped_s, batched_s))
-        difference = max(difference, *(abs(a - b) for a, b in zip(loops[0].losses, loops[1].losses, strict=True)))
+        difference = max(
+            difference, *(abs(a - b) for a, b in zip(*(loop.journal.losses for loop in loops), strict=True))
+        )
     return seconds[WARM_UP:], difference
 
 

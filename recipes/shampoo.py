@@ -29,7 +29,7 @@ def pretrain_cpu() -> RunConfig:
         steps=2560,
         data=DataConfig(seq_len=64, batch_size=8, validation_sequences=256),
         model=ModelConfig(preset="nano"),
-        inner=InnerConfig(optimizer=Soap(lr=3e-3)),
+        inner=InnerConfig(optimizer=Soap(lr=6e-3)),
         sync=SyncConfig(every=32, outer=Nesterov(lr=0.7, momentum=0.8)),
         eval=EvalConfig(every=256),
         checkpoint=CheckpointConfig(every_rounds=20),

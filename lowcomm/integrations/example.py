@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
 
@@ -49,7 +49,8 @@ def rows(data: Data, count: int) -> list[dict[str, Tensor]]:
 def nano(data: Data) -> PreTrainedModel:
     """A 0.12M-parameter Llama, the same on every rank."""
     config = ModelConfig(preset="nano")
-    return build_model(config, vocab_size=data.vocab_size, max_tokens=SEQ_LEN, seed=0, eos_id=data.eos_id)
+    made = build_model(config, vocab_size=data.vocab_size, max_tokens=SEQ_LEN, seed=0, eos_id=data.eos_id)
+    return cast("PreTrainedModel", made)
 
 
 def report(sync: LocalSGD) -> None:
