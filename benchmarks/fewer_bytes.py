@@ -20,6 +20,7 @@ STEPS, SEQ_LEN, SEQUENCES, ISLANDS = 20_480, 64, 512, 4
 RECIPES = "recipes/compressed.py:"
 METHODS: dict[str, tuple[str, int, float | None]] = {
     "64 of 4096 in 2 bits, kept residual, H=36": (f"{RECIPES}sparse_kept", 36, None),
+    "64 of 4096 in 2 bits, kept residual, H=12": (f"{RECIPES}sparse_kept", 12, None),
     "2 bits, H=67": (f"{RECIPES}two_bit", 67, 0.9),
 }
 """Name: recipe, H, outer momentum (None: the recipe's)."""
