@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lowcomm.config import RunConfig, check, check_resumable
+from lowcomm.island import IslandConfig
 from lowcomm.model import SHAPES
 from lowcomm.types import ConfigError, require
 
@@ -93,6 +94,7 @@ def plan_cells(base: RunConfig, grid: Grid) -> list[SweepCell]:
         name = f"{size}-M{islands}-H{every}-seed{seed}"
         config = _cell_config(base, name, size, islands, every, seed, batch, grid.out / name)
         check(config, islands)
+        config = dataclasses.replace(config, island=IslandConfig(size=1))  # as a run stores it
         if (config.directory / "config.json").exists():
             _check_same(config, islands, name)
         cells.append(SweepCell(name=name, size=size, held_out=held_out, config=config))

@@ -118,7 +118,7 @@ def run(sync: LocalSGD, islands: list[PlainIsland], first: int = 0, last: int = 
         "norm": islands[0].grad_norm,
         "sent": sync.transport.sent_bytes[0],
         "weights": {n: w.tolist() for n, w in sync.weights().items()},
-        "held": {n: t.tolist() for n, t in sync.replicas[0].held.items()},
+        "held": {n: t.tolist() for n, t in sync.replicas[0].held.items() if n in sync.replicas[0].params},
     }
 
 

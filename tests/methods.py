@@ -49,6 +49,7 @@ from lowcomm.codec import (
     TwoBit,
     Zstd,
 )
+from lowcomm.codec.parts import Parts
 from lowcomm.island import AdamW, Inner, Muon, Soap
 from lowcomm.island import Lion as InnerLion
 from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Nesterov, Outer
@@ -158,3 +159,8 @@ CODECS: tuple[Codec, ...] = (
 def name(method: object) -> str:
     """A test id: the class and its settings, without what would upset a shell."""
     return repr(method).translate(str.maketrans({" ": None, "'": None, "[": "(", "]": ")"}))
+
+
+def whole_codecs() -> list[Codec]:
+    """Those that send every tensor; the others need a LoRA rule and adapters, and test_lora_run.py trains with them."""
+    return [c for c in CODECS if not isinstance(c, Parts)]

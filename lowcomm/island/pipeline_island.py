@@ -43,8 +43,8 @@ class PipelineIsland(PlainIsland):
             else:
                 schedule.step(*fed, return_outputs=False)
         for p in self.params:
-            if len(batches) > 1 and p.grad is not None:
-                p.grad.div_(len(batches))
+            if p.grad is not None:
+                p.grad.div_(self.parts * len(batches))
         self._swap_out_rng()
         return float(self.mesh.rows(torch.tensor([total])).sum())  # the last stage alone has the loss
 
@@ -112,7 +112,8 @@ class PipelineIsland(PlainIsland):
                 output_args=logits if module.last else hidden,
                 group=self.mesh.inside,
             )
-            self._schedules[shape] = Schedule1F1B(stage, self.parts, loss_fn=_mean_loss)
+            # not scaled there: that would scale what earlier micro-batches of the step have left, too
+            self._schedules[shape] = Schedule1F1B(stage, self.parts, loss_fn=_mean_loss, scale_grads=False)
         return self._schedules[shape]
 
 

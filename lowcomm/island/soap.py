@@ -37,7 +37,7 @@ class Soap(Inner):
     every_steps: int = 10
     """Inner steps between two renewals of the eigenbasis."""
     largest_dim: int = 4096
-    """Sides longer than this have no preconditioner: it takes its square in memory, and its cube in time."""
+    """Elements: sides longer than this have no preconditioner: it takes its square in memory, and its cube in time."""
 
     def build(self, model: nn.Module) -> Optimizer:
         return load_pytorch_optimizer().SOAP(
