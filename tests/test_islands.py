@@ -111,7 +111,7 @@ def test_every_kind_trains_what_plain_islands_do(results: Results, plain: dict[s
 
 
 def test_zero_stages_and_offload_equal_each_other(results: Results) -> None:
-    """To the bit with and without offload. Stages 1 to 3 sum micro-batches and ranks in other orders: 1e-5, as above."""
+    """To the bit with and without offload. Stages sum micro-batches and ranks in other orders: 1e-5, as above."""
     fp32 = {kind: whole(results[kind], "fp32") for kind in ("zero1", "zero2", "zero2-offload", "zero3")}
     for kind in ("zero2", "zero3"):
         for name, values in fp32[kind].items():
