@@ -84,7 +84,8 @@ def start(base: Path, *flags: str) -> subprocess.Popen[str]:
     # a port for each: the one before may not have been let go yet
     command += ["--port", str(next(PORTS)), "--python", sys.executable, f"{base}/tiny.py:two", *FLAGS, *flags]
     return subprocess.Popen(
-        ["ip", "netns", "exec", "lowcomm3", *command],
+        # a suite in the background ignores Ctrl-C, and a shell cannot trap what it was born to ignore
+        ["ip", "netns", "exec", "lowcomm3", "env", "--default-signal=INT", *command],
         cwd=ROOT,
         env={**os.environ, "LAUNCH_TEST": str(base)},
         stdin=subprocess.DEVNULL,
@@ -149,7 +150,8 @@ def test_an_unreachable_machine_is_named(base: Path) -> None:
     (base / "wrong").write_text("north 10.78.0.1 0 0\nnowhere.invalid 10.78.0.9 0 1\n")
     command = ["bash", "launch/ssh.sh", "--hosts", base / "wrong", "--ssh-config", base / "config", "diloco.py:smoke"]
     done = subprocess.run(
-        ["ip", "netns", "exec", "lowcomm3", *command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        # a suite in the background ignores Ctrl-C, and a shell cannot trap what it was born to ignore
+        ["ip", "netns", "exec", "lowcomm3", "env", "--default-signal=INT", *command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 1
     assert "the copy to nowhere.invalid failed" in done.stdout
