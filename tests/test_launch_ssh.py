@@ -151,7 +151,12 @@ def test_an_unreachable_machine_is_named(base: Path) -> None:
     command = ["bash", "launch/ssh.sh", "--hosts", base / "wrong", "--ssh-config", base / "config", "diloco.py:smoke"]
     done = subprocess.run(
         # a suite in the background ignores Ctrl-C, and a shell cannot trap what it was born to ignore
-        ["ip", "netns", "exec", "lowcomm3", "env", "--default-signal=INT", *command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        ["ip", "netns", "exec", "lowcomm3", "env", "--default-signal=INT", *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 1
     assert "the copy to nowhere.invalid failed" in done.stdout
