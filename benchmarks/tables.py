@@ -31,8 +31,10 @@ def quality_table(result: dict[str, Any]) -> str:
         penalty = statistics.mean(r["val_bpb"] / base[r["seed"]]["val_bpb"] - 1 for r in mine)
         sent = statistics.mean(r["bytes_sent"] for r in mine)
         share = base[mine[0]["seed"]]["bytes_sent"] / sent
+        seeds = "" if len(mine) == len(base) else f", {len(mine)} of {len(base)} seeds"
+        spread = f"{statistics.mean(bpb):.4f} | {min(bpb):.4f} to {max(bpb):.4f} "
         lines.append(
-            f"| {method} | {mine[0]['rounds'] or '-'} | {statistics.mean(bpb):.4f} | {min(bpb):.4f} to {max(bpb):.4f} "
+            f"| {method}{seeds} | {mine[0]['rounds'] or '-'} | {spread}"
             f"| {penalty:+.2%} | {sent / 1e6:,.1f} | 1/{share:.1f} |"
         )
     first = rows[0]

@@ -229,16 +229,15 @@ class LocalSGD:
 
     def _exchange(self, flight: Flight) -> Exchanged:
         """What may run beside training: it changes nothing but the fragment's scratch."""
+        return together(self.transport, lambda: self._exchange_part(flight))
+
+    def _exchange_part(self, flight: Flight) -> Exchanged:
         fragment, transport = self.fragments[flight.fragment], self.transport
         verify_all(transport, self.fragments, flight.to_verify)
         before, roll = list(transport.sent_bytes), self.deadlines.call_roll(self, flight)
         states, codec = [s[flight.fragment] for s in self.codec_states], self.codec.at(flight.round)
-        aggregator, quorum = self.aggregator, self.quorum
-        done = together(
-            transport,
-            lambda: aggregate_into_mean(
-                fragment, flight.deltas, transport, codec, aggregator, states, roll, flight.round, quorum
-            ),
+        done = aggregate_into_mean(
+            fragment, flight.deltas, transport, codec, self.aggregator, states, roll, flight.round, self.quorum
         )
         flight.sent_bytes = [now - then for now, then in zip(transport.sent_bytes, before, strict=True)]
         return done

@@ -9,7 +9,7 @@ import torch
 
 from lowcomm.island.part import Part
 from lowcomm.transport import Collective, Transport, default_transport
-from lowcomm.types import SyncError, TransportError
+from lowcomm.types import AbandonedError, SyncError, TransportError
 
 Result = TypeVar("Result")
 
@@ -18,6 +18,8 @@ def together(transport: Transport, exchange: Callable[[], Result]) -> Result:
     """The result of `exchange`, if the exchanges of all ranks of all islands succeeded. Raises SyncError otherwise.
 
     Each island's ranks agree, then the islands, then the ranks again on what they heard: one byte per island and rank.
+    A rank whose transport fails leaves the exchange, and the others of its island hear of it at the next place where
+    they would have waited for it. Other errors (no quorum, an unusable sum) are seen alike by all and not talked about.
     """
     if transport.ranks == 1:
         return exchange()
@@ -25,15 +27,20 @@ def together(transport: Transport, exchange: Callable[[], Result]) -> Result:
     result: Result | None = None
     try:
         result = exchange()
+        transport.inside(torch.ones(1, dtype=torch.uint8))
     except SyncError as error:
+        if not isinstance(error, TransportError) and not isinstance(error.__cause__, TransportError):
+            raise
         failure = error
-    well = _all(transport, failure is None)
-    if not isinstance(failure, TransportError):  # the others of a broken group hear of it by their own error
+        if not _abandoned(error):
+            transport.abandon()
+    well = failure is None
+    if failure is None or _abandoned(failure):  # this rank's own group works, and its peers wait to hear
         try:
             well = bool(transport.gather([torch.tensor([well], dtype=torch.uint8)]).all())
-        except SyncError as error:
+        except TransportError as error:
             failure = error
-    well = _all(transport, well and failure is None)
+    well = bool(transport.inside(torch.tensor([well and failure is None], dtype=torch.uint8)).all())
     if failure is not None:
         raise failure
     if not well or result is None:
@@ -51,5 +58,6 @@ def find_transport(models: int, part: Part | None) -> Transport:
     return Collective(part.mesh.peers, beside=part.mesh.beside)
 
 
-def _all(transport: Transport, well: bool) -> bool:
-    return bool(transport.inside(torch.tensor([well], dtype=torch.uint8)).all())
+def _abandoned(error: SyncError) -> bool:
+    """Whether it was another rank of the island whose transport failed."""
+    return isinstance(error, AbandonedError) or isinstance(error.__cause__, AbandonedError)

@@ -33,6 +33,10 @@ class TransportError(SyncError):
     """The transport itself failed: a connection was lost, or nothing came within the time limit."""
 
 
+class AbandonedError(TransportError):
+    """The transport of another rank of this island failed; this rank's own works."""
+
+
 class DivergenceError(LowcommError):
     """Islands disagree on bits that must be equal (global weights, names, versions, configuration)."""
 

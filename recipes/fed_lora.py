@@ -99,7 +99,7 @@ def fedrand() -> RunConfig:
 
 
 def cellm() -> RunConfig:
-    """CELLM: LoRA with sparse updates: one entry in 16 in four bits, what is left out is sent later."""
+    """CELLM: LoRA with sparse updates: one entry in 16 in 8 bits, what is left out is sent later."""
     return _tiny("cellm", FedIT(rank=RANK), codec=ErrorFeedback(codec=TopK(chunk=1024, k=64, bits=8)))
 
 

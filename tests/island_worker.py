@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from lowcomm.schedule import EveryH, EveryStep, Schedule, Streaming
 from lowcomm.sync import LocalSGD
 from lowcomm.sync_state import global_part, island_part, load_global, load_island
 from lowcomm.transport import Collective, Transport
+from lowcomm.transport.base import Arrival
+from lowcomm.types import SyncError, TransportError
 
 KINDS = ("ddp", "fsdp", "zero1", "zero2", "zero2-offload", "zero3", "pipeline")
 EVERY, STEPS, BATCH, SEQ, VOCAB = 4, 10, 8, 12, 32
@@ -146,6 +149,48 @@ def transport(mesh: Mesh) -> Collective:
     return Collective(mesh.peers, beside=mesh.beside)
 
 
+class Broken(Collective):
+    """Its link fails once, in the exchange of payloads or in the roll call before it."""
+
+    broken: str | None = None
+
+    def weighted_sum(self, vectors: Sequence[torch.Tensor], weights: Sequence[float], out: torch.Tensor) -> None:
+        self._fail("sum")
+        super().weighted_sum(vectors, weights, out)
+
+    def start_swap(self, rows: Sequence[Sequence[torch.Tensor]], sizes: Sequence[Sequence[int]]) -> Arrival:
+        self._fail("swap")
+        return super().start_swap(rows, sizes)
+
+    def gather(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        self._fail("roll")
+        return super().gather(rows)
+
+    def _fail(self, where: str) -> None:
+        if self.broken == where:
+            self.broken = None
+            raise TransportError(f"the {where} failed. Nothing was committed.")
+
+
+def broken(kind: str, combination: str, where: str, mesh: Mesh) -> dict[str, Any]:
+    """The link between the second ranks of both islands fails in the first round; the next step syncs what is due."""
+    link = Broken(mesh.peers, beside=mesh.beside)
+    sync, islands = build(kind, combination, link, mesh)
+    before = {n: w.clone() for n, w in sync.weights().items()}
+    error = ""
+    for step in range(EVERY + 1):
+        if step == EVERY - 1 and mesh.rank == 1:
+            link.broken = where
+        try:
+            train_step(sync, islands, step)
+        except SyncError as failure:
+            error = str(failure)
+            seen = {"pending": list(sync.pending), "round": sync.round}
+            seen["kept"] = all(torch.equal(before[n], w) for n, w in sync.weights().items())
+    after = {n: w.tolist() for n, w in sync.weights().items()}
+    return {"error": error, **(seen if error else {}), "weights": after, "later": [list(sync.pending), sync.round]}
+
+
 def evaluated(kind: str, mesh: Mesh) -> dict[str, Any]:
     """Losses by token of a new island, its parameters and the names that an export would have."""
     _, (island,) = build(kind, "fp32", transport(mesh), mesh)
@@ -167,6 +212,9 @@ def one(kind: str, mesh: Mesh) -> dict[str, Any]:
     """Everything about one kind."""
     seen: dict[str, Any] = {c: run(*build(kind, c, transport(mesh), mesh)) for c in usable(kind)}
     seen["resumed"] = resumed(kind, "two-bit, streaming", mesh)
+    if kind == "fsdp":
+        cases = (("fp32", "sum"), ("int4", "swap"), ("int4", "roll"))
+        seen["broken"] = [broken(kind, combination, where, mesh) for combination, where in cases]
     seen["evaluated"] = evaluated(kind, mesh)
     return seen
 

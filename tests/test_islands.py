@@ -164,6 +164,19 @@ def test_evaluation_and_export_see_the_whole_model(results: Results, kind: str) 
             assert evaluated["state"] == pytest.approx(state, abs=1e-6)
 
 
+def test_a_link_that_fails_between_two_ranks_tears_no_replica(results: Results) -> None:
+    """In the sum, in packed payloads and in the roll call: no rank of any island commits, and the next step syncs."""
+    ranks = results["fsdp"]
+    for case in range(3):
+        seen = [r["broken"][case] for r in ranks]
+        for told in seen:
+            assert "Nothing was committed" in told["error"]
+            assert (told["pending"], told["round"], told["kept"]) == ([0], 0, True)
+            assert told["later"] == [[], 1]
+        assert seen[0]["weights"] == seen[2]["weights"] and seen[1]["weights"] == seen[3]["weights"]
+        assert "lost its connection" in seen[0]["error"] and "failed." in seen[1]["error"]
+
+
 def test_unequal_work_changes_weights_of_the_mean(plain: dict[str, dict[str, Any]]) -> None:
     """The tests above would not see a lost weight if all were equal: island 1 counts twice the tokens."""
     assert STEPS % island_worker.EVERY != 0

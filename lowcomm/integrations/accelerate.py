@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from lowcomm.aggregate import Aggregator, Mean
-from lowcomm.codec import Codec, Fp32
+from lowcomm.aggregate import Aggregator
+from lowcomm.codec import Codec
 from lowcomm.coverage import BufferRule
 from lowcomm.integrations.groups import IslandGroups, check_inside
 from lowcomm.integrations.settings import Settings
-from lowcomm.outer import Nesterov, Outer
-from lowcomm.schedule import EveryH, Schedule
+from lowcomm.outer import Outer
+from lowcomm.schedule import Schedule
 from lowcomm.sync import LocalSGD
 from lowcomm.types import ConfigError
 
@@ -66,12 +66,12 @@ def attach(
 
     Raises ConfigError if gradients leave the island or steps may be skipped (fp16), and what LocalSGD raises.
     """
-    settings = Settings(
+    settings = Settings.of(
         every=every,
-        outer=outer or Nesterov(),
-        codec=codec or Fp32(),
-        schedule=schedule or EveryH(),
-        aggregator=aggregator or Mean(),
+        outer=outer,
+        codec=codec,
+        schedule=schedule,
+        aggregator=aggregator,
         buffers=buffers,
         outer_device=outer_device,
         seed=seed,

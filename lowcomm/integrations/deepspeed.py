@@ -20,14 +20,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from lowcomm.aggregate import Aggregator, Mean
-from lowcomm.codec import Codec, Fp32
+from lowcomm.aggregate import Aggregator
+from lowcomm.codec import Codec
 from lowcomm.coverage import BufferRule
 from lowcomm.integrations.groups import IslandGroups, check_inside
 from lowcomm.integrations.settings import Settings
 from lowcomm.island import DDPPart, EngineOptimizer, MeshUnit, ZeROPart
-from lowcomm.outer import Nesterov, Outer
-from lowcomm.schedule import EveryH, Schedule
+from lowcomm.outer import Outer
+from lowcomm.schedule import Schedule
 from lowcomm.sync import LocalSGD
 from lowcomm.types import ConfigError, require
 
@@ -62,12 +62,12 @@ def attach(
 
     Raises ConfigError for an engine that averages gradients beyond its island, or may skip steps.
     """
-    settings = Settings(
+    settings = Settings.of(
         every=every,
-        outer=outer or Nesterov(),
-        codec=codec or Fp32(),
-        schedule=schedule or EveryH(),
-        aggregator=aggregator or Mean(),
+        outer=outer,
+        codec=codec,
+        schedule=schedule,
+        aggregator=aggregator,
         buffers=buffers,
         outer_device=outer_device,
         seed=seed,

@@ -32,8 +32,8 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lowcomm.aggregate import Aggregator, Mean
-from lowcomm.codec import Codec, Fp32
+from lowcomm.aggregate import Aggregator
+from lowcomm.codec import Codec
 from lowcomm.coverage import BufferRule
 from lowcomm.finale import holding_global_weights
 from lowcomm.integrations import saved
@@ -42,8 +42,8 @@ from lowcomm.integrations.groups import IslandGroups
 from lowcomm.integrations.log import log_line
 from lowcomm.integrations.settings import Settings
 from lowcomm.landing import SyncReport
-from lowcomm.outer import Nesterov, Outer
-from lowcomm.schedule import EveryH, Schedule
+from lowcomm.outer import Outer
+from lowcomm.schedule import Schedule
 from lowcomm.sync import LocalSGD
 from lowcomm.types import CheckpointError, ConfigError
 
@@ -78,12 +78,12 @@ class LowCommCallback(TrainerCallback):
         island_size: int = 1,
         resume_from: Path | str | None = None,
     ) -> None:
-        self.settings = Settings(
+        self.settings = Settings.of(
             every=every,
-            outer=outer or Nesterov(),
-            codec=codec or Fp32(),
-            schedule=schedule or EveryH(),
-            aggregator=aggregator or Mean(),
+            outer=outer,
+            codec=codec,
+            schedule=schedule,
+            aggregator=aggregator,
             buffers=buffers,
             outer_device=outer_device,
             seed=seed,

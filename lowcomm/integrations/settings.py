@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -26,13 +26,38 @@ class Settings:
     """See LocalSGD for each of them."""
 
     every: int
-    outer: Outer = field(default_factory=Nesterov)
-    codec: Codec = field(default_factory=Fp32)
-    schedule: Schedule = field(default_factory=EveryH)
-    aggregator: Aggregator = field(default_factory=Mean)
-    buffers: Mapping[str, BufferRule] | None = None
-    outer_device: torch.device | str | None = None
-    seed: int = 0
+    outer: Outer
+    codec: Codec
+    schedule: Schedule
+    aggregator: Aggregator
+    buffers: Mapping[str, BufferRule] | None
+    outer_device: torch.device | str | None
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        every: int,
+        outer: Outer | None,
+        codec: Codec | None,
+        schedule: Schedule | None,
+        aggregator: Aggregator | None,
+        buffers: Mapping[str, BufferRule] | None,
+        outer_device: torch.device | str | None,
+        seed: int,
+    ) -> Settings:
+        """With LocalSGD's parts for those that are None."""
+        return cls(
+            every=every,
+            outer=outer or Nesterov(),
+            codec=codec or Fp32(),
+            schedule=schedule or EveryH(),
+            aggregator=aggregator or Mean(),
+            buffers=buffers,
+            outer_device=outer_device,
+            seed=seed,
+        )
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a value out of range, or parts that do not fit."""

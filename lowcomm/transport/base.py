@@ -69,9 +69,13 @@ class Transport(ABC):
     def inside(self, row: Tensor) -> Tensor:
         """1-D CPU rows of all ranks of this process's island, in rank order: [ranks, size].
 
-        All ranks call it alike. Bytes inside an island are not counted.
+        All ranks call it alike. Bytes inside an island are not counted. Raises AbandonedError if another rank called
+        `abandon` instead.
         """
         return row[None]
+
+    def abandon(self) -> None:  # noqa: B027 - an island of one rank has nobody to tell
+        """Take part in the island's next `inside` as a rank whose transport has failed."""
 
     @abstractmethod
     def close(self) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lowcomm.transport.base import BLOCK, Arrival, Transport, ordered_sum
 from lowcomm.transport.pipelined import pipelined_sum
-from lowcomm.types import TransportError, require
+from lowcomm.types import AbandonedError, TransportError, require
 
 STRIPE_BYTES = 1 << 17
 """A row is shared by as many streams as get this much of it."""
@@ -132,6 +132,18 @@ class Collective(Transport):
     def inside(self, row: Tensor) -> Tensor:
         if self._beside is None:
             return row[None]
+        if not bool(self._gather_inside(torch.tensor([True])).all()):
+            raise AbandonedError(
+                f"another rank of island {self.local[0]} lost its connection. Nothing was committed: local weights are "
+                "kept and the pseudo-gradient stays pending."
+            )
+        return self._gather_inside(row)
+
+    def abandon(self) -> None:
+        if self._beside is not None:
+            self._gather_inside(torch.tensor([False]))
+
+    def _gather_inside(self, row: Tensor) -> Tensor:
         out = torch.empty(self.ranks * row.numel(), dtype=row.dtype)
         self._run("gather inside", lambda: dist.all_gather_single(out, row.contiguous(), group=self._beside))
         return out.view(self.ranks, -1)
