@@ -214,7 +214,7 @@ def test_scripts(tmp_path: Path, text: str, name: str) -> None:
 )
 def test_settings_are_checked_before_anything_starts(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        Settings(**fields)
+        Settings.of(**fields)
 
 
 def test_a_misspelt_argument_is_refused() -> None:

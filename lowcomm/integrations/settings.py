@@ -39,13 +39,13 @@ class Settings:
         cls,
         *,
         every: int,
-        outer: Outer | None,
-        codec: Codec | None,
-        schedule: Schedule | None,
-        aggregator: Aggregator | None,
-        buffers: Mapping[str, BufferRule] | None,
-        outer_device: torch.device | str | None,
-        seed: int,
+        outer: Outer | None = None,
+        codec: Codec | None = None,
+        schedule: Schedule | None = None,
+        aggregator: Aggregator | None = None,
+        buffers: Mapping[str, BufferRule] | None = None,
+        outer_device: torch.device | str | None = None,
+        seed: int = 0,
     ) -> Settings:
         """With LocalSGD's parts for those that are None."""
         return cls(
