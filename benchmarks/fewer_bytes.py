@@ -10,10 +10,11 @@ done are not repeated: an interrupted call goes on.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Cell, is_done, run_cells, write_result
+from benchmarks.common import RESULTS, Cell, is_done, run_cells, write_result
 from benchmarks.tables import write_quality_table
 
 STEPS, SEQ_LEN, SEQUENCES, ISLANDS = 20_480, 64, 512, 4
@@ -22,6 +23,8 @@ METHODS: dict[str, tuple[str, int, float | None]] = {
     "64 of 4096 in 2 bits, kept residual, H=36": (f"{RECIPES}sparse_kept", 36, None),
     "64 of 4096 in 2 bits, kept residual, H=12": (f"{RECIPES}sparse_kept", 12, None),
     "2 bits, H=67": (f"{RECIPES}two_bit", 67, 0.9),
+    "2 bits, H=67, outer momentum 0.8": (f"{RECIPES}two_bit", 67, 0.8),
+    "MuLoCo, 2 bits, H=67": ("recipes/muloco.py:two_bit", 67, 0.8),
 }
 """Name: recipe, H, outer momentum (None: the recipe's)."""
 
@@ -58,6 +61,21 @@ def _local(name: str, seed: int) -> Cell:
     return Cell(name=f"{text}-seed{seed}", arguments=(recipe, *_shared(seed), *sync), columns=columns)
 
 
+def _known(wanted: list[Cell], work_dir: Path) -> list[dict[str, Any]]:
+    """Rows of what is done here, and of what an earlier result file tells of the other cells, with its commits."""
+    earlier = RESULTS / "fewer_bytes.json"
+    rows = json.loads(earlier.read_text(encoding="utf-8"))["rows"] if earlier.exists() else []
+    told = {(row["method"], row["seed"]): row for row in rows}
+    found: list[dict[str, Any]] = []
+    for cell in wanted:
+        key = (cell.columns["method"], cell.columns["seed"])
+        if is_done(cell, work_dir):
+            found += run_cells([cell], work_dir, 1)
+        elif key in told:
+            found.append(told[key])
+    return found
+
+
 def main() -> None:
     """Run what is missing; write the result and its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,15 +83,16 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--work-dir", type=Path, default=Path("runs/bench/fewer_bytes"))
     parser.add_argument("--only", action="append", default=None, help="DDP, or a method; may be given several times")
-    parser.add_argument("--table-only", action="store_true", help="run nothing: write the result of what is done")
+    parser.add_argument("--table-only", action="store_true", help="run nothing: write what is known")
     options = parser.parse_args()
     known = {"DDP", *METHODS}
     if options.only is not None and not set(options.only) <= known:
         parser.error(f"--only: {sorted(set(options.only) - known)} are none of {sorted(known)}")
     wanted = cells(options.seeds, None if options.only is None else tuple(options.only))
     if options.table_only:
-        wanted = [cell for cell in wanted if is_done(cell, options.work_dir)]
-    rows = run_cells(wanted, options.work_dir, options.jobs)
+        rows = _known(wanted, options.work_dir)
+    else:
+        rows = run_cells(wanted, options.work_dir, options.jobs)
     if options.only is not None and not options.table_only:
         return  # a part of the runs: no result yet
     path = write_result("fewer_bytes", f"python -m benchmarks.fewer_bytes --seeds {options.seeds}", rows)

@@ -40,7 +40,8 @@ def aggregate_into_mean(
 ) -> Exchanged:
     """Fill `fragment.mean` with the aggregate of all islands' deltas.
 
-    deltas: flat fp32 of `fragment.size`, one per local island; those of islands that are left out may be overwritten.
+    deltas: flat fp32 of `fragment.size`, one per local island; those of islands that are left out may be overwritten,
+    and the first one is if the mean lies there (`Fragment.overwrite_delta`).
     Returns the codec states to commit, and the roll without the islands whose payloads turned out to be unusable.
     Raises SyncError, on every island alike.
     """
@@ -63,6 +64,15 @@ def aggregate_into_mean(
         on_the_way = dense.sums_on_the_way and (transport.islands > 2 or dense.only_sums)
         return (sum_packed if on_the_way else share_packed)(crossing, dense, deltas)
     return gather_payloads(crossing, deltas)
+
+
+def mean_may_overwrite(codec: Codec, aggregator: Aggregator) -> bool:
+    """Whether `fragment.mean` may lie where the first local island's delta does.
+
+    Vectors that are summed as they are are summed in place; packed ones have been encoded before the first sum.
+    """
+    dense = codec.codec if isinstance(codec, ErrorFeedback) else codec
+    return aggregator.needs == "sum" and (codec_is_identity(codec) or isinstance(dense, Dense))
 
 
 def check_fit(codec: Codec, aggregator: Aggregator) -> None:

@@ -33,6 +33,8 @@ class Flight:
     """Of them, those since this fragment's last sync: the weights of the mean."""
     bytes_before: list[tuple[int, int]]
     """Bytes (sent, received) that each local island had counted when it started."""
+    delta_needed: bool = False
+    """Whether `deltas` are still needed when the exchange is over; if not, the mean may take their place."""
     to_verify: dict[int, tuple[bytes, Round]] = field(default_factory=dict)
     """Digests of fragments that landed before and are compared on the way of this exchange."""
     launched: float | None = None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lowcomm.digest import Digest
+from lowcomm.scratch import Scratch
 from lowcomm.types import Delta
 
 
@@ -18,10 +19,16 @@ class Fragment:
     """Global weights, their pseudo-gradient scratch and the outer parameters of some named tensors.
 
     `weights` is fp32 of `size` elements (padded with zeros to a multiple of `islands`), on the outer device.
+    `mean` and the pseudo-gradients are lent by `scratch` while an exchange needs them; None: the fragment has its own.
     """
 
     def __init__(
-        self, params: dict[str, Tensor], islands: int, device: torch.device, covers: Sequence[str] | None = None
+        self,
+        params: dict[str, Tensor],
+        islands: int,
+        device: torch.device,
+        covers: Sequence[str] | None = None,
+        scratch: Scratch | None = None,
     ) -> None:
         self.names = tuple(params)
         self.covers = tuple(self.names if covers is None else covers)
@@ -30,16 +37,38 @@ class Fragment:
         self.numel = sum(p.numel() for p in params.values())
         self.size = -(-self.numel // islands) * islands
         self.device = device
-        self.weights = self._empty()
-        self.mean = self._empty()
-        self.deltas: list[Tensor] = []
+        self._scratch = Scratch(device) if scratch is None else scratch
+        self._deltas: list[Tensor] = []
+        self._mean: Tensor | None = None
+        self.weights = self._scratch.new(self.size)
         self.outer_params = [v.detach() for v in self.views(self.weights).values()]
-        self._mean_views = list(self.views(self.mean).values())
         self._weight_views = list(self.views(self.weights).values())
 
-    def _empty(self) -> Tensor:
-        flat = torch.zeros(self.size, dtype=torch.float32)
-        return flat.pin_memory() if self.device.type == "cpu" and torch.cuda.is_available() else flat.to(self.device)
+    @property
+    def mean(self) -> Tensor:
+        """Where the aggregate of all islands' pseudo-gradients is put: fp32, flat, of `size` elements."""
+        if self._mean is None:
+            self._mean = self._borrow()
+        return self._mean
+
+    def overwrite_delta(self) -> None:
+        """The mean takes the place of the first local island's pseudo-gradient, which nobody needs afterwards."""
+        if self._mean is None:
+            self._mean = self.scratch(0)
+
+    def release(self) -> None:
+        """Give the scratch back: mean and pseudo-gradients are gone."""
+        lent = {id(t): t for t in (*self._deltas, *(() if self._mean is None else (self._mean,)))}
+        self._deltas, self._mean = [], None
+        for p in self.outer_params:
+            p.grad = None
+        for flat in lent.values():
+            self._scratch.give(flat)
+
+    def _borrow(self) -> Tensor:
+        flat = self._scratch.take(self.size)
+        flat[self.numel :].zero_()
+        return flat
 
     def views(self, flat: Tensor) -> Delta:
         """Named views of a flat vector of `size` elements."""
@@ -156,16 +185,16 @@ class Fragment:
     @torch.no_grad()
     def unflatten_mean(self, tensors: Sequence[Tensor]) -> None:
         """These <- `mean`, cast to their dtype."""
-        for view, t in zip(self._mean_views, tensors, strict=True):
+        for view, t in zip(self.views(self.mean).values(), tensors, strict=True):
             t.copy_(view)
 
     def scratch(self, island: int) -> Tensor:
         """Where the pseudo-gradient of this local island is kept: fp32, flat, of `size` elements."""
-        while len(self.deltas) <= island:
-            self.deltas.append(self._empty())
-        return self.deltas[island]
+        while len(self._deltas) <= island:
+            self._deltas.append(self._borrow())
+        return self._deltas[island]
 
     def set_outer_grad(self) -> None:
         """`p.grad = mean` for the outer optimizer: views, no copy."""
-        for p, g in zip(self.outer_params, self._mean_views, strict=True):
+        for p, g in zip(self.outer_params, self.views(self.mean).values(), strict=True):
             p.grad = g

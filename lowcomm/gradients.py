@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lowcomm.types import SyncError
 from lowcomm.verify import check_still_covered
 
 if TYPE_CHECKING:
@@ -21,11 +22,18 @@ def average_gradients(sync: LocalSGD) -> None:
     sync.wait()
     check_still_covered(sync.replicas)
     uniform = [1 / sync.transport.islands] * sync.transport.islands
-    for fragment in sync.fragments:
+    for index, fragment in enumerate(sync.fragments):
+        if index in sync.flights:
+            raise SyncError("gradients were to be averaged while an exchange is on its way. Fix: land it first")
         flats = [fragment.flatten(r.grads(fragment), i) for i, r in enumerate(sync.replicas)]
-        sync.transport.weighted_sum(flats, uniform, fragment.mean)
+        fragment.overwrite_delta()
+        try:
+            sync.transport.weighted_sum(flats, uniform, fragment.mean)
+            for replica in sync.replicas:
+                fragment.unflatten_mean(replica.grads(fragment))
+        finally:
+            fragment.release()
         for replica in sync.replicas:
-            fragment.unflatten_mean(replica.grads(fragment))
             replica.part.gradients_written([name for name in fragment.covers if name in replica.params])
     sync.must_rebase = True
     sync.gradient_steps += 1
@@ -45,6 +53,9 @@ def average_buffers(sync: LocalSGD, weights: Sequence[float]) -> None:
     flats = [buffers.flatten(r.tensors(buffers), i) for i, r in enumerate(sync.replicas)]
     if transport.ranks > 1:
         flats = [transport.inside(flat.cpu()).mean(dim=0).to(flat.device) for flat in flats]
-    transport.weighted_sum(flats, weights, buffers.mean)
-    for replica in sync.replicas:
-        buffers.unflatten_mean(replica.tensors(buffers))
+    try:
+        transport.weighted_sum(flats, weights, buffers.mean)
+        for replica in sync.replicas:
+            buffers.unflatten_mean(replica.tensors(buffers))
+    finally:
+        buffers.release()

@@ -19,6 +19,7 @@ from lowcomm.fragment import Fragment
 from lowcomm.island.part import prove_shares
 from lowcomm.lora_sync import check_lora, loosen
 from lowcomm.replica import Replica
+from lowcomm.scratch import Scratch
 from lowcomm.transport.base import Transport
 from lowcomm.types import DivergenceError, require
 from lowcomm.version import __version__
@@ -89,7 +90,9 @@ def prepare(
     compare(sync.transport, [_facts(sync, r, c) for r, c in zip(sync.replicas, coverages, strict=True)])
     device = torch.device(outer_device) if outer_device is not None else next(iter(first.held.values())).device
     islands = sync.transport.islands
-    fragments = [Fragment({n: first.held[n] for n in p if n in first.held}, islands, device, p) for p in parts]
+    scratch = Scratch(device)
+    held = [{n: first.held[n] for n in p if n in first.held} for p in parts]
+    fragments = [Fragment(h, islands, device, p, scratch) for h, p in zip(held, parts, strict=True)]
     averaged = {n: first.buffers[n] for n in coverage.averaged_buffers}
     _agree_on_weights(sync)
     for fragment in fragments:
@@ -97,7 +100,7 @@ def prepare(
             replica.written(fragment)  # the ranks of an island, too, start from the same weights
         fragment.read(first.tensors(fragment))
     sync.deadlines.restart()
-    return fragments, Fragment(averaged, islands, device) if averaged else None
+    return fragments, Fragment(averaged, islands, device, scratch=scratch) if averaged else None
 
 
 def _partition(sync: LocalSGD, first: Replica, coverage: Coverage) -> list[list[str]]:

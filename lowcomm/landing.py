@@ -53,12 +53,19 @@ class SyncReport:
     """How far what was aggregated is from what should be, relative; None: exact by construction, or not known."""
 
 
-@torch.no_grad()
 def commit(sync: LocalSGD, flight: Flight, start: float, delayed: bool = False) -> None:
     """Outer step and new weights, if the exchange succeeded. Raises what it raised; then nothing has changed.
 
     start: since when training has waited (time.perf_counter). delayed: training went on since the flight started.
     """
+    try:
+        _commit(sync, flight, start, delayed)
+    finally:
+        sync.fragments[flight.fragment].release()
+
+
+@torch.no_grad()
+def _commit(sync: LocalSGD, flight: Flight, start: float, delayed: bool) -> None:
     index, fragment, transport = flight.fragment, sync.fragments[flight.fragment], sync.transport
     tensors = [r.tensors(fragment) for r in sync.replicas]
     alpha, share = sync.schedule.alpha, sync.schedule.own_share(transport.islands)

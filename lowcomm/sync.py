@@ -18,7 +18,7 @@ from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.codec import Codec, Fp32
 from lowcomm.coverage import BufferRule
 from lowcomm.deadline import Deadlines, OnLate
-from lowcomm.exchange import Exchanged, aggregate_into_mean
+from lowcomm.exchange import Exchanged, aggregate_into_mean, mean_may_overwrite
 from lowcomm.flight import Flight, Worker, may_overlap
 from lowcomm.gradients import average_buffers, average_gradients
 from lowcomm.handshake import check_counts, check_parts, prepare
@@ -170,7 +170,7 @@ class LocalSGD:
             start = time.perf_counter()
             check_still_covered(self.replicas)
             flight = self._depart(index)
-            flight.to_verify, self.unverified = self.unverified, {}
+            flight.delta_needed, flight.to_verify, self.unverified = True, self.unverified, {}
             self.flights[index] = flight
             if (share := self.schedule.own_share(self.transport.islands)) != 1:
                 fragment = self.fragments[index]
@@ -236,6 +236,8 @@ class LocalSGD:
         verify_all(transport, self.fragments, flight.to_verify)
         before, roll = list(transport.sent_bytes), self.deadlines.call_roll(self, flight)
         states, codec = [s[flight.fragment] for s in self.codec_states], self.codec.at(flight.round)
+        if not flight.delta_needed and mean_may_overwrite(codec, self.aggregator):
+            fragment.overwrite_delta()
         done = aggregate_into_mean(
             fragment, flight.deltas, transport, codec, self.aggregator, states, roll, flight.round, self.quorum
         )

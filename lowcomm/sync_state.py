@@ -149,6 +149,7 @@ def _load_flights(sync: LocalSGD, local: int, tensors: dict[str, Tensor], saved:
                 tokens=[],
                 unsynced=[],
                 bytes_before=[],
+                delta_needed=True,
                 to_verify=landed,
             )
         flight = sync.flights[index]

@@ -21,7 +21,7 @@ class Transport(ABC):
 
     Lists of tensors have one entry per local island. All islands call the same methods in the same order.
     `sent_bytes[i]` and `received_bytes[i]` count, for local island i, the buffers that cross its link; a part that an
-    island keeps for itself is not counted. Raises SyncError if an exchange fails; arguments are then unchanged.
+    island keeps for itself is not counted. Raises SyncError if an exchange fails; inputs are then unchanged.
     """
 
     islands: int
@@ -38,7 +38,7 @@ class Transport(ABC):
         """`out = sum_k weights[k] * vector_k` over all islands in island order, the same bits everywhere.
 
         vectors: fp32, 1-D, of equal length (a multiple of `islands`); one with weight 0 is skipped, not multiplied.
-        out: fp32, 1-D, of that length, none of the vectors.
+        out: fp32, 1-D, of that length, or the first of the vectors. Torn on a failure.
         """
 
     @abstractmethod
@@ -92,7 +92,7 @@ def ordered_sum(vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor
     """`out = sum_k weights[k] * vectors[k]` in order; product and sum rounded apart, so cuts do not change bits.
 
     Equal weights are multiplied once, after the sum: one pass less. All fp32, 1-D; scratch holds BLOCK elements; a
-    vector with weight 0 is skipped. Raises ValueError if all are.
+    vector with weight 0 is skipped. `out` may be the first vector. Raises ValueError if all weights are 0.
     """
     used = [(v, w) for v, w in zip(vectors, weights, strict=True) if w != 0]
     if not used:

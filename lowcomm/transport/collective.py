@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lowcomm.transport.base import BLOCK, Arrival, Transport, ordered_sum
-from lowcomm.transport.pipelined import pipelined_sum
+from lowcomm.transport.pipelined import pipelined_sum, window
 from lowcomm.types import AbandonedError, TransportError, require
 
 STRIPE_BYTES = 1 << 17
@@ -67,10 +67,10 @@ class Collective(Transport):
 
     def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
         (vector,) = vectors
-        n, size = self.islands, out.numel()
-        received, scratch = self._buffers(size, out.device)
+        n, size, on_cpu = self.islands, out.numel(), out.device.type == "cpu"
+        received, scratch = self._buffers(window(size, n, len(self._lanes)) if on_cpu else size, out.device)
         crossing_bytes = 2 * (n - 1) * (size // n) * 4
-        if out.device.type == "cpu":
+        if on_cpu:
             began = time.perf_counter()
             self._run("sum", lambda: pipelined_sum(vector, weights, out, received, scratch, self._lanes))
             self._measure(crossing_bytes, time.perf_counter() - began)
@@ -78,7 +78,7 @@ class Collective(Transport):
             self._run("all-to-all", lambda: dist.all_to_all_single(received, vector, group=self.group))
             result = out.view(n, size // n)[self.local[0]]
             ordered_sum(list(received.view(n, size // n)), weights, result, scratch)
-            self._run("all-gather", lambda: dist.all_gather_single(out, result.clone(), group=self.group))
+            self._run("all-gather", lambda: dist.all_gather_single(out, result, group=self.group))  # NCCL: in place
         self.count(crossing_bytes, crossing_bytes)
 
     def gather(self, rows: Sequence[Tensor]) -> Tensor:

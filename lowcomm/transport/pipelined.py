@@ -17,6 +17,8 @@ SEGMENT = 1 << 20
 """Elements sent at a time."""
 SMALLEST = 1 << 15
 """Elements of a segment that is cut smaller so that each group gets one."""
+WINDOW = 4
+"""Segments that each group may have on the way to an island at a time."""
 CONTRIBUTION, RESULT = 1, 2
 """Message tags, so that results never meet a receive that waits for contributions."""
 
@@ -32,29 +34,55 @@ def pipelined_sum(
     """`out = sum_k weights[k] * vector_k` in island order on every rank; raises RuntimeError on a failure.
 
     groups: groups of the same ranks that carry the segments in turn.
-    All fp32, 1-D, on the CPU. vector, out, received: of one size, a multiple of the ranks. `out` is torn on a failure.
+    All fp32, 1-D, on the CPU. vector, out: of one size, a multiple of the ranks, or the same tensor: a segment's
+    result arrives only when all of it has been sent. `out` is torn on a failure. received: of `window` elements.
     """
     n, me = dist.get_world_size(groups[0]), dist.get_rank(groups[0])
     peers = [k for k in range(n) if k != me]
     chunk = out.numel() // n
-    mine, arrived, results = (list(t.view(n, chunk)) for t in (vector, received, out))
-    size = min(SEGMENT, max(SMALLEST, -(-chunk // len(groups))))
+    mine, results = list(vector.view(n, chunk)), list(out.view(n, chunk))
+    size, slots = segmentation(out.numel(), n, len(groups))
     cuts = [slice(start, min(start + size, chunk)) for start in range(0, chunk, size)]
     lanes = [(cut, groups[i % len(groups)]) for i, cut in enumerate(cuts)]
+    rows = list(received[: slots * n * size].view(slots, n, size))
 
-    def receive(rows: list[Tensor], tag: int) -> list[list[dist.Work | None]]:
-        return [[dist.irecv(rows[k][cut], group=lane, group_src=k, tag=tag) for k in peers] for cut, lane in lanes]
+    def expect(i: int) -> list[dist.Work | None]:
+        (cut, lane), row = lanes[i], rows[i % slots]
+        length = cut.stop - cut.start
+        return [dist.irecv(row[k][:length], group=lane, group_src=k, tag=CONTRIBUTION) for k in peers]
 
-    contributions, answers = receive(arrived, CONTRIBUTION), receive(results, RESULT)
+    contributions = [expect(i) for i in range(min(slots, len(lanes)))]
+    answers = [[dist.irecv(results[k][cut], group=lane, group_src=k, tag=RESULT) for k in peers] for cut, lane in lanes]
     sent = [dist.isend(mine[k][cut], group=lane, group_dst=k, tag=CONTRIBUTION) for cut, lane in lanes for k in peers]
-    for (cut, lane), waiting in zip(lanes, contributions, strict=True):
-        _wait(waiting)
-        parts = [mine[k][cut] if k == me else arrived[k][cut] for k in range(n)]
+    for i, (cut, lane) in enumerate(lanes):
+        _wait(contributions[i])
+        parts = [row[: cut.stop - cut.start] for row in rows[i % slots]]
+        parts[me].copy_(mine[me][cut])  # the result may take its place
         ordered_sum(parts, weights, results[me][cut], scratch)
+        if i + slots < len(lanes):
+            contributions.append(expect(i + slots))
         sent += [dist.isend(results[me][cut], group=lane, group_dst=k, tag=RESULT) for k in peers]
     for waiting in answers:
         _wait(waiting)
     _wait(sent)
+
+
+def segmentation(numel: int, islands: int, groups: int) -> tuple[int, int]:
+    """Elements of a segment, and how many segments of a chunk may arrive before the first has been summed.
+
+    What waits is a quarter of the vector at most, unless segments would get smaller than SMALLEST.
+    """
+    chunk = numel // islands
+    slots = WINDOW * groups
+    size = min(SEGMENT, -(-chunk // groups), -(-numel // (4 * slots * islands)))
+    size = max(1, min(chunk, max(SMALLEST, size)))
+    return size, max(1, min(slots, -(-chunk // size)))
+
+
+def window(numel: int, islands: int, groups: int) -> int:
+    """Elements of the buffer that `pipelined_sum` receives into."""
+    size, slots = segmentation(numel, islands, groups)
+    return size * slots * islands
 
 
 def _wait(works: Sequence[dist.Work | None]) -> None:
