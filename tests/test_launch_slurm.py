@@ -145,8 +145,9 @@ def test_two_islands_train_to_the_end(slurm: Slurm, tmp_path: Path) -> None:
 
 def test_bad_input_ends_the_job_with_2(slurm: Slurm, tmp_path: Path) -> None:
     done = submit(slurm, "slurm.sbatch", "diloco.py:nothing", tmp_path / "run", "--nodes", "2")
-    assert done.returncode == 2, done.stderr + slurm.logs()
-    assert "has no function 'nothing'" in (tmp_path / "job.log").read_text()
+    log = (tmp_path / "job.log").read_text()
+    assert done.returncode == 2, log + done.stderr + slurm.logs()
+    assert "has no function 'nothing'" in log
 
 
 def test_a_heterogeneous_job_trains_to_the_end(slurm: Slurm, tmp_path: Path) -> None:
