@@ -26,9 +26,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.common import ROOT, write_result
+from benchmarks.tables import islands_table
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4
 from lowcomm.config import RunConfig
 from lowcomm.data import DataConfig
@@ -38,7 +39,7 @@ from lowcomm.island_kinds import build_island
 from lowcomm.model import ModelConfig, build_model
 from lowcomm.outer import Nesterov
 from lowcomm.sync import LocalSGD
-from lowcomm.transport import Collective
+from lowcomm.transport import Collective, Simulated
 
 KINDS = ("ddp", "fsdp", "zero1", "zero2", "zero3")
 CODECS: dict[str, Codec] = {"fp32": Fp32(), "int4 with error feedback": ErrorFeedback(codec=Int4())}
@@ -95,8 +96,21 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
+def compile_codec(codec: Codec) -> None:
+    """Sync a small model with it: compilers and connections take memory once, whatever the size of the model."""
+    models = [nn.Linear(512, 512) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    inners = [torch.optim.SGD(m.parameters(), lr=0.1) for m in models]
+    sync = LocalSGD(models, inners, every=10**9, codec=codec, transport=Simulated(2))
+    for _ in range(2):
+        for replica in sync.replicas:
+            replica.tokens += 1
+        sync.sync((0,))
+
+
 def memory(kind: str, preset: str, codec: str, mesh: Mesh) -> dict[str, Any]:
     """Bytes that three syncs add to this rank at their peak."""
+    compile_codec(CODECS[codec])
     island = build(kind, preset, mesh)
     for step in range(2):
         train(island, step)
@@ -210,7 +224,9 @@ def main() -> None:
         worst = max(seen, key=lambda s: s["idle_ratio_of_medians"])
         rows.append({"measured": "idle step", "kind": kind, "codec": None, "preset": options.step_preset, **worst})
         print(rows[-1], flush=True)
-    print(write_result("islands", f"python -m benchmarks.islands --preset {options.preset}", rows))
+    path = write_result("islands", f"python -m benchmarks.islands --preset {options.preset}", rows)
+    path.with_suffix(".md").write_text(islands_table(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
+    print(path)
 
 
 if __name__ == "__main__":

@@ -64,3 +64,27 @@ def streams_table(result: dict[str, Any]) -> str:
         f"machine's shaped network. `{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
     )
     return "\n".join(lines) + "\n"
+
+
+def islands_table(result: dict[str, Any]) -> str:
+    """What a sync adds to the memory of an island's rank, and what an idle one adds to a step."""
+    rows = result["rows"]
+    memory = [r for r in rows if r["measured"] == "memory"]
+    idle = {r["kind"]: r for r in rows if r["measured"] == "idle step"}
+    lines = [
+        "| island | codec | rank's shard, MB | kept between syncs | a sync adds | step of an idle one |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in memory:
+        step = idle[r["kind"]] if r["codec"] == "fp32" else None
+        told = "" if step is None else f"{step['idle_ratio_of_medians'] - 1:+.1%} of {step['step_ms']:.0f} ms"
+        lines.append(
+            f"| {r['kind']} | {r['codec']} | {r['shard_bytes'] / 1e6:.1f} | {r['state_of_shard']:.2f} shards "
+            f"| {r['sync_of_shard']:.2f} shards | {told} |"
+        )
+    lines.append(
+        f"\n2 islands x 2 ranks; memory: {memory[0]['preset']} preset, resident bytes of the rank that needs most; "
+        f"step: {next(iter(idle.values()))['preset']} preset. `{result['command']}`, {result['hardware']['cpu']}, "
+        f"{result['created'][:10]}."
+    )
+    return "\n".join(lines) + "\n"

@@ -19,6 +19,9 @@ from lowcomm.island.mesh import Mesh
 from lowcomm.island.part import Part
 from lowcomm.types import ConfigError
 
+PIECE = 1 << 19
+"""Elements of each partition that are gathered at a time."""
+
 
 class ZeROPart(Part):
     """The fp32 partitions of `engine`, a DeepSpeedEngine whose data-parallel group is this island's ranks."""
@@ -59,7 +62,9 @@ class ZeROPart(Part):
     def written(self, names: Sequence[str]) -> None:
         optimizer = self.engine.optimizer
         if self.stage != 3:
-            optimizer.update_lp_params()
+            for copies, master in zip(optimizer.parallel_partitioned_bit16_groups, self.masters, strict=True):
+                copies[self.rank].copy_(master)
+                share([copy.detach() for copy in copies], self.rank, self.mesh.inside)
             return
         optimizer._partition_all_parameters()  # persistent ones are gathered anew below, as after a step
         for i in range(len(self.masters)):
@@ -125,6 +130,16 @@ class MeshUnit:
     def get_model_parallel_world_size(self) -> int:
         """1: every rank runs the whole model."""
         return 1
+
+
+def share(partitions: Sequence[Tensor], rank: int, group: torch.distributed.ProcessGroup) -> None:
+    """Overwrite every partition (1-D, of one size) with what its rank has in it.
+
+    Piece by piece: an engine gathers all at once after each of its steps, for which gloo takes twice the model's bytes.
+    """
+    for start in range(0, partitions[rank].numel(), PIECE):
+        pieces = [partition[start : start + PIECE] for partition in partitions]
+        torch.distributed.all_gather(pieces, pieces[rank].clone(), group=group)
 
 
 def masters(engine: Any) -> list[Tensor]:
