@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -396,3 +397,26 @@ def test_wg_quick_reads_the_interface_file(tmp_path: Path) -> None:
     done = subprocess.run(["wg-quick", "strip", path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "AllowedIPs = 10.87.0.2/32, 10.87.2.0/24" in done.stdout
+
+
+def validated(manifest: dict[str, Any]) -> None:
+    """Against Kubernetes' own schemas; a field that they do not know is an error."""
+    kubernetes_validate.validate(manifest, "1.34", strict=True)
+
+
+@pytest.mark.parametrize("name", ["network-policy", "service-account", "volume"])
+def test_manifests_fit_the_schemas_of_kubernetes(name: str) -> None:
+    validated(yaml.safe_load((ROOT / f"launch/kubernetes/base/{name}.yaml").read_text(encoding="utf-8")))
+
+
+def test_the_job_of_an_island_fits_the_schema_of_kubernetes() -> None:
+    """JobSet is not Kubernetes' own, but what it makes of each entry is a Job."""
+    manifest = yaml.safe_load((ROOT / "launch/kubernetes/base/jobset.yaml").read_text(encoding="utf-8"))
+    assert manifest["spec"].keys() == {"network", "failurePolicy", "replicatedJobs"}
+    for entry in manifest["spec"]["replicatedJobs"]:
+        assert entry.keys() == {"name", "replicas", "template"}
+        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": entry["name"]}, **entry["template"]}
+        validated(job)
+        job["spec"]["template"]["spec"]["containers"][0]["enw"] = []
+        with pytest.raises(kubernetes_validate.ValidationError, match="enw"):
+            validated(job)

@@ -31,6 +31,7 @@ class ZeROPart(Part):
     def __init__(self, engine: Any, mesh: Mesh) -> None:
         self.engine, self.mesh, self.rank = engine, mesh, mesh.rank
         self.stage = int(engine.zero_optimization_stage())
+        self._inside = mesh.inside
         self.masters = masters(engine)
         size = engine.dp_world_size
         if size != mesh.size:
@@ -64,7 +65,7 @@ class ZeROPart(Part):
         if self.stage != 3:
             for copies, master in zip(optimizer.parallel_partitioned_bit16_groups, self.masters, strict=True):
                 copies[self.rank].copy_(master)
-                share([copy.detach() for copy in copies], self.rank, self.mesh.inside)
+                share([copy.detach() for copy in copies], self.rank, self._inside)
             return
         optimizer._partition_all_parameters()  # persistent ones are gathered anew below, as after a step
         for i in range(len(self.masters)):
