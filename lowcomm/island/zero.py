@@ -19,9 +19,6 @@ from lowcomm.island.mesh import Mesh
 from lowcomm.island.part import Part
 from lowcomm.types import ConfigError
 
-PIECE = 1 << 19
-"""Elements of each partition that are gathered at a time."""
-
 
 class ZeROPart(Part):
     """The fp32 partitions of `engine`, a DeepSpeedEngine whose data-parallel group is this island's ranks."""
@@ -65,7 +62,7 @@ class ZeROPart(Part):
         if self.stage != 3:
             for copies, master in zip(optimizer.parallel_partitioned_bit16_groups, self.masters, strict=True):
                 copies[self.rank].copy_(master)
-                share([copy.detach() for copy in copies], self.rank, self._inside)
+                share([copy.detach() for copy in copies], self._inside)
             return
         optimizer._partition_all_parameters()  # persistent ones are gathered anew below, as after a step
         for i in range(len(self.masters)):
@@ -133,14 +130,13 @@ class MeshUnit:
         return 1
 
 
-def share(partitions: Sequence[Tensor], rank: int, group: torch.distributed.ProcessGroup) -> None:
-    """Overwrite every partition (1-D, of one size) with what its rank has in it.
+def share(partitions: Sequence[Tensor], group: torch.distributed.ProcessGroup) -> None:
+    """Overwrite every partition (1-D) with what its rank has in it.
 
-    Piece by piece: an engine gathers all at once after each of its steps, for which gloo takes twice the model's bytes.
+    In place: an engine gathers all at once after each of its steps, for which gloo takes twice the model's bytes.
     """
-    for start in range(0, partitions[rank].numel(), PIECE):
-        pieces = [partition[start : start + PIECE] for partition in partitions]
-        torch.distributed.all_gather(pieces, pieces[rank].clone(), group=group)
+    for rank, partition in enumerate(partitions):
+        torch.distributed.broadcast(partition, group_src=rank, group=group)
 
 
 def masters(engine: Any) -> list[Tensor]:
