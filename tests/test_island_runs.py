@@ -64,7 +64,8 @@ def test_the_command_starts_the_ranks_itself(tmp_path: Path, recipe: str, plain:
 
 def test_fsdp_stopped_inside_a_round_and_resumed(tmp_path: Path, recipe: str, plain: dict[str, Any]) -> None:
     """After 6 of 12 steps, in the middle of the second round: afterwards every rank's files are those of a whole run."""
-    assert train(recipe, tmp_path / "whole", "fsdp") == [0] * 4, (tmp_path / "whole.log").read_text(encoding="utf-8")
+    codes = train(recipe, tmp_path / "whole", "fsdp")
+    assert codes == [0] * 4, (tmp_path / "whole.log").read_text(encoding="utf-8")
     assert_trained_alike(runs.summary(tmp_path / "whole"), plain)
     half = train(recipe, tmp_path / "halves", "fsdp", "--checkpoint.stop-at-step", "6")
     assert half == [3] * 4, (tmp_path / "halves.log").read_text(encoding="utf-8")
