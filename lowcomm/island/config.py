@@ -7,15 +7,15 @@ from typing import Literal
 
 from lowcomm.types import ConfigError, require
 
-KINDS = ("ddp", "fsdp", "zero1", "zero2", "zero3", "pipeline")
+KINDS = ("ddp", "fsdp", "zero1", "zero2", "zero3", "pipeline", "tensor")
 
 
 @dataclass(frozen=True, kw_only=True)
 class IslandConfig:
     """The ranks of an island share its batches; they sync shard by shard with their peers in the other islands."""
 
-    kind: Literal["ddp", "fsdp", "zero1", "zero2", "zero3", "pipeline"] = "ddp"
-    """What trains the replica where it has several ranks: DDP, FSDP2, DeepSpeed ZeRO 1 to 3, or a 1F1B pipeline."""
+    kind: Literal["ddp", "fsdp", "zero1", "zero2", "zero3", "pipeline", "tensor"] = "ddp"
+    """What trains a replica of several ranks: DDP, FSDP2, ZeRO 1 to 3, a 1F1B pipeline, or tensor parallelism."""
     size: int | None = None
     """Ranks per island. None: world / islands where that is given, a node's ranks on several nodes, else 1."""
     offload: bool = False
@@ -44,7 +44,7 @@ class IslandConfig:
                 "the gradients to itself. Fix: --island.kind fsdp, or a schedule of local steps"
             )
         parts = (parts or size) if self.kind == "pipeline" else size
-        fits = batch_size % parts == 0
+        fits = batch_size % parts == 0 or self.kind == "tensor"  # whose ranks read the same rows
         name = "island.microbatches" if self.kind == "pipeline" else "island.size"
         require(
             fits, name, parts, f"a divisor of data.batch_size ({batch_size})", f"pass --data.batch-size {parts * 8}"
