@@ -63,7 +63,7 @@ def test_the_command_starts_the_ranks_itself(tmp_path: Path, recipe: str, plain:
 
 
 def test_fsdp_stopped_inside_a_round_and_resumed(tmp_path: Path, recipe: str, plain: dict[str, Any]) -> None:
-    """After 6 of 12 steps, in the middle of the second round: afterwards every rank's files are those of a whole run."""
+    """After 6 of 12 steps, inside the second round: afterwards every rank's files are those of a whole run."""
     codes = train(recipe, tmp_path / "whole", "fsdp")
     assert codes == [0] * 4, (tmp_path / "whole.log").read_text(encoding="utf-8")
     assert_trained_alike(runs.summary(tmp_path / "whole"), plain)

@@ -266,8 +266,8 @@ def lightning(out: Path, text: str) -> dict[str, Any]:
         saves = ModelCheckpoint(dirpath=out / name, filename="{epoch}", save_top_k=-1, every_n_epochs=1)
         fields: dict[str, Any] = {"strategy": "ddp", "max_epochs": 2, "callbacks": [saves, callback], **changes}
         trainer = Trainer(
-            accelerator="cpu", devices=2 * island_size(), logger=False, enable_progress_bar=False, enable_model_summary=False,
-            num_sanity_val_steps=0, default_root_dir=out, **fields,
+            accelerator="cpu", devices=2 * island_size(), logger=False, enable_progress_bar=False,
+            enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=out, **fields,
         )  # fmt: skip
         return trainer, callback
 
@@ -305,6 +305,8 @@ def deepspeed(out: Path, text: str) -> dict[str, Any]:
 
     import lowcomm.deepspeed
 
+    # a shared-memory kernel for inference, which it would compile on every machine
+    engines.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
     engines.init_distributed(dist_backend="gloo", verbose=False)
     data = example.load_text(text)
     rows = example.rows(data, 64)
@@ -348,6 +350,8 @@ def deepspeed_wide(out: Path, text: str) -> dict[str, Any]:
 
     import lowcomm.deepspeed
 
+    # a shared-memory kernel for inference, which it would compile on every machine
+    engines.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
     engines.init_distributed(dist_backend="gloo", verbose=False)
     data = example.load_text(text)
     rows, seen = example.rows(data, 64), dict[str, Any]()
@@ -373,6 +377,7 @@ def deepspeed_wide(out: Path, text: str) -> dict[str, Any]:
     def values(sync: lc.LocalSGD) -> dict[str, list[float]]:
         return {name: w.flatten().tolist() for name, w in sync.weights().items()}
 
+    seen["refused"] = message(lambda: lowcomm.deepspeed.islands(size=3))
     for stage in (2, 3):
         engine, sync = make(stage)
         train(engine, 0, 6)
@@ -385,8 +390,6 @@ def deepspeed_wide(out: Path, text: str) -> dict[str, Any]:
         again.finish()
         seen[f"zero{stage}"], seen[f"zero{stage}_again"] = values(sync), values(again)
         seen[f"zero{stage}_rounds"] = sync.round
-        size = message(lambda: lowcomm.deepspeed.islands(size=3))
-    seen["refused"] = size
     return seen
 
 

@@ -1,7 +1,7 @@
 """An island under tensor parallelism: each rank syncs its shard of what is cut, and rows of what is whole on all ranks.
 
 Cut parameters are DTensors, whose shard here is what the inner optimizer updates. The others (norms, biases of row-wise
-maps, tied embeddings) are equal on the island's ranks: each syncs the rows that a DDP island's rank would, so that every
+maps, tied embeddings) are equal on the island's ranks: each syncs the rows that a DDP island's rank would, so that each
 element crosses the link once, and hands them to the others on the fast links.
 What it reduces to: without a cut parameter, a DDP island.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 from lowcomm.island.dtensor import is_spread, local
 from lowcomm.island.inner import InnerConfig
 from lowcomm.island.mesh import Mesh
-from lowcomm.island.plain import LossFn, PlainIsland
+from lowcomm.island.plain import Batch, LossFn, PlainIsland
 from lowcomm.island.tensor import TensorPart, is_cut
 from lowcomm.island.tensor_plan import SUMMED, parallel_style, plan_of
 
@@ -38,6 +39,13 @@ class TensorIsland(PlainIsland):
         self.part = TensorPart(mesh)
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._cut = [is_cut(name, p, mesh) for name, p in trainable.items()]
+
+    def backward(self, batches: Sequence[Batch]) -> float:
+        loss = super().backward(batches)
+        for p in self.params:
+            if p.grad is not None and is_spread(p):  # that of an embedding is left whole, or as a sum to be made
+                p.grad = cast("Any", p.grad).redistribute(placements=cast("Any", p).placements)
+        return loss
 
     def clip(self, clip_norm: float) -> float:
         """Each shard's squares count on its rank, those of what all ranks have once."""

@@ -1,7 +1,7 @@
 """The tensor parallel plan that a transformers model brings along, as styles of torch.distributed.tensor.parallel.
 
-transformers names a style for each linear map by pattern (`model._tp_plan`, from `config.base_model_tp_plan`): column-wise
-ones keep a part of their outputs on each rank, row-wise ones after them a part of their inputs and sum over the ranks.
+transformers names a style for each linear map by pattern (`model._tp_plan`, from `config.base_model_tp_plan`):
+column-wise ones make a part of their outputs on each rank, row-wise ones after them read it and sum over the ranks.
 Embeddings and output weights stay whole on every rank where they are one tensor or the vocabulary does not divide.
 """
 
