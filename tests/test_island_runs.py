@@ -47,7 +47,7 @@ def assert_trained_alike(found: dict[str, Any], plain: dict[str, Any]) -> None:
     assert found["val_bpb"] == pytest.approx(plain["val_bpb"], abs=2e-4)
 
 
-@pytest.mark.parametrize("kind", ["pipeline", pytest.param("zero3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["pipeline", "tensor", pytest.param("zero3", marks=pytest.mark.slow)])
 def test_a_run_of_islands_of_two_ranks(tmp_path: Path, recipe: str, plain: dict[str, Any], kind: str) -> None:
     assert train(recipe, tmp_path / "run", kind) == [0] * 4, (tmp_path / "run.log").read_text(encoding="utf-8")
     assert_trained_alike(runs.summary(tmp_path / "run"), plain)
