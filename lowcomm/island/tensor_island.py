@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lowcomm.island.combined import Combined
 from lowcomm.island.dtensor import is_spread, local
 from lowcomm.island.inner import InnerConfig
 from lowcomm.island.mesh import Mesh
@@ -35,7 +36,7 @@ class TensorIsland(PlainIsland):
         self.mesh = mesh
         cut(model, mesh)
         super().__init__(model, config, steps=steps, seed=seed, losses=losses, autocast_bf16=autocast_bf16)
-        keep_apart(self.inner)
+        self.inner = keep_apart(self.inner)
         self.part = TensorPart(mesh)
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._cut = [is_cut(name, p, mesh) for name, p in trainable.items()]
@@ -84,8 +85,10 @@ def cut(model: nn.Module, mesh: Mesh) -> None:
                 p.register_hook(lambda gradient: _summed(gradient, mesh))
 
 
-def keep_apart(inner: Optimizer) -> None:
+def keep_apart(inner: Optimizer) -> Optimizer:
     """Split the optimizer's groups into DTensors and plain tensors: fused steps take no list of both."""
+    if isinstance(inner, Combined):
+        return Combined([keep_apart(part) for part in inner.parts])
     groups: list[dict[str, Any]] = []
     for group in inner.param_groups:
         for spread in (True, False):
@@ -93,6 +96,7 @@ def keep_apart(inner: Optimizer) -> None:
             if params:
                 groups.append({**group, "params": params})
     inner.param_groups[:] = groups
+    return inner
 
 
 def _summed(gradient: Tensor, mesh: Mesh) -> Tensor:
