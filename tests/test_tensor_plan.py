@@ -12,7 +12,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lowcomm.island import InnerConfig, Mesh, PlainIsland
+from lowcomm.island import AdamW, Inner, InnerConfig, Mesh, Muon, PlainIsland
 from lowcomm.island.tensor_island import TensorIsland
 from lowcomm.island.tensor_plan import plan_of
 from lowcomm.model import token_losses
@@ -29,7 +29,6 @@ SHAPE = {
     "intermediate_size": 24,
     "max_position_embeddings": 64,
 }
-INNER = InnerConfig(clip_norm=0.1)
 
 
 def tiny(name: str, **changes: Any) -> nn.Module:
@@ -46,10 +45,20 @@ MODELS: dict[str, dict[str, Any]] = {
     "Qwen3": {"head_dim": 8, "tie_word_embeddings": True},  # norms of single heads: their gradients are summed
     "Qwen2": {},  # biases of columns; a vocabulary that does not divide
 }
+CASES: dict[str, tuple[str, Inner, float]] = {
+    "Llama": ("Llama", AdamW(), 2e-5),
+    "Qwen3": ("Qwen3", AdamW(), 2e-5),
+    "Qwen2": ("Qwen2", AdamW(), 2e-5),
+    "Muon": ("Qwen2", Muon(), 1e-3),  # its iteration is in bf16; a parameter left out would be 6e-3 off
+}
 
 
 def made(name: str) -> nn.Module:
     return tiny(name, **MODELS[name])
+
+
+def inner(case: str) -> InnerConfig:
+    return InnerConfig(optimizer=CASES[case][1], clip_norm=0.1)
 
 
 def train(island: PlainIsland) -> dict[str, list[float]]:
@@ -67,9 +76,9 @@ def rank(out: str) -> int:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     mesh = Mesh.build(2)
-    for name in MODELS:
-        model = made(name)
-        island = TensorIsland(model, INNER, mesh, steps=4, seed=0, losses=token_losses, autocast_bf16=False)
+    for name, (family, _, _) in CASES.items():
+        model = made(family)
+        island = TensorIsland(model, inner(name), mesh, steps=4, seed=0, losses=token_losses, autocast_bf16=False)
         seen = train(island)
         state = island.whole_state()
         assert state is not None
@@ -84,18 +93,18 @@ def test_models_of_other_shapes_train_as_whole_ones(tmp_path: Path) -> None:
     log = tmp_path / "log"
     started = [runs.start(rank, (str(tmp_path),), log, variables) for variables in runs.islands_environment(2)]
     assert [runs.wait(child, log, 120) for child in started] == [0, 0], log.read_text(encoding="utf-8")
-    for name in MODELS:
-        island = PlainIsland(made(name), INNER, steps=4, seed=0, losses=token_losses)
+    for name, (family, _, tolerance) in CASES.items():
+        island = PlainIsland(made(family), inner(name), steps=4, seed=0, losses=token_losses)
         expected = train(island)
         assert min(expected["norms"]) > 0.1  # clipping bites in every step
         for k in (0, 1):
             found = json.loads((tmp_path / f"{name}.{k}.json").read_text(encoding="utf-8"))
-            assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5), name
-            assert found["norms"] == pytest.approx(expected["norms"], rel=1e-4), name
+            assert found["losses"] == pytest.approx(expected["losses"], rel=max(1e-5, tolerance)), name
+            assert found["norms"] == pytest.approx(expected["norms"], rel=max(1e-4, 10 * tolerance)), name
         state = load_file(tmp_path / f"{name}.0.safetensors")
         assert not load_file(tmp_path / f"{name}.1.safetensors")
         for key, tensor in island.model.state_dict().items():
-            torch.testing.assert_close(state[key], tensor, rtol=0, atol=2e-5, msg=f"{name} {key}")
+            torch.testing.assert_close(state[key], tensor, rtol=0, atol=tolerance, msg=f"{name} {key}")
 
 
 def test_what_a_plan_cuts() -> None:

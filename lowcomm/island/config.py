@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lowcomm.island.inner import Inner
 from lowcomm.types import ConfigError, require
 
 KINDS = ("ddp", "fsdp", "zero1", "zero2", "zero3", "pipeline", "tensor")
@@ -22,6 +23,15 @@ class IslandConfig:
     """ZeRO: optimizer state and master weights in CPU memory."""
     microbatches: int | None = None
     """Pipeline: parts of a batch that are on their way through the stages; None: as many as stages."""
+
+    def check_optimizer(self, inner: Inner) -> None:
+        """Raise ConfigError for an inner optimizer that can't update what a rank of such an island has."""
+        cut = {"ddp": (), "pipeline": (), "fsdp": ("none",), "tensor": ("none",)}.get(self.kind, ("none", "spread"))
+        if (self.size or 1) > 1 and inner.shards in cut:
+            raise ConfigError(
+                f"island.kind = '{self.kind}' is not allowed with inner.optimizer = {type(inner).__name__}, which needs "
+                f"whole matrices. Fix: --island.kind {'fsdp' if inner.shards == 'spread' else 'ddp'}"
+            )
 
     def check(self, batch_size: int, averages_gradients: bool, simulated: bool) -> None:
         """Raise ConfigError for a value out of range or one that does not fit the run."""
