@@ -29,8 +29,8 @@ class IslandConfig:
         cut = {"ddp": (), "pipeline": (), "fsdp": ("none",), "tensor": ("none",)}.get(self.kind, ("none", "spread"))
         if (self.size or 1) > 1 and inner.shards in cut:
             raise ConfigError(
-                f"island.kind = '{self.kind}' is not allowed with inner.optimizer = {type(inner).__name__}, which needs "
-                f"whole matrices. Fix: --island.kind {'fsdp' if inner.shards == 'spread' else 'ddp'}"
+                f"island.kind = '{self.kind}' is not allowed with inner.optimizer = {type(inner).__name__}, which "
+                f"needs whole matrices. Fix: --island.kind {'fsdp' if inner.shards == 'spread' else 'ddp'}"
             )
 
     def check(self, batch_size: int, averages_gradients: bool, simulated: bool) -> None:
