@@ -140,6 +140,7 @@ def check(config: RunConfig, islands: int) -> None:
     check_tuning(config.sync.aggregator, config.model.tuning, islands)
     averages = config.sync.schedule(1, config.sync.every).average_gradients
     config.island.check(config.data.batch_size, averages, config.transport == "simulated")
+    config.island.check_optimizer(config.inner.optimizer)
     for field_name, value in (
         ("eval.every", config.eval.every),
         ("checkpoint.every_rounds", config.checkpoint.every_rounds),

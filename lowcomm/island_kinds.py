@@ -10,6 +10,7 @@ from lowcomm.island import Mesh, PlainIsland
 from lowcomm.island.ddp_island import DDPIsland
 from lowcomm.island.fsdp_island import FSDPIsland
 from lowcomm.island.pipeline_island import PipelineIsland
+from lowcomm.island.tensor_island import TensorIsland
 from lowcomm.island.zero_island import ZeROIsland
 from lowcomm.model import token_losses
 
@@ -34,6 +35,8 @@ def build_island(config: RunConfig, model: nn.Module, number: int, compiled: boo
     if kind == "pipeline":
         parts = config.island.microbatches or mesh.size
         return PipelineIsland(model, inner, mesh, steps=steps, seed=seed, losses=token_losses, parts=parts)
+    if kind == "tensor":
+        return TensorIsland(model, inner, mesh, steps=steps, seed=seed, losses=token_losses, autocast_bf16=bf16)
     rows = config.data.batch_size // mesh.size
     return ZeROIsland(
         model, inner, mesh, config.island, steps=steps, seed=seed, losses=token_losses, rows=rows, bf16=bf16

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import Shard
 
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, TopK, TwoBit
 from lowcomm.config import RunConfig
@@ -33,7 +34,7 @@ from lowcomm.transport import Collective, Transport
 from lowcomm.transport.base import Arrival
 from lowcomm.types import SyncError, TransportError
 
-KINDS = ("ddp", "fsdp", "zero1", "zero2", "zero2-offload", "zero3", "pipeline")
+KINDS = ("ddp", "fsdp", "zero1", "zero2", "zero2-offload", "zero3", "pipeline", "tensor")
 EVERY, STEPS, BATCH, SEQ, VOCAB = 4, 10, 8, 12, 32
 COMBINATIONS: dict[str, tuple[Codec, Schedule]] = {
     "fp32": (Fp32(), EveryH()),
@@ -121,8 +122,13 @@ def run(sync: LocalSGD, islands: list[PlainIsland], first: int = 0, last: int = 
         "norm": islands[0].grad_norm,
         "sent": sync.transport.sent_bytes[0],
         "weights": {n: w.tolist() for n, w in sync.weights().items()},
+        "columns": [n for n, p in sync.replicas[0].params.items() if cut_by_columns(p)],
         "held": {n: t.tolist() for n, t in sync.replicas[0].held.items() if n in sync.replicas[0].params},
     }
+
+
+def cut_by_columns(parameter: torch.Tensor) -> bool:
+    return getattr(parameter, "placements", ()) == (Shard(1),)
 
 
 def resumed(kind: str, combination: str, mesh: Mesh) -> dict[str, Any]:

@@ -12,10 +12,12 @@ import pytest
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+import lowcomm.island
 import lowcomm.launch
 from lowcomm.cli import main
 from lowcomm.config import RunConfig, to_dict
 from lowcomm.island import IslandConfig
+from lowcomm.types import ConfigError
 from tests import runs
 
 
@@ -200,6 +202,9 @@ def test_island_sizes_and_kinds(refuse: Refuse, monkeypatch: pytest.MonkeyPatch)
     assert "islands of several ranks are processes. Fix: --transport collective" in simulated
     zero = ("--island.size", "2", "--island.kind", "zero2")
     assert "DeepSpeed keeps the gradients to itself. Fix: --island.kind fsdp" in refuse(*zero, function="ddp")
+    for kind, inner, fix in (("fsdp", "Soap", "ddp"), ("tensor", "Soap", "ddp"), ("zero1", "Muon", "fsdp")):
+        with pytest.raises(ConfigError, match=rf"'{kind}' is not allowed .* = {inner}, .*Fix: --island.kind {fix}"):
+            IslandConfig(kind=kind, size=2).check_optimizer(getattr(lowcomm.island, inner)())  # type: ignore[arg-type]
     assert "island.offload = True is not allowed: False without ZeRO" in refuse("--island.offload")
     pipeline = ("--island.size", "2", "--island.kind", "pipeline", "--island.microbatches", "3")
     assert "island.microbatches = 3 is not allowed: a divisor of data.batch_size (2)" in refuse(*pipeline)

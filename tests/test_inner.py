@@ -15,6 +15,7 @@ from torch import nn
 from lowcomm.island import AdamW, Inner, InnerConfig, Lion, Muon, Soap
 from lowcomm.island.combined import Combined
 from lowcomm.island.muon import hidden_matrices
+from lowcomm.island.stage_module import StageModule
 from lowcomm.model import ModelConfig, build_model
 from lowcomm.trainer import train
 from lowcomm.types import ConfigError
@@ -133,6 +134,18 @@ def test_learning_rate_reaches_every_part() -> None:
         group["lr"] = 0.0
     inner.step()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_output_weights_of_a_pipeline_stage_are_no_hidden_matrix() -> None:
+    """Muon trains the stages as it trains the whole model."""
+    config = ModelConfig(preset="nano", tied_embeddings=False)
+    made = [build_model(config, vocab_size=32, max_tokens=8, seed=0, eos_id=0) for _ in range(3)]
+    stages = [StageModule(made[i], i, 2) for i in range(2)]
+    names = {id(p): n for m in [*stages, made[2]] for n, p in m.named_parameters()}
+    hidden, others = ([names[id(p)] for p in half] for half in hidden_matrices(made[2]))
+    parts = [hidden_matrices(stage) for stage in stages]
+    assert sorted(names[id(p)] for part in parts for p in part[0]) == sorted(hidden)
+    assert sorted(names[id(p)] for part in parts for p in part[1]) == sorted(others)
 
 
 @pytest.fixture(scope="module")

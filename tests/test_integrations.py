@@ -188,6 +188,66 @@ def test_deepspeed_is_the_plain_loop(tmp_path: Path, text: str) -> None:
         assert rank["zero"] == expected and rank["zero_rounds"] == 3
 
 
+def assert_islands_of_two(ranks: list[Seen], steps: int) -> None:
+    """`own`: digest of a rank's weights before each step. Ranks of an island agree always, islands after a merge."""
+    assert len({rank["whole"] for rank in ranks}) == 1
+    assert [rank["ddp_ranks"] for rank in ranks] == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    for step in range(steps):
+        a, b, c, d = (rank["own"][str(step)] for rank in ranks)
+        assert a == b and c == d and (a == c) == (step % EVERY == 0), f"before step {step + 1}"
+    assert all(rank["parts"] == rank["whole"] for rank in ranks)
+
+
+@pytest.mark.slow
+def test_hf_islands_of_two_ranks(tmp_path: Path, text: str) -> None:
+    """DDP inside; stopped inside a round and resumed; TRL's metrics are those of both ranks of an island."""
+    ranks = run_job("hf", tmp_path, text, ranks=4)
+    assert_islands_of_two(ranks, STEPS)
+    for rank in ranks:
+        assert rank["parts_own"] == {str(step): rank["own"][str(step)] for step in range(STOP, STEPS)}
+        assert rank["parts_bytes_sent"] == rank["bytes_sent"] and rank["rounds"] == STEPS // EVERY
+        assert rank["sft"]["weights"] == ranks[0]["sft"]["weights"]
+    tokens = [line["num_tokens"] for line in ranks[0]["sft"]["log"] if "num_tokens" in line]
+    assert tokens[-1] == 6 * 2 * 2 * example.SEQ_LEN
+    numel = sum(p.numel() for p in example.nano(example.load_text(text)).parameters())
+    assert max(rank["bytes_sent"] for rank in ranks) < 0.6 * (STEPS // EVERY) * numel  # a rank sends half its island's
+
+
+@pytest.mark.slow
+def test_lightning_islands_of_two_ranks(tmp_path: Path, text: str) -> None:
+    """Seven steps per epoch, so that the first one ends inside a round; the second one again from its checkpoint."""
+    ranks = run_job("lightning", tmp_path, text, ranks=4)
+    assert_islands_of_two(ranks, 14)
+    assert ranks[0]["checkpoint"] == ranks[0]["validated"][0] == ranks[3]["validated"][0]
+    assert ranks[0]["rounds"] == 4
+
+
+@pytest.mark.slow
+def test_deepspeed_islands_of_two_ranks(tmp_path: Path, text: str) -> None:
+    """ZeRO 2 and 3 train what a plain loop does with the island's two rows as a batch, but for the order of sums."""
+    ranks = run_job("deepspeed_wide", tmp_path, text, ranks=4)
+    data = example.load_text(text)
+    rows = example.rows(data, 64)
+    models = [example.nano(data) for _ in range(2)]
+    inners = [torch.optim.AdamW(m.parameters(), lr=1e-3, weight_decay=0.01) for m in models]
+    sync = lc.LocalSGD(models, inners, every=EVERY, outer=OUTER)
+    for step in range(10):
+        for island, (model, inner) in enumerate(zip(models, inners, strict=True)):
+            pair = rows[4 * step + 2 * island : 4 * step + 2 * island + 2]
+            model(**{key: torch.stack([row[key] for row in pair]) for key in pair[0]}).loss.backward()
+            inner.step()
+            inner.zero_grad()
+    sync.finish()
+    for stage in ("zero2", "zero3"):
+        for rank in ranks:
+            assert rank[f"{stage}_again"] == rank[stage] and rank[f"{stage}_rounds"] == 3
+        assert ranks[0][stage] == ranks[2][stage] and ranks[1][stage] == ranks[3][stage]
+        for name, p in models[0].named_parameters():
+            found = torch.tensor([v for rank in ranks[:2] for v in rank[stage].get(name, [])])
+            torch.testing.assert_close(found, p.detach().flatten(), rtol=1e-3, atol=1e-4, msg=f"{stage} {name}")
+    assert all("island.size = 3" in rank["refused"] and "[1, 2, 4]" in rank["refused"] for rank in ranks)
+
+
 @pytest.mark.parametrize(
     "name", ["plain", "accelerate_loop", "hf_trainer", "sft", "lightning_module", "deepspeed_engine"]
 )

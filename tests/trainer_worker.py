@@ -30,6 +30,11 @@ def digest(model: nn.Module) -> str:
     return sha256_weights({n: p.detach() for n, p in model.named_parameters()})
 
 
+def island_size() -> int:
+    """Ranks of each of the two islands of a job."""
+    return int(os.environ["WORLD_SIZE"]) // 2
+
+
 def message(run: Callable[[], object]) -> str:
     try:
         run()
@@ -72,7 +77,8 @@ def hf(out: Path, text: str) -> dict[str, Any]:
         )
 
     def make(name: str, stop_at: int | None = None, **changes: Any) -> tuple[Trainer, LowCommCallback, Watch]:
-        callback, watch = LowCommCallback(every=EVERY, outer=OUTER, codec=CODEC), Watch(stop_at)
+        callback = LowCommCallback(every=EVERY, outer=OUTER, codec=CODEC, island_size=island_size())
+        watch = Watch(stop_at)
         trainer = Trainer(
             model=example.nano(data),
             args=arguments(name, **changes),
@@ -134,7 +140,7 @@ def sft(out: Path, data: Any) -> dict[str, Any]:
         output_dir=str(out / "sft"), max_steps=6, per_device_train_batch_size=2, logging_steps=3, save_strategy="no",
         use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, max_length=example.SEQ_LEN,
     )  # fmt: skip
-    callback = LowCommCallback(every=3, outer=OUTER)
+    callback = LowCommCallback(every=3, outer=OUTER, island_size=island_size())
     examples = [row["input_ids"].tolist() for row in example.rows(data, 64)]
     trainer = SFTTrainer(
         model=example.nano(data), args=args, train_dataset=Dataset.from_dict({"input_ids": examples}),
@@ -254,12 +260,14 @@ def lightning(out: Path, text: str) -> dict[str, Any]:
             return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
     def make(name: str, **changes: Any) -> tuple[Trainer, LowCommCallback]:
-        callback = LowCommCallback(every=EVERY, outer=OUTER, codec=CODEC, directory=out / "lowcomm")
+        callback = LowCommCallback(
+            every=EVERY, outer=OUTER, codec=CODEC, directory=out / "lowcomm", island_size=island_size()
+        )
         saves = ModelCheckpoint(dirpath=out / name, filename="{epoch}", save_top_k=-1, every_n_epochs=1)
         fields: dict[str, Any] = {"strategy": "ddp", "max_epochs": 2, "callbacks": [saves, callback], **changes}
         trainer = Trainer(
-            accelerator="cpu", devices=2, logger=False, enable_progress_bar=False, enable_model_summary=False,
-            num_sanity_val_steps=0, default_root_dir=out, **fields,
+            accelerator="cpu", devices=2 * island_size(), logger=False, enable_progress_bar=False,
+            enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=out, **fields,
         )  # fmt: skip
         return trainer, callback
 
@@ -297,6 +305,8 @@ def deepspeed(out: Path, text: str) -> dict[str, Any]:
 
     import lowcomm.deepspeed
 
+    # a shared-memory kernel for inference, which it would compile on every machine
+    engines.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
     engines.init_distributed(dist_backend="gloo", verbose=False)
     data = example.load_text(text)
     rows = example.rows(data, 64)
@@ -334,6 +344,55 @@ def deepspeed(out: Path, text: str) -> dict[str, Any]:
     return seen
 
 
+def deepspeed_wide(out: Path, text: str) -> dict[str, Any]:
+    """Islands of two ranks under ZeRO 2 and 3: straight, and stopped inside a round and gone on in another engine."""
+    import deepspeed as engines
+
+    import lowcomm.deepspeed
+
+    # a shared-memory kernel for inference, which it would compile on every machine
+    engines.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
+    engines.init_distributed(dist_backend="gloo", verbose=False)
+    data = example.load_text(text)
+    rows, seen = example.rows(data, 64), dict[str, Any]()
+
+    def make(stage: int) -> tuple[Any, lc.LocalSGD]:
+        model = example.nano(data)
+        config = {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_clipping": 0.0,
+            "zero_optimization": {"stage": stage},
+            "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.01, "torch_adam": True}},
+        }
+        mpu = lowcomm.deepspeed.islands(size=2)
+        engine = engines.initialize(model=model, config=config, model_parameters=model.parameters(), mpu=mpu)[0]
+        return engine, lowcomm.deepspeed.attach(engine, every=EVERY, outer=OUTER)
+
+    def train(engine: Any, first: int, last: int) -> None:
+        for step in range(first, last):
+            batch = {key: value[None] for key, value in rows[4 * step + dist.get_rank()].items()}
+            engine.backward(engine(**batch).loss)
+            engine.step()
+
+    def values(sync: lc.LocalSGD) -> dict[str, list[float]]:
+        return {name: w.flatten().tolist() for name, w in sync.weights().items()}
+
+    seen["refused"] = message(lambda: lowcomm.deepspeed.islands(size=3))
+    for stage in (2, 3):
+        engine, sync = make(stage)
+        train(engine, 0, 6)
+        saved.save(sync, out / f"zero{stage}", {"stage": stage})
+        train(engine, 6, 10)
+        sync.finish()
+        other, again = make(stage)
+        saved.load(again, out / f"zero{stage}", 6, {"stage": stage})
+        train(other, 6, 10)
+        again.finish()
+        seen[f"zero{stage}"], seen[f"zero{stage}_again"] = values(sync), values(again)
+        seen[f"zero{stage}_rounds"] = sync.round
+    return seen
+
+
 def script(name: str, arguments: list[str]) -> None:
     """One of recipes/integrations, as torchrun would start it."""
     import importlib
@@ -341,7 +400,14 @@ def script(name: str, arguments: list[str]) -> None:
     importlib.import_module(f"recipes.integrations.{name}").main(arguments)
 
 
-JOBS = {"hf": hf, "accelerate": accelerate, "wide": wide, "lightning": lightning, "deepspeed": deepspeed}
+JOBS = {
+    "hf": hf,
+    "accelerate": accelerate,
+    "wide": wide,
+    "lightning": lightning,
+    "deepspeed": deepspeed,
+    "deepspeed_wide": deepspeed_wide,
+}
 
 
 def run(job: str, out: str, text: str) -> int:

@@ -12,6 +12,7 @@ from lowcomm.island.part import Part, Whole
 from lowcomm.island.plain import Batch, PlainIsland
 from lowcomm.island.soap import Soap
 from lowcomm.island.stage import StagePart
+from lowcomm.island.tensor import TensorPart
 from lowcomm.island.zero import EngineOptimizer, MeshUnit, ZeROPart
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "PlainIsland",
     "Soap",
     "StagePart",
+    "TensorPart",
     "Whole",
     "ZeROPart",
     "lr_factor",

@@ -5,23 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lowcomm.island.inner import Inner
 from lowcomm.types import ConfigError, require
 
-KINDS = ("ddp", "fsdp", "zero1", "zero2", "zero3", "pipeline")
+KINDS = ("ddp", "fsdp", "zero1", "zero2", "zero3", "pipeline", "tensor")
 
 
 @dataclass(frozen=True, kw_only=True)
 class IslandConfig:
     """The ranks of an island share its batches; they sync shard by shard with their peers in the other islands."""
 
-    kind: Literal["ddp", "fsdp", "zero1", "zero2", "zero3", "pipeline"] = "ddp"
-    """What trains the replica where it has several ranks: DDP, FSDP2, DeepSpeed ZeRO 1 to 3, or a 1F1B pipeline."""
+    kind: Literal["ddp", "fsdp", "zero1", "zero2", "zero3", "pipeline", "tensor"] = "ddp"
+    """What trains a replica of several ranks: DDP, FSDP2, ZeRO 1 to 3, a 1F1B pipeline, or tensor parallelism."""
     size: int | None = None
     """Ranks per island. None: world / islands where that is given, a node's ranks on several nodes, else 1."""
     offload: bool = False
     """ZeRO: optimizer state and master weights in CPU memory."""
     microbatches: int | None = None
     """Pipeline: parts of a batch that are on their way through the stages; None: as many as stages."""
+
+    def check_optimizer(self, inner: Inner) -> None:
+        """Raise ConfigError for an inner optimizer that can't update what a rank of such an island has."""
+        cut = {"ddp": (), "pipeline": (), "fsdp": ("none",), "tensor": ("none",)}.get(self.kind, ("none", "spread"))
+        if (self.size or 1) > 1 and inner.shards in cut:
+            raise ConfigError(
+                f"island.kind = '{self.kind}' is not allowed with inner.optimizer = {type(inner).__name__}, which "
+                f"needs whole matrices. Fix: --island.kind {'fsdp' if inner.shards == 'spread' else 'ddp'}"
+            )
 
     def check(self, batch_size: int, averages_gradients: bool, simulated: bool) -> None:
         """Raise ConfigError for a value out of range or one that does not fit the run."""
@@ -44,7 +54,7 @@ class IslandConfig:
                 "the gradients to itself. Fix: --island.kind fsdp, or a schedule of local steps"
             )
         parts = (parts or size) if self.kind == "pipeline" else size
-        fits = batch_size % parts == 0
+        fits = batch_size % parts == 0 or self.kind == "tensor"  # whose ranks read the same rows
         name = "island.microbatches" if self.kind == "pipeline" else "island.size"
         require(
             fits, name, parts, f"a divisor of data.batch_size ({batch_size})", f"pass --data.batch-size {parts * 8}"

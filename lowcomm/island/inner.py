@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -20,6 +20,8 @@ class Inner(ABC):
     """The hyper-parameters of an inner optimizer: a frozen dataclass."""
 
     lr: float
+    shards: ClassVar[Literal["flat", "spread", "none"]] = "flat"
+    """What it can update in parts: 1-D pieces of tensors (ZeRO), DTensors (FSDP2, tensor parallel), or neither."""
 
     @abstractmethod
     def build(self, model: nn.Module) -> Optimizer:

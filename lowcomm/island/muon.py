@@ -28,6 +28,7 @@ from lowcomm.types import require
 class Muon(Inner):
     """Orthogonalised momentum for hidden matrices, AdamW for the rest."""
 
+    shards = "spread"
     lr: float = 3e-3
     """Peak inner learning rate of both parts (no unit), on AdamW's scale."""
     momentum: float = 0.95

@@ -26,6 +26,7 @@ from lowcomm.types import require
 class Soap(Inner):
     """Shampoo's preconditioner with Adam inside."""
 
+    shards = "none"
     lr: float = 3e-3
     """Peak inner learning rate (no unit), on AdamW's scale."""
     beta1: float = 0.95

@@ -46,6 +46,10 @@ class StageModule(nn.Module):
             hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, position_ids=positions)
         return self.lm_head(parts.norm(hidden)) if self.last else hidden
 
+    def get_output_embeddings(self) -> nn.Module | None:
+        """As transformers' models have it: an optimizer may treat output weights unlike hidden matrices."""
+        return self.lm_head if self.last else None
+
 
 def _decoder(whole: nn.Module) -> Any:
     """The part of a causal LM below its output weights. Raises ConfigError if it can't be cut into stages."""
