@@ -6,6 +6,7 @@ Flat, since one exchange of one vector beats a hundred small ones; views, since 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,11 +32,18 @@ class Fragment:
         self.size = -(-self.numel // islands) * islands
         self.device = device
         self.weights = self._empty()
-        self.mean = self._empty()
         self.deltas: list[Tensor] = []
         self.outer_params = [v.detach() for v in self.views(self.weights).values()]
-        self._mean_views = list(self.views(self.mean).values())
         self._weight_views = list(self.views(self.weights).values())
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """Where the islands' mean is put; made when there is one."""
+        return self._empty()
+
+    @cached_property
+    def _mean_views(self) -> list[Tensor]:
+        return list(self.views(self.mean).values())
 
     def _empty(self) -> Tensor:
         flat = torch.zeros(self.size, dtype=torch.float32)
