@@ -43,7 +43,8 @@ def holding_global_weights(sync: LocalSGD) -> Iterator[None]:
     own = [p for f in sync.fragments for p in sync.replicas[0].tensors(f)]
     merged = [view for f in sync.fragments for view in f.outer_params]
     # weights that are the global ones (training by scalars) need no copy
-    kept = [p.detach() if p.data_ptr() == v.data_ptr() else p.detach().clone() for p, v in zip(own, merged, strict=True)]
+    pairs = zip(own, merged, strict=True)
+    kept = [p.detach() if p.data_ptr() == view.data_ptr() else p.detach().clone() for p, view in pairs]
     with torch.no_grad():
         for p, view in zip(own, merged, strict=True):
             p.copy_(view)

@@ -63,7 +63,7 @@ class ZerothOrderOptimizer(ScalarOptimizer):
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One update from the rows heard. Raises SyncError if the islands have not exchanged any for it."""
         if self.heard is None:
-            raise SyncError("no scalars were exchanged for this step. Fix: the schedule EveryStep, and one exchange each")
+            raise SyncError("no scalars were exchanged for this step. Fix: use the schedule EveryStep")
         rows, self.heard, self.row = self.heard, None, None
         self._apply(rows, self.param_groups[0]["lr"])
 
@@ -150,8 +150,9 @@ def check_zeroth_order(inner: InnerConfig, schedule: Schedule, batched: bool, si
     """Raise ConfigError for what does not go with training without a backward pass. size: ranks of an island."""
     if not isinstance(inner.optimizer, ZerothOrder):
         return
+    other = not isinstance(schedule, EveryStep)
     wrong = [
-        (not isinstance(schedule, EveryStep), "sync.schedule", type(schedule).__name__, "scalars make every step", "EveryStep"),
+        (other, "sync.schedule", type(schedule).__name__, "scalars make a step", "EveryStep"),
         (inner.clip_norm is not None, "inner.clip_norm", inner.clip_norm, "there is no gradient to clip", "None"),
         (batched, "batched", True, "each island has its own weights while it probes", "False"),
         (size > 1, "island.size", size, "an island's ranks hold gradients or parts of weights", "1"),
@@ -159,4 +160,4 @@ def check_zeroth_order(inner: InnerConfig, schedule: Schedule, batched: bool, si
     ]  # fmt: skip
     for bad, name, value, why, fix in wrong:
         if bad:
-            raise ConfigError(f"{name} = {value} is not allowed with inner.optimizer ZerothOrder: {why}. Fix: use {fix}")
+            raise ConfigError(f"{name} = {value} is not allowed with the optimizer ZerothOrder: {why}. Fix: use {fix}")

@@ -1,4 +1,4 @@
-"""What a gradient is estimated from without a backward pass: losses along directions that all islands can regenerate."""
+"""Gradients estimated without a backward pass: from losses along directions that every island can regenerate."""
 
 from __future__ import annotations
 

@@ -8,13 +8,13 @@ z_k ~ N(0, I): drawn from a seed of (run, step, island, probe), so that each isl
 of a tensor; L_k: mean loss of island k's batch, nats per token; Q: fp8 (e4m3) of g_k / unit, 1 byte, to the nearest,
 at most 448 units, relative error up to 1/16; n: the islands that took part. Any shape and float dtype of weights, sums
 in fp32.
-Cost: `probes` bytes to each other island per step, as many from each: (n - 1) * probes B each way. Two forward passes per
-probe, and n * probes passes over the weights to regenerate directions. No gradient, no graph, no optimizer state; the
-journal of bytes grows by n * probes + 8 B per step, and whoever has it and the first weights gets to the same bits.
+Cost: `probes` bytes to each other island per step, as many from each: (n - 1) * probes B each way. Two forward passes
+per probe, and n * probes passes over the weights to regenerate directions. No gradient, no graph, no optimizer state;
+the journal of bytes grows by n * probes + 8 B per step: whoever has it and the first weights gets to the same bits.
 Raises: ConfigError for a setting out of range.
 Deviates: fp8 needs no agreed scale (`unit` shifts its range); weights are perturbed where they are used and put back as
-they were, instead of +eps, -2 eps, +eps in place, whose rounding would differ on each island; directions are normal with
-the bits of torch's generator, so islands must be devices of one kind (digests at the end tell).
+they were, instead of +eps, -2 eps, +eps in place, whose rounding would differ on each island; directions have the bits
+of torch's generator, so islands must be devices of one kind (digests tell).
 Reduces to: SPSA (MeZO) for one island with `bits` 32; with many probes its mean is the gradient.
 """
 
