@@ -22,6 +22,7 @@ from lowcomm.model import Full, ModelConfig
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.schedule import EveryH, Schedule
 from lowcomm.types import ConfigError, require
+from lowcomm.zeroth_order import check_zeroth_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +139,8 @@ def check(config: RunConfig, islands: int) -> None:
     config.inner.check()
     _check_sync(config)
     check_tuning(config.sync.aggregator, config.model.tuning, islands)
+    size = config.island.size or 1
+    check_zeroth_order(config.inner, config.sync.schedule, config.batched, size, config.model.compile)
     averages = config.sync.schedule(1, config.sync.every).average_gradients
     config.island.check(config.data.batch_size, averages, config.transport == "simulated")
     config.island.check_optimizer(config.inner.optimizer)

@@ -11,6 +11,7 @@ the worst tenth of the clients (at least one). Written to clients.json; baseline
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from lowcomm.assembly import Run, build_models
 from lowcomm.data import Shard
 from lowcomm.finale import holding_global_weights
-from lowcomm.island import PlainIsland
+from lowcomm.island.scalars import ScalarOptimizer
+from lowcomm.island_kinds import build_island
 from lowcomm.model import token_losses
 from lowcomm.run_dir import write_json
 
@@ -46,9 +48,11 @@ def mean_loss(model: nn.Module, batches: Batches, device: torch.device) -> float
 
 def train_alone(config: RunConfig, model: nn.Module, shards: Sequence[Shard], steps: int) -> None:
     """Train a model without any sync, on one batch of each shard per step."""
-    island = PlainIsland(model, config.inner, steps=steps, seed=config.seed * 1_000_003, losses=token_losses)
+    island = build_island(dataclasses.replace(config, steps=steps), model, 0, False, None)
     for step in range(steps):
         island.backward([shard.next_batch() for shard in shards])
+        if isinstance(island.inner, ScalarOptimizer) and island.inner.row is not None:
+            island.inner.hear(island.inner.row[None])
         island.update(step)
 
 

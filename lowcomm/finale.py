@@ -42,7 +42,9 @@ def holding_global_weights(sync: LocalSGD) -> Iterator[None]:
     sync.wait()
     own = [p for f in sync.fragments for p in sync.replicas[0].tensors(f)]
     merged = [view for f in sync.fragments for view in f.outer_params]
-    kept = [p.detach().clone() for p in own]
+    # weights that are the global ones (training by scalars) need no copy
+    pairs = zip(own, merged, strict=True)
+    kept = [p.detach() if p.data_ptr() == view.data_ptr() else p.detach().clone() for p, view in pairs]
     with torch.no_grad():
         for p, view in zip(own, merged, strict=True):
             p.copy_(view)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lowcomm.island.scalars import ScalarOptimizer
 from lowcomm.types import SyncError
 from lowcomm.verify import check_still_covered
 
@@ -17,10 +18,53 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def average_gradients(sync: LocalSGD) -> None:
-    """Replace every local island's gradients by their mean over all islands, fragment by fragment."""
+    """Replace every local island's gradients by their mean over all islands, fragment by fragment.
+
+    Islands whose steps are made of scalars (`island/scalars.py`) hear each other's instead.
+    """
     start = time.perf_counter()
     sync.wait()
     check_still_covered(sync.replicas)
+    if not _share_scalars(sync):
+        _average_tensors(sync)
+    sync.must_rebase = True
+    sync.gradient_steps += 1
+    elapsed = time.perf_counter() - start
+    sync.sync_s += elapsed
+    sync.blocked_s += elapsed
+    sync.gradients_s += elapsed
+
+
+def _share_scalars(sync: LocalSGD) -> bool:
+    """Gather the rows of scalar optimizers; False where islands have gradients."""
+    inners = [r.inner for r in sync.replicas if isinstance(r.inner, ScalarOptimizer)]
+    if not inners:
+        return False
+    rows = [inner.row for inner in inners if inner.row is not None]
+    if len(rows) != len(inners):
+        raise SyncError("an island has no scalars for this step: let it probe its loss before the exchange")
+    table = sync.transport.gather(rows)
+    for inner in inners:
+        inner.hear(table)
+    return True
+
+
+@torch.no_grad()
+def hold_once(sync: LocalSGD) -> None:
+    """Let the first island's weights be the global weights where every step leaves all islands with equal ones.
+
+    Scalar optimizers have nothing to average, so that memory stays that of inference: no second copy. Weights of
+    another dtype or device than the global ones have a copy, as ever.
+    """
+    first = sync.replicas[0]
+    if isinstance(first.inner, ScalarOptimizer):
+        for fragment in sync.fragments:
+            for p, view in zip(first.tensors(fragment), fragment.outer_params, strict=True):
+                if p.dtype == view.dtype and p.device == view.device:
+                    p.data = view
+
+
+def _average_tensors(sync: LocalSGD) -> None:
     uniform = [1 / sync.transport.islands] * sync.transport.islands
     for index, fragment in enumerate(sync.fragments):
         if index in sync.flights:
@@ -35,12 +79,6 @@ def average_gradients(sync: LocalSGD) -> None:
             fragment.release()
         for replica in sync.replicas:
             replica.part.gradients_written([name for name in fragment.covers if name in replica.params])
-    sync.must_rebase = True
-    sync.gradient_steps += 1
-    elapsed = time.perf_counter() - start
-    sync.sync_s += elapsed
-    sync.blocked_s += elapsed
-    sync.gradients_s += elapsed
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from lowcomm.island.pipeline_island import PipelineIsland
 from lowcomm.island.tensor_island import TensorIsland
 from lowcomm.island.zero_island import ZeROIsland
 from lowcomm.model import token_losses
+from lowcomm.zeroth_order import ZerothOrder, ZerothOrderIsland
 
 
 def build_island(config: RunConfig, model: nn.Module, number: int, compiled: bool, mesh: Mesh | None) -> PlainIsland:
@@ -21,6 +22,17 @@ def build_island(config: RunConfig, model: nn.Module, number: int, compiled: boo
     cuda = next(model.parameters()).device.type == "cuda"
     bf16 = config.model.autocast_bf16 and cuda
     forward: nn.Module = torch.compile(model) if compiled else model  # pyright: ignore[reportAssignmentType]
+    if isinstance(inner.optimizer, ZerothOrder):
+        return ZerothOrderIsland(
+            model,
+            inner,
+            steps=steps,
+            seed=seed,
+            losses=token_losses,
+            shared_seed=config.seed,
+            number=number,
+            autocast_bf16=bf16,
+        )
     if mesh is None:
         return PlainIsland(
             model, inner, steps=steps, seed=seed, losses=token_losses, forward=forward, autocast_bf16=bf16

@@ -52,6 +52,7 @@ from lowcomm.codec import (
 from lowcomm.codec.parts import Parts
 from lowcomm.island import AdamW, Inner, Muon, Soap
 from lowcomm.island import Lion as InnerLion
+from lowcomm.local import Baffle, Estimate, OneByte
 from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Nesterov, Outer
 from lowcomm.schedule import (
     Adaptive,
@@ -90,6 +91,8 @@ SCHEDULES: tuple[Schedule, ...] = (
 )
 
 INNERS: tuple[Inner, ...] = (AdamW(lr=0.02), InnerLion(lr=0.005), Muon(lr=0.02), Soap(lr=0.02, every_steps=3))
+
+ESTIMATES: tuple[Estimate, ...] = (OneByte(), OneByte(probes=2, bits=32), Baffle(probes=3))
 
 AGGREGATORS: tuple[Aggregator, ...] = (Mean(), Mean(by="uniform"))
 

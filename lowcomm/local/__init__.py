@@ -1,1 +1,10 @@
-"""What happens between syncs besides plain training (prox, scaffold, ...): one small file per method; none yet."""
+"""What happens between syncs besides plain training: one small file per method."""
+
+from __future__ import annotations
+
+from lowcomm.local.baffle import Baffle
+from lowcomm.local.directions import Probe, move
+from lowcomm.local.estimate import Estimate
+from lowcomm.local.one_byte import OneByte
+
+__all__ = ["Baffle", "Estimate", "OneByte", "Probe", "move"]
