@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lowcomm.config import RunConfig
-from lowcomm.island import Mesh, PlainIsland
+from lowcomm.island import Mesh, PlainIsland, PrivateIsland
 from lowcomm.island.ddp_island import DDPIsland
 from lowcomm.island.fsdp_island import FSDPIsland
 from lowcomm.island.pipeline_island import PipelineIsland
@@ -21,7 +21,8 @@ def build_island(config: RunConfig, model: nn.Module, number: int, compiled: boo
     bf16 = config.model.autocast_bf16 and cuda
     forward: nn.Module = torch.compile(model) if compiled else model  # pyright: ignore[reportAssignmentType]
     if mesh is None:
-        return PlainIsland(
+        private = config.sync.privacy is not None and config.sync.privacy.level == "example"
+        return (PrivateIsland if private else PlainIsland)(
             model, inner, steps=steps, seed=seed, losses=token_losses, forward=forward, autocast_bf16=bf16
         )
     kind = config.island.kind
