@@ -18,7 +18,7 @@ from typing import Any
 from lowcomm.types import ConfigError, require
 
 INTERVAL = 1e-3
-"""Grid of the privacy loss, ten times the package's own: a distribution that is not convolved is off by 1e-5 at most."""
+"""Grid of the privacy loss, ten times the package's own: a distribution without convolution is off by 1e-5."""
 
 
 @dataclass(frozen=True, kw_only=True)
