@@ -18,6 +18,7 @@ from lowcomm.island import BatchedIslands, PlainIsland
 from lowcomm.island_kinds import build_island
 from lowcomm.membership import Membership, World, count_islands, join
 from lowcomm.model import build_model
+from lowcomm.privacy_spent import Ledger, ledger_of, secure
 from lowcomm.report.metrics import Metrics
 from lowcomm.report.progress import Progress
 from lowcomm.run_dir import available_cores, check_directory, lock
@@ -42,6 +43,8 @@ class Run:
     metrics: Metrics
     progress: Progress
     stop: StopFlag
+    ledger: Ledger | None
+    """What the run's privacy costs; None: it has no mechanism."""
     lock: IO[str] | None
     session: str
     """Equal on all islands, new in each process group: ties the parts of a checkpoint together."""
@@ -77,6 +80,7 @@ def preflight(config: RunConfig, world: World) -> tuple[RunConfig, Data]:
                 f"eval.clients = True is not allowed: island {island} has no held-out sequence of its own. "
                 "Fix: raise data.validation_fraction, shorten data.seq_len or add text"
             )
+    ledger_of(config, data, islands)
     return config, data
 
 
@@ -133,8 +137,10 @@ def assemble(config: RunConfig, data: Data, world: World) -> Run:
         outer_device=None if config.sync.outer_device == "model" else "cpu",
         seed=config.seed,
         quorum=config.sync.quorum,
+        privacy=config.sync.privacy,
         on_late=config.sync.on_late,
     )
+    secure(islands, sync)
     handle = lock(config.directory, world.rank, config.resume) if world.local_rank == 0 else None
     own = torch.frombuffer(bytearray(os.urandom(8)), dtype=torch.uint8)
     everyone = members.everyone
@@ -151,6 +157,7 @@ def assemble(config: RunConfig, data: Data, world: World) -> Run:
         metrics=Metrics(config.directory, config.tensorboard),
         progress=Progress(name=config.name, steps=config.steps, enabled=world.rank == 0),
         stop=StopFlag(),
+        ledger=ledger_of(config, data, config.islands),
         lock=handle,
         session=session,
     )

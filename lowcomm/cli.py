@@ -137,7 +137,8 @@ def _parse(default: RunConfig, arguments: Sequence[str], prog: str) -> RunConfig
     caught = io.StringIO()
     try:
         with contextlib.redirect_stderr(caught):
-            return tyro.cli(type(default), default=default, args=arguments, prog=prog)
+            plain = (tyro.conf.AvoidSubcommands,)  # `Mechanism | None` is what the recipe makes it
+            return tyro.cli(type(default), default=default, args=arguments, prog=prog, config=plain)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

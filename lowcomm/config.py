@@ -16,10 +16,12 @@ from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.codec import Codec, Fp32
 from lowcomm.data import DataConfig
 from lowcomm.exchange import check_fit
+from lowcomm.guard import check_privacy
 from lowcomm.island import InnerConfig, IslandConfig
 from lowcomm.lora_sync import check_lora, check_tuning
 from lowcomm.model import Full, ModelConfig
 from lowcomm.outer import Nesterov, Outer
+from lowcomm.privacy import Mechanism
 from lowcomm.schedule import EveryH, Schedule
 from lowcomm.types import ConfigError, require
 from lowcomm.zeroth_order import check_zeroth_order
@@ -35,6 +37,8 @@ class SyncConfig:
     codec: Codec = field(default_factory=Fp32)
     schedule: Schedule = field(default_factory=EveryH)
     aggregator: Aggregator = field(default_factory=Mean)
+    privacy: Mechanism | None = None
+    """Clipping and noise before the codec, with an accountant and maybe a budget; None: nothing."""
     outer_device: Literal["model", "cpu"] = "model"
     """Where global weights and outer state live: with the model, or in (pinned) CPU memory."""
     quorum: float = 0.5
@@ -165,6 +169,13 @@ def _check_sync(config: RunConfig) -> None:
     sync.aggregator.check()
     check_fit(sync.codec, sync.aggregator)
     check_lora(sync.aggregator, sync.codec, sync.outer, sync.schedule)
+    check_privacy(sync.privacy, sync.aggregator, sync.codec, sync.schedule)
+    if sync.privacy is not None:
+        examples = sync.privacy.level == "example"
+        fits = not (examples and config.batched)
+        require(fits, "batched", True, "False, as gradients of single sequences are needed", "leave it out")
+        alone = config.island.size in (None, 1)
+        require(alone, "island.size", config.island.size, "1, as sync.privacy clips whole updates", "leave it out")
     require(0 < sync.quorum <= 1, "sync.quorum", sync.quorum, "0 < quorum <= 1", "0.5 needs half of the islands")
     require(sync.on_late in ("wait", "stop"), "sync.on_late", sync.on_late, "wait or stop", "wait")
     timeout_ok = 0 < sync.timeout_s < float("inf")

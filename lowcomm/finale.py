@@ -163,7 +163,7 @@ def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation |
             "peak_bytes_per_s": peak or None,
             "link_bytes_per_s": link if math.isfinite(link) else None,
             "weights_sha256": weights_sha256,
-            "privacy": privacy_spent(sync.codec, sync.replicas[0].elements, sync.round),
+            "privacy": privacy_spent(sync, run.ledger),
         },
     )
 

@@ -16,6 +16,7 @@ from lowcomm.coverage import BufferRule, Coverage, check_partition, prove
 from lowcomm.digest import digest_all
 from lowcomm.exchange import check_fit
 from lowcomm.fragment import Fragment
+from lowcomm.guard import check_privacy
 from lowcomm.island.part import prove_shares
 from lowcomm.lora_sync import check_lora, loosen
 from lowcomm.replica import Replica
@@ -36,6 +37,7 @@ def check_parts(sync: LocalSGD, models: Sequence[nn.Module]) -> None:
     for part in (sync.outer, sync.codec, sync.aggregator):
         part.check()
     check_fit(sync.codec, sync.aggregator)
+    check_privacy(sync.privacy, sync.aggregator, sync.codec, sync.schedule)
     sync.schedule.check(sync.every, None)
     check_lora(sync.aggregator, sync.codec, sync.outer, sync.schedule)
     loosen(models, sync.aggregator)
@@ -142,6 +144,7 @@ def _facts(sync: LocalSGD, replica: Replica, coverage: Coverage) -> Facts:
         "codec": repr(sync.codec),
         "schedule": repr(sync.schedule),
         "aggregator": repr(sync.aggregator),
+        **({"privacy": repr(sync.privacy)} if sync.privacy is not None else {}),
         **({"on_late": sync.deadlines.on_late} if sync.deadlines.on_late != "wait" else {}),
         "tensors": {n: f"{tuple(t.shape)} {t.dtype}" for n, t in {**parameters, **replica.buffers}.items()},
         "trainable": " ".join(coverage.trainable),

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lowcomm.config import RunConfig
-from lowcomm.island import Mesh, PlainIsland
+from lowcomm.island import Mesh, PlainIsland, PrivateIsland
 from lowcomm.island.ddp_island import DDPIsland
 from lowcomm.island.fsdp_island import FSDPIsland
 from lowcomm.island.pipeline_island import PipelineIsland
@@ -34,7 +34,8 @@ def build_island(config: RunConfig, model: nn.Module, number: int, compiled: boo
             autocast_bf16=bf16,
         )
     if mesh is None:
-        return PlainIsland(
+        private = config.sync.privacy is not None and config.sync.privacy.level == "example"
+        return (PrivateIsland if private else PlainIsland)(
             model, inner, steps=steps, seed=seed, losses=token_losses, forward=forward, autocast_bf16=bf16
         )
     kind = config.island.kind

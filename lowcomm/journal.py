@@ -45,6 +45,7 @@ class Journal:
         run = self.run
         self.synced = True
         self.count()
+        spent = privacy_spent(run.sync, run.ledger)
         for i, island in enumerate(run.sync.transport.local):
             self.write(
                 i,
@@ -62,6 +63,8 @@ class Journal:
                     "exchanged_bytes": report.exchanged_bytes[i],
                     "needed_bytes_per_s": report.needed_bytes_per_s,
                     "aggregation_error": report.aggregation_error,
+                    "epsilon": None if spent is None else spent["epsilon_per_round"],
+                    "epsilon_total": None if spent is None else spent["epsilon_total"],
                 },
             )
         for island, why in report.dropped.items():
@@ -70,10 +73,9 @@ class Journal:
             self.note(note)
         for note in report.notes:
             self.note(note)
-        spent = privacy_spent(run.sync.codec, run.sync.replicas[0].elements, run.sync.round)
         if spent is not None:
-            values = f"{spent['epsilon_per_round']:.4g} this round, {spent['epsilon_total']:.4g} in all"
-            self.note(f"privacy: epsilon {values}, at delta {spent['delta']:g}")
+            once, in_all = (_shown(spent[key]) for key in ("epsilon_per_round", "epsilon_total"))
+            self.note(f"privacy: epsilon {once} this round, {in_all} in all, at delta {spent['delta']:g}")
         run.progress.synced(seconds_s=report.seconds_s, sent_bytes=self.counted[0][1])
 
     def on_late(self, late: Late) -> None:
@@ -140,6 +142,10 @@ class Journal:
     def time_s(self) -> float:
         """Seconds of this run so far, over all resumes, on the monotonic clock that all islands share."""
         return time.perf_counter() - self.run.start
+
+
+def _shown(epsilon: float | str | None) -> str:
+    return f"{epsilon:.4g}" if isinstance(epsilon, float) else "infinite"
 
 
 def finite(value: float) -> float | None:

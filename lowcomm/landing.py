@@ -87,6 +87,7 @@ def _commit(sync: LocalSGD, flight: Flight, start: float, delayed: bool) -> None
     digest = fragment.merge(tensors, starts, alpha, moved) if delayed else fragment.write(tensors)
     added = settle(sync, index, done.combined, own)
     sync.round += 1
+    sync.guard.learn(flight.told, done.roll.dropped)
     for i, (replica, island) in enumerate(zip(sync.replicas, transport.local, strict=True)):
         replica.synced_tokens[index] = flight.tokens[i]
         if flight.roll is not None and island in flight.roll.dropped:

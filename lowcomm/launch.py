@@ -50,7 +50,7 @@ def launch(config: RunConfig, arguments: Sequence[str]) -> int:
     except ChildFailedError as error:
         return _after_failure(config, {rank: failure.exitcode for rank, failure in error.failures.items()})
     except SignalException:
-        return {"stopped": 3, "done": 0}.get(_status(config) or "", 1)
+        return {"stopped": 3, "done": 0, "budget spent": 0}.get(_status(config) or "", 1)
     return 0
 
 

@@ -1,23 +1,156 @@
-"""What a run's codec gives away, for its log and its summary: None for codecs that promise no privacy."""
+"""What a run has given away so far, for its log, its summary and its budget: None where nothing promises privacy."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
 from lowcomm.codec import Codec, ErrorFeedback, Rqm
-from lowcomm.privacy import RqmAccountant
+from lowcomm.data import Data
+from lowcomm.data.windows import WindowShard
+from lowcomm.guard import EXAMPLES, example_seed
+from lowcomm.island import PrivateIsland
+from lowcomm.privacy import Mechanism, Released, RqmAccountant, add_noise, clip_to, epsilon, load_dp_accounting
+from lowcomm.types import ConfigError
+
+if TYPE_CHECKING:
+    from lowcomm.config import RunConfig
+    from lowcomm.sync import LocalSGD
+
+__all__ = ["DELTA", "EXAMPLES", "Ledger", "Spent", "ledger_of", "privacy_spent", "secure"]
 
 DELTA = 1e-5
-"""Delta at which epsilon is reported."""
+"""Delta at which epsilon is reported for codecs."""
+Spent = dict[str, float | str | None]
 
 
-def privacy_spent(codec: Codec, parameters: int, rounds: int) -> dict[str, float] | None:
-    """Epsilon of one round and of `rounds` rounds of `parameters` elements each, at `DELTA`.
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """Turns what ran into Gaussian mechanisms for the accountant."""
 
-    Error feedback changes what goes into a round, not what its randomness hides of it.
+    mechanism: Mechanism
+    per_step: int
+    """Sequences in an inner step of an island."""
+    windows: tuple[int, ...]
+    """Sequences in an epoch of each island; empty where islands are protected as a whole."""
+
+    def released(self, releases: int, steps: int) -> list[Released]:
+        """The mechanisms of the one who is protected least, after so many releases and inner steps."""
+        z = self.mechanism.noise_multiplier
+        if self.mechanism.level == "client":
+            return [Released(noise_multiplier=z, count=releases)]
+        return max((participations(w, self.per_step, steps, z) for w in self.windows), key=_square)
+
+    def epsilon(self, releases: int, steps: int) -> float:
+        """Epsilon of all of it."""
+        return epsilon(self.released(releases, steps), self.mechanism.delta)
+
+    def exceeds(self, releases: int, steps: int) -> bool:
+        """Whether that would be more than the budget."""
+        budget = self.mechanism.budget
+        return budget is not None and self.epsilon(releases, steps) > budget
+
+    def report(self, sync: LocalSGD) -> Spent:
+        """Epsilon of one round and of all; infinite ones are None, as JSON has no number for them."""
+        z, rounds = self.mechanism.noise_multiplier, sync.round
+        found: Spent = {
+            "mechanism": type(self.mechanism).__name__,
+            "level": self.mechanism.level,
+            "rounds": rounds,
+            "releases": sync.guard.releases if sync.guard.per_client else sync.step,
+            "noise_multiplier": z,
+            "delta": self.mechanism.delta,
+            "budget": self.mechanism.budget,
+            "epsilon_per_round": _finite(self.epsilon(min(rounds, 1), min(sync.step, sync.every))),
+            "epsilon_total": _finite(self.epsilon(sync.guard.releases, sync.step)),
+        }
+        if sync.guard.per_client:  # of those who see single payloads: each carries a share of the noise only
+            own = z / math.sqrt(sync.guard.shares)
+            seen = epsilon([Released(noise_multiplier=own, count=sync.guard.releases)], self.mechanism.delta)
+            found["epsilon_payload"] = _finite(seen)
+        return found
+
+
+def participations(windows: int, per_step: int, steps: int, noise_multiplier: float) -> list[Released]:
+    """Mechanisms that one sequence has met after `steps` steps: once per epoch begun, batches do not overlap.
+
+    A step across the end of an epoch may have it twice, a sum of twice the sensitivity.
     """
+    epochs = -(-steps * per_step // windows)
+    torn = any(j * windows % per_step for j in range(1, min(epochs, per_step + 1)))
+    twice = epochs // 2 if torn else 0
+    return [
+        Released(noise_multiplier=noise_multiplier, count=epochs - 2 * twice),
+        Released(noise_multiplier=noise_multiplier / 2, count=twice),
+    ]
+
+
+def ledger_of(config: RunConfig, data: Data, islands: int) -> Ledger | None:
+    """The ledger of a run. Raises ConfigError for data whose sampler it does not know, and a budget of no round."""
+    mechanism = config.sync.privacy
+    if mechanism is None:
+        return None
+    load_dp_accounting()
+    per_step = config.data.batch_size * config.inner.accumulation
+    windows: list[int] = []
+    for island in range(islands if mechanism.level == "example" else 0):
+        shard = data.shard(island)
+        if not isinstance(shard, WindowShard):
+            raise ConfigError(
+                "data.source is not allowed with sync.privacy = ExampleGaussian: how often a streamed sequence comes "
+                "again is not known. Fix: use a source that fits in memory, or a client-level mechanism"
+            )
+        windows.append(shard.windows_per_epoch)
+        if per_step > windows[-1]:
+            raise ConfigError(
+                f"data.batch_size = {config.data.batch_size} is not allowed: 1 to {windows[-1]} sequences per step, "
+                f"those of island {island}, or one would be in a step many times. Fix: make batches smaller or add text"
+            )
+    ledger = Ledger(mechanism=mechanism, per_step=per_step, windows=tuple(windows))
+    if ledger.exceeds(1, min(config.sync.every, config.steps)):
+        least = ledger.epsilon(1, min(config.sync.every, config.steps))
+        raise ConfigError(
+            f"sync.privacy.budget = {mechanism.budget} is not allowed: {least:.4g} or more, what one round costs at "
+            f"noise_multiplier {mechanism.noise_multiplier}. Fix: raise either of them"
+        )
+    return ledger
+
+
+def secure(islands: Sequence[object], sync: LocalSGD) -> None:
+    """Give islands that train privately their clip and their noise."""
+    mechanism = sync.privacy
+    for i, island in enumerate(islands):
+        if isinstance(island, PrivateIsland) and mechanism is not None:
+            clip = mechanism.sensitivity
+            island.clip_each = partial(clip_to, clip=clip)
+            std = clip * mechanism.noise_multiplier
+            island.add_noise = lambda sums, k=i, s=std: add_noise(sums, s, example_seed(sync, k, sums))
+
+
+def privacy_spent(sync: LocalSGD, ledger: Ledger | None) -> Spent | None:
+    """Epsilon of one round and of the run so far, of its mechanism or of its codec."""
+    if ledger is not None:
+        return ledger.report(sync)
+    return _of_codec(sync.codec, sync.replicas[0].elements, sync.round)
+
+
+def _of_codec(codec: Codec, parameters: int, rounds: int) -> Spent | None:
+    """Error feedback changes what goes into a round, not what its randomness hides of it."""
     inner = codec.codec if isinstance(codec, ErrorFeedback) else codec
     if not isinstance(inner, Rqm):
         return None
     accountant = RqmAccountant(
         clip=inner.clip, margin=inner.margin, levels=inner.levels, keep=inner.keep, elements=max(1, parameters)
     )
-    return accountant.report(rounds, DELTA)
+    return {**accountant.report(rounds, DELTA)}
+
+
+def _square(released: Sequence[Released]) -> float:
+    return sum(r.count / r.noise_multiplier**2 if r.noise_multiplier > 0 else r.count for r in released)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

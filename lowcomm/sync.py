@@ -18,15 +18,18 @@ from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.codec import Codec, Fp32
 from lowcomm.coverage import BufferRule
 from lowcomm.deadline import Deadlines, OnLate
+from lowcomm.departure import depart
 from lowcomm.exchange import Exchanged, aggregate_into_mean, mean_may_overwrite
 from lowcomm.flight import Flight, Worker, may_overlap
 from lowcomm.gradients import average_buffers, average_gradients, hold_once
+from lowcomm.guard import Guard, install_privacy, tell_all
 from lowcomm.handshake import check_counts, check_parts, prepare
 from lowcomm.island.part import Part, Whole
 from lowcomm.landing import SyncReport, commit
 from lowcomm.lora_sync import install
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.pacing import StepClock
+from lowcomm.privacy import Mechanism
 from lowcomm.replica import Replica
 from lowcomm.schedule import Action, EveryH, Pace, Schedule
 from lowcomm.together import find_transport, together
@@ -49,6 +52,7 @@ class LocalSGD:
         outer_device: where global weights and outer state live (None: with the parameters); fp32 either way.
         seed: 64-bit seed from which each round's randomness derives; equal on every island.
         quorum: fraction of the islands that must be usable for a round to be committed.
+        privacy: what is done to pseudo-gradients before the codec (`lowcomm.privacy`); None: nothing.
         on_late: "wait" goes on when a late exchange arrives; "stop" ends in a SyncError at the next one, everywhere.
 
     Raises CoverageError or DivergenceError at construction, SyncError from the step that could not sync.
@@ -70,6 +74,7 @@ class LocalSGD:
         outer_device: torch.device | str | None = None,
         seed: int = 0,
         quorum: float = 0.5,
+        privacy: Mechanism | None = None,
         on_late: OnLate = "wait",
     ) -> None:
         models = [model] if isinstance(model, nn.Module) else list(model)
@@ -78,9 +83,11 @@ class LocalSGD:
         self.every, self.seed, self.quorum = every, seed, quorum
         self.outer, self.codec = outer or Nesterov(), codec or Fp32()
         self.schedule, self.aggregator = schedule or EveryH(), aggregator or Mean()
+        self.privacy = privacy
         check_parts(self, models)
         self.transport = transport or find_transport(len(models), island)
         check_counts(len(models), len(inners), self.transport)
+        self.guard = Guard(privacy, self.transport, quorum)
         self.replicas = [Replica(m, i, island or Whole()) for m, i in zip(models, inners, strict=True)]
         self.step, self.round = 0, 0
         self.pending: tuple[int, ...] = ()
@@ -104,6 +111,7 @@ class LocalSGD:
             replica.inner.register_step_post_hook(lambda *_, i=index: self._after_step(i))
         install(self)
         hold_once(self)
+        install_privacy(self)
 
     @property
     def next_action(self) -> Action:
@@ -170,7 +178,7 @@ class LocalSGD:
         for index in fragments:
             start = time.perf_counter()
             check_still_covered(self.replicas)
-            flight = self._depart(index)
+            flight = depart(self, index)
             flight.delta_needed, flight.to_verify, self.unverified = True, self.unverified, {}
             self.flights[index] = flight
             if (share := self.schedule.own_share(self.transport.islands)) != 1:
@@ -208,25 +216,9 @@ class LocalSGD:
             self.pending = tuple(i for i in self.pending if i != index)
 
     def _sync_fragment(self, index: int, start: float) -> None:
-        flight = self._depart(index)
+        flight = depart(self, index)
         Worker(beside=False).start(flight, self._exchange)
         commit(self, flight, start)
-
-    @torch.no_grad()
-    def _depart(self, index: int) -> Flight:
-        fragment, transport = self.fragments[index], self.transport
-        current = dataclasses.replace(self.round_of(index), link_bytes_per_s=transport.link_bytes_per_s)
-        computed = [fragment.compute_delta(r.tensors(fragment), i) for i, r in enumerate(self.replicas)]
-        return Flight(
-            fragment=index,
-            round=current,
-            deltas=[d for d, _ in computed],
-            norms=[n for _, n in computed],
-            tokens=[r.tokens for r in self.replicas],
-            # what was held back is of the whole run
-            unsynced=[r.tokens if current.last and self.codec.holds_back else r.unsynced(index) for r in self.replicas],
-            bytes_before=list(zip(transport.sent_bytes, transport.received_bytes, strict=True)),
-        )
 
     def _exchange(self, flight: Flight) -> Exchanged:
         """What may run beside training: it changes nothing but the fragment's scratch."""
@@ -236,6 +228,7 @@ class LocalSGD:
         fragment, transport = self.fragments[flight.fragment], self.transport
         verify_all(transport, self.fragments, flight.to_verify)
         before, roll = list(transport.sent_bytes), self.deadlines.call_roll(self, flight)
+        flight.told = tell_all(self, flight.told)
         states, codec = [s[flight.fragment] for s in self.codec_states], self.codec.at(flight.round)
         if not flight.delta_needed and mean_may_overwrite(codec, self.aggregator):
             fragment.overwrite_delta()

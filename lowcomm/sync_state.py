@@ -69,6 +69,7 @@ def island_part(sync: LocalSGD, local: int) -> Part:
         "bytes_received": received,
         "sync_s": sync.sync_s,
         "blocked_s": sync.blocked_s,
+        "privacy": sync.guard.state(local),
     }
 
 
@@ -102,6 +103,7 @@ def load_island(sync: LocalSGD, local: int, part: Part) -> None:
     replica.synced_tokens = {int(k): v for k, v in values["synced_tokens"].items()}
     sync.transport.sent_bytes[local] = values["bytes_sent"]
     sync.transport.received_bytes[local] = values["bytes_received"]
+    sync.guard.load(local, values["privacy"])
     sync.sync_s, sync.blocked_s = values["sync_s"], values["blocked_s"]
     sync.unverified = _landed(sync, values["unverified"])
     _load_flights(sync, local, tensors, values["flights"])

@@ -62,7 +62,7 @@ class Loop:
         try:
             if sync.pending:
                 sync.sync(sync.pending)
-            while sync.step < run.config.steps:
+            while sync.step < run.config.steps and not self.budget_is_spent():
                 self.step()
                 self.after_step()
                 if self.should_stop():
@@ -87,12 +87,30 @@ class Loop:
             export(run)
         except CheckpointError as error:
             self.save_failure = str(error)
-        write_summary(run, "done", wall_s, result)
+        write_summary(run, "done" if sync.step >= run.config.steps else "budget spent", wall_s, result)
         if self.save_failure is not None:
             raise CheckpointError(f"the run is done, but a save failed on the way: {self.save_failure}")
         if run.metrics.failure is not None:
             raise CheckpointError(f"the run is done, but metrics.jsonl is cut short: {run.metrics.failure}")
         return DONE
+
+    def budget_is_spent(self) -> bool:
+        """Whether what comes next would cost more epsilon than the run may: the next round, or, in one, the next step.
+
+        Equal on every island, as it follows from steps, releases and the size of the data.
+        """
+        run, sync = self.run, self.run.sync
+        if run.ledger is None or run.ledger.mechanism.budget is None:
+            return False
+        between = all(r.unsynced(i) == 0 for r in sync.replicas for i in range(len(sync.fragments)))
+        ahead = min(sync.pace.every if between else 1, run.config.steps - sync.step)
+        if not run.ledger.exceeds(sync.guard.releases + 1, sync.step + ahead):
+            return False
+        spent = f"the privacy budget, epsilon {run.ledger.mechanism.budget:g}, is spent"
+        note = f"{spent}: the run ends at inner step {sync.step}"
+        run.progress.note(note)
+        self.journal.note(note)
+        return True
 
     def is_finite(self) -> bool:
         """Whether every local weight is a finite number."""

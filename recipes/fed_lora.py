@@ -6,7 +6,9 @@ read the standard library, trained once and cached (under a minute).
 
 from __future__ import annotations
 
-from lowcomm.aggregate import Aggregator
+from dataclasses import replace
+
+from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.aggregate.lora import (
     FFA,
     FedEx,
@@ -28,6 +30,7 @@ from lowcomm.data import DataConfig, Packages
 from lowcomm.island import AdamW, InnerConfig
 from lowcomm.model import LoRA, ModelConfig
 from lowcomm.outer import SGD
+from lowcomm.privacy import AdaptiveClip, ExampleGaussian, Mechanism
 from lowcomm.smollm2 import SmolLM2, SmolLM2Tokens
 from lowcomm.tiny_base import TinyBase
 
@@ -113,6 +116,26 @@ def selective() -> RunConfig:
     return _tiny("selective", SenderMean(rank=RANK), codec=LargestLayers(budget_bytes=16_384))
 
 
+def dp() -> RunConfig:
+    """DP-LoRA: no sequence of any client's text can be told from the model; epsilon in the log and the summary."""
+    return _private("dp", Mean(by="uniform"), ExampleGaussian(clip=0.5, noise_multiplier=1.0))
+
+
+def dp_ffa() -> RunConfig:
+    """DP-LoRA with a frozen A: half as many values are noised, and noise on A never meets noise on B."""
+    return _private(
+        "dp-ffa",
+        FFA(rank=RANK, by="uniform"),
+        ExampleGaussian(clip=0.5, noise_multiplier=1.0),
+        LoRA(rank=RANK, targets=ALL, train="B"),
+    )
+
+
+def dp_clients() -> RunConfig:
+    """DP-FedAvg with a clip that adapts: whole clients are hidden, which takes many of them to be of use."""
+    return _private("dp-clients", Mean(by="uniform"), AdaptiveClip(clip=0.1, noise_multiplier=1.0))
+
+
 def smollm2() -> RunConfig:
     """SmolLM2-135M-Instruct, r = 8 on q and v, four clients, FedEx in int4: about 25 minutes on two cores."""
     lora = LoRA(rank=8, alpha=16.0)
@@ -136,6 +159,14 @@ def smollm2() -> RunConfig:
         checkpoint=CheckpointConfig(every_rounds=1),
         log_every=4,
     )
+
+
+def _private(name: str, rule: Aggregator, mechanism: Mechanism, lora: LoRA | None = None) -> RunConfig:
+    base = _tiny(name, rule, lora)
+    every_island = replace(
+        base.sync, privacy=mechanism, quorum=1.0
+    )  # noise is shared by those who are sure to be there
+    return replace(base, sync=every_island)
 
 
 def _tiny(name: str, rule: Aggregator, lora: LoRA | None = None, codec: Codec | None = None) -> RunConfig:

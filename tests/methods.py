@@ -54,6 +54,7 @@ from lowcomm.island import AdamW, Inner, Muon, Soap
 from lowcomm.island import Lion as InnerLion
 from lowcomm.local import Baffle, Estimate, OneByte
 from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Nesterov, Outer
+from lowcomm.privacy import AdaptiveClip, ClientGaussian, ExampleGaussian, Mechanism
 from lowcomm.schedule import (
     Adaptive,
     Eager,
@@ -95,6 +96,12 @@ INNERS: tuple[Inner, ...] = (AdamW(lr=0.02), InnerLion(lr=0.005), Muon(lr=0.02),
 ESTIMATES: tuple[Estimate, ...] = (OneByte(), OneByte(probes=2, bits=32), Baffle(probes=3))
 
 AGGREGATORS: tuple[Aggregator, ...] = (Mean(), Mean(by="uniform"))
+
+MECHANISMS: tuple[Mechanism, ...] = (
+    ClientGaussian(clip=0.5, seed=1),
+    AdaptiveClip(clip=0.5, noise_multiplier=0.8, seed=1),
+    ExampleGaussian(clip=0.5, seed=1),
+)
 
 LORA_RULES: tuple[LoraRule, ...] = (
     FedIT(rank=4),

@@ -31,6 +31,11 @@ class Aggregator(ABC):
     needs: ClassVar[Literal["sum", "each"]]
     """"sum": a weighted sum made on the way will do; "each": it must see every contribution (robust rules)."""
 
+    @property
+    def bounded(self) -> bool:
+        """Whether all islands weigh the same, whatever they trained on: client-level privacy rests on it."""
+        return False
+
     @abstractmethod
     def weights(self, tokens: Sequence[float]) -> list[float]:
         """The weight of each island, in island order, summing to 1; `tokens` is 0 for one that is left out."""

@@ -34,6 +34,10 @@ class Mean(Aggregator):
     def __post_init__(self) -> None:
         require(self.by in ("tokens", "uniform"), "sync.aggregator.by", self.by, "tokens or uniform", "use tokens")
 
+    @property
+    def bounded(self) -> bool:
+        return self.by == "uniform"
+
     def weights(self, tokens: Sequence[float]) -> list[float]:
         raw = [float(t) if self.by == "tokens" else float(t > 0) for t in tokens]
         total = sum(raw)

@@ -10,6 +10,7 @@ from lowcomm.island.mesh import Mesh
 from lowcomm.island.muon import Muon
 from lowcomm.island.part import Part, Whole
 from lowcomm.island.plain import Batch, PlainIsland
+from lowcomm.island.private import PrivateIsland
 from lowcomm.island.soap import Soap
 from lowcomm.island.stage import StagePart
 from lowcomm.island.tensor import TensorPart
@@ -31,6 +32,7 @@ __all__ = [
     "Muon",
     "Part",
     "PlainIsland",
+    "PrivateIsland",
     "Soap",
     "StagePart",
     "TensorPart",

@@ -26,6 +26,7 @@ from lowcomm.report.units import (
 )
 
 _STATUSES = ("done", "running", "stopped", "failed")
+"""Those with a colour of their own."""
 _NOTES_SHOWN = 200
 _MISSING = object()
 

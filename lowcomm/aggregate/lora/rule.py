@@ -80,6 +80,10 @@ class LoraRule(Aggregator):
     moves_base: ClassVar[bool] = False
     """Part of a round's result is added to frozen base weights."""
 
+    @property
+    def bounded(self) -> bool:
+        return self.by == "uniform"
+
     def weights(self, tokens: Sequence[float]) -> list[float]:
         return Mean(by=self.by).weights(tokens)
 
