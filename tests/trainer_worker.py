@@ -299,14 +299,19 @@ def lightning(out: Path, text: str) -> dict[str, Any]:
     return seen
 
 
-def deepspeed(out: Path, text: str) -> dict[str, Any]:
-    """Against the same loop in plain torch; what is refused."""
+def load_deepspeed() -> Any:
+    """The package, without a shared-memory kernel for inference that it would compile on every new machine."""
     import deepspeed as engines
 
+    engines.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
+    return engines
+
+
+def deepspeed(out: Path, text: str) -> dict[str, Any]:
+    """Against the same loop in plain torch; what is refused."""
     import lowcomm.deepspeed
 
-    # a shared-memory kernel for inference, which it would compile on every machine
-    engines.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
+    engines = load_deepspeed()
     engines.init_distributed(dist_backend="gloo", verbose=False)
     data = example.load_text(text)
     rows = example.rows(data, 64)
@@ -346,12 +351,9 @@ def deepspeed(out: Path, text: str) -> dict[str, Any]:
 
 def deepspeed_wide(out: Path, text: str) -> dict[str, Any]:
     """Islands of two ranks under ZeRO 2 and 3: straight, and stopped inside a round and gone on in another engine."""
-    import deepspeed as engines
-
     import lowcomm.deepspeed
 
-    # a shared-memory kernel for inference, which it would compile on every machine
-    engines.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
+    engines = load_deepspeed()
     engines.init_distributed(dist_backend="gloo", verbose=False)
     data = example.load_text(text)
     rows, seen = example.rows(data, 64), dict[str, Any]()
@@ -397,6 +399,8 @@ def script(name: str, arguments: list[str]) -> None:
     """One of recipes/integrations, as torchrun would start it."""
     import importlib
 
+    if name == "deepspeed_engine":
+        load_deepspeed()
     importlib.import_module(f"recipes.integrations.{name}").main(arguments)
 
 
