@@ -20,17 +20,17 @@ CLIENTS = ("numpy", "rich", "torch", "transformers")
 
 def smoke() -> RunConfig:
     """Just One Byte on four clients, 200 steps: seconds on a CPU, after the base is trained once."""
-    return _tiny("smoke", OneByte(), lr=2e-5, steps=200)
+    return _tiny("smoke", OneByte(), lr=5e-4, steps=200)
 
 
 def one_byte() -> RunConfig:
     """Just One Byte: one byte per client and step, 800 steps."""
-    return _tiny("one-byte", OneByte(), lr=2e-5, steps=800)
+    return _tiny("one-byte", OneByte(), lr=5e-4, steps=800)
 
 
 def baffle() -> RunConfig:
-    """BAFFLE: 20 forward differences per step, 200 steps."""
-    return _tiny("baffle", Baffle(probes=20), lr=2e-5, steps=200)
+    """BAFFLE: 20 forward differences per step, 100 steps."""
+    return _tiny("baffle", Baffle(probes=20), lr=3e-3, steps=100)
 
 
 def smollm2() -> RunConfig:

@@ -359,7 +359,7 @@ def test_loss_falls_on_a_pretrained_model(tmp_path: Path, corpus: Path) -> None:
     assert losses[-1] < losses[0]
 
 
-LR = 1e-3
+LR = 5e-4
 
 
 @pytest.mark.parametrize(
