@@ -204,7 +204,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 def test_batches_larger_than_an_epoch_are_refused(tmp_path: Path, corpus: Path) -> None:
     config = small(corpus, tmp_path / "run", MECHANISMS["examples"])
-    with pytest.raises(ConfigError, match="data.batch_size = 5000 is not allowed"):
+    with pytest.raises(ConfigError, match=r"data\.batch_size = 5000 is not allowed"):
         train(dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=5000)))
 
 
