@@ -85,9 +85,8 @@ class LocalSGD:
         check_parts(self, models)
         self.transport = transport or find_transport(len(models), island)
         check_counts(len(models), len(inners), self.transport)
-        self.guard = Guard(privacy, self.transport, quorum)
         self.replicas = [Replica(m, i, island or Whole()) for m, i in zip(models, inners, strict=True)]
-        self.step, self.round = 0, 0
+        self.step, self.round, self.guard = 0, 0, Guard(privacy, self.transport, quorum)
         self.pending: tuple[int, ...] = ()
         """Fragments whose exchange was due and has not been committed."""
         self.listeners: list[Callable[[SyncReport], None]] = []
