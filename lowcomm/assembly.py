@@ -142,9 +142,7 @@ def assemble(config: RunConfig, data: Data, world: World) -> Run:
     )
     secure(islands, sync)
     handle = lock(config.directory, world.rank, config.resume) if world.local_rank == 0 else None
-    own = torch.frombuffer(bytearray(os.urandom(8)), dtype=torch.uint8)
-    everyone = members.everyone
-    session = bytes(everyone.gather([own] * len(everyone.local))[0].numpy()).hex()  # and the directory exists
+    session = _agree_on_session(members)  # and the directory exists
     return Run(
         config=config,
         world=world,
@@ -161,3 +159,9 @@ def assemble(config: RunConfig, data: Data, world: World) -> Run:
         lock=handle,
         session=session,
     )
+
+
+def _agree_on_session(members: Membership) -> str:
+    own = torch.frombuffer(bytearray(os.urandom(8)), dtype=torch.uint8)
+    everyone = members.everyone
+    return bytes(everyone.gather([own] * len(everyone.local))[0].numpy()).hex()

@@ -30,6 +30,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "optimizers": ("pytorch-optimizer",),
     "elastic": ("torchft",),
     "flower": ("flwr",),
+    "privacy": ("dp-accounting",),
     "docs": ("mkdocs-material", "mkdocstrings-python"),
 }
 """Extra -> the distributions it brings; a test keeps it equal to pyproject.toml."""

@@ -138,8 +138,8 @@ def check_privacy(mechanism: Mechanism | None, aggregator: Aggregator, codec: Co
         )
 
 
-def install_privacy(sync: LocalSGD) -> None:
-    """Raise ConfigError for a model or an island that a client-level mechanism can't protect."""
+def check_protectable(sync: LocalSGD, averaged: Sequence[str]) -> None:
+    """Raise ConfigError for islands, or buffers that they average, which a client-level mechanism can't protect."""
     if not sync.guard.per_client:
         return
     mesh = sync.replicas[0].part.mesh
@@ -148,9 +148,9 @@ def install_privacy(sync: LocalSGD) -> None:
             f"island.size = {mesh.size} is not allowed with sync.privacy: each rank would clip its part by itself. "
             "Fix: islands of one rank"
         )
-    if sync.buffers is not None:
+    if averaged:
         raise ConfigError(
-            f"buffers {', '.join(sync.buffers.names)} are averaged between islands without noise, which sync.privacy "
+            f"buffers {', '.join(averaged)} are averaged between islands without noise, which sync.privacy "
             "does not allow. Fix: keep them local, buffers={'*': 'local'}"
         )
 

@@ -16,7 +16,7 @@ from lowcomm.coverage import BufferRule, Coverage, check_partition, prove
 from lowcomm.digest import digest_all
 from lowcomm.exchange import check_fit
 from lowcomm.fragment import Fragment
-from lowcomm.guard import check_privacy
+from lowcomm.guard import check_privacy, check_protectable
 from lowcomm.island.part import prove_shares
 from lowcomm.lora_sync import check_lora, loosen
 from lowcomm.replica import Replica
@@ -88,6 +88,7 @@ def prepare(
     for replica in sync.replicas:
         replica.part.check_inner(list(replica.params.values()), replica.inner)
     coverage, first = coverages[0], sync.replicas[0]
+    check_protectable(sync, coverage.averaged_buffers)
     parts = _partition(sync, first, coverage)
     compare(sync.transport, [_facts(sync, r, c) for r, c in zip(sync.replicas, coverages, strict=True)])
     device = torch.device(outer_device) if outer_device is not None else next(iter(first.held.values())).device

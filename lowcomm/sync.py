@@ -22,7 +22,7 @@ from lowcomm.departure import depart
 from lowcomm.exchange import Exchanged, aggregate_into_mean, mean_may_overwrite
 from lowcomm.flight import Flight, Worker, may_overlap
 from lowcomm.gradients import average_buffers, average_gradients, hold_once
-from lowcomm.guard import Guard, install_privacy, tell_all
+from lowcomm.guard import Guard, tell_all
 from lowcomm.handshake import check_counts, check_parts, prepare
 from lowcomm.island.part import Part, Whole
 from lowcomm.landing import SyncReport, commit
@@ -46,13 +46,12 @@ class LocalSGD:
         inner: the optimizer(s) over the trainable parameters.
         island: what this rank holds of an island of several ranks (`lowcomm.island`); None: the whole replica.
         every: inner steps per round (H).
-        outer: outer optimizer; codec, schedule, aggregator: the other arrows of the flow.
+        outer: outer optimizer; codec, schedule, aggregator, privacy: the other arrows of the flow.
         transport: None takes the default process group if there is one, else the models given.
         buffers: rule by name pattern for persistent buffers: "average" or "local".
         outer_device: where global weights and outer state live (None: with the parameters); fp32 either way.
         seed: 64-bit seed from which each round's randomness derives; equal on every island.
         quorum: fraction of the islands that must be usable for a round to be committed.
-        privacy: what is done to pseudo-gradients before the codec (`lowcomm.privacy`); None: nothing.
         on_late: "wait" goes on when a late exchange arrives; "stop" ends in a SyncError at the next one, everywhere.
 
     Raises CoverageError or DivergenceError at construction, SyncError from the step that could not sync.
@@ -80,16 +79,14 @@ class LocalSGD:
         models = [model] if isinstance(model, nn.Module) else list(model)
         inners = [inner] if isinstance(inner, Optimizer) else list(inner)
         require(0 < quorum <= 1, "quorum", quorum, "0 < quorum <= 1", "0.5 needs half of the islands")
-        self.every, self.seed, self.quorum = every, seed, quorum
+        self.every, self.seed, self.quorum, self.privacy = every, seed, quorum, privacy
         self.outer, self.codec = outer or Nesterov(), codec or Fp32()
         self.schedule, self.aggregator = schedule or EveryH(), aggregator or Mean()
-        self.privacy = privacy
         check_parts(self, models)
         self.transport = transport or find_transport(len(models), island)
         check_counts(len(models), len(inners), self.transport)
-        self.guard = Guard(privacy, self.transport, quorum)
         self.replicas = [Replica(m, i, island or Whole()) for m, i in zip(models, inners, strict=True)]
-        self.step, self.round = 0, 0
+        self.step, self.round, self.guard = 0, 0, Guard(privacy, self.transport, quorum)
         self.pending: tuple[int, ...] = ()
         """Fragments whose exchange was due and has not been committed."""
         self.listeners: list[Callable[[SyncReport], None]] = []
@@ -111,7 +108,6 @@ class LocalSGD:
             replica.inner.register_step_post_hook(lambda *_, i=index: self._after_step(i))
         install(self)
         hold_once(self)
-        install_privacy(self)
 
     @property
     def next_action(self) -> Action:

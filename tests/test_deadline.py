@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -88,13 +89,16 @@ def expected() -> str:
 
 @pytest.mark.parametrize("slow", ["nothing", "peer", "link"])
 def test_lateness_is_told_by_cause_and_changes_no_bit(slow: str) -> None:
-    hub, told, ends = Hub(2), [list[Late]() for _ in range(2)], ["", ""]
+    hub, told, ends, due = Hub(2), [list[Late]() for _ in range(2)], ["", ""], threading.Event()
 
     def body(me: int) -> None:
         sync, told[me] = island(me, hub, lambda n: 0.4 if slow == "link" and n == 1 else 0.0)
         for step in range(STEPS):
             if me == 1 and step == 6 and slow == "peer":
+                due.wait(60)  # until the other needs this one, however slow it was itself
                 time.sleep(0.4)
+            if me == 0 and step == 8:
+                due.set()
             if step in (4, 8) and not (me == 0 and step == 8 and slow == "peer") and not (step == 8 and slow == "link"):
                 sync.wait()  # where nothing is meant to be late, nothing is, however busy this machine is
             toy.train_step(sync, step)

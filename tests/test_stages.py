@@ -12,13 +12,14 @@ import torch
 import lowcomm.aggregate
 import lowcomm.codec
 import lowcomm.outer
+import lowcomm.privacy
 import lowcomm.schedule
 from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Nesterov, Outer
 from lowcomm.schedule import EveryH, EveryStep, PostLocal
 from lowcomm.transport import Simulated
 from lowcomm.types import ConfigError, Contribution
 from tests import toy
-from tests.methods import AGGREGATORS, CODECS, OUTERS, SCHEDULES, name
+from tests.methods import AGGREGATORS, CODECS, MECHANISMS, OUTERS, SCHEDULES, name
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,7 @@ from tests.methods import AGGREGATORS, CODECS, OUTERS, SCHEDULES, name
         (lowcomm.schedule, lowcomm.schedule.Schedule, SCHEDULES),
         (lowcomm.aggregate, lowcomm.aggregate.Aggregator, AGGREGATORS),
         (lowcomm.codec, lowcomm.codec.Codec, CODECS),
+        (lowcomm.privacy, lowcomm.privacy.Mechanism, MECHANISMS),
     ],
 )
 def test_no_method_is_forgotten(package: ModuleType, base: type, listed: tuple[object, ...]) -> None:
