@@ -13,6 +13,8 @@ from lowcomm.types import SyncError
 from lowcomm.verify import check_still_covered
 
 if TYPE_CHECKING:
+    from lowcomm.fragment import Fragment
+    from lowcomm.replica import Replica
     from lowcomm.sync import LocalSGD
 
 
@@ -50,15 +52,14 @@ def _share_scalars(sync: LocalSGD) -> bool:
 
 
 @torch.no_grad()
-def hold_once(sync: LocalSGD) -> None:
+def hold_once(first: Replica, fragments: Sequence[Fragment]) -> None:
     """Let the first island's weights be the global weights where every step leaves all islands with equal ones.
 
     Scalar optimizers have nothing to average, so that memory stays that of inference: no second copy. Weights of
     another dtype or device than the global ones have a copy, as ever.
     """
-    first = sync.replicas[0]
     if isinstance(first.inner, ScalarOptimizer):
-        for fragment in sync.fragments:
+        for fragment in fragments:
             for p, view in zip(first.tensors(fragment), fragment.outer_params, strict=True):
                 if p.dtype == view.dtype and p.device == view.device:
                     p.data = view

@@ -16,6 +16,7 @@ from lowcomm.coverage import BufferRule, Coverage, check_partition, prove
 from lowcomm.digest import digest_all
 from lowcomm.exchange import check_fit
 from lowcomm.fragment import Fragment
+from lowcomm.gradients import hold_once
 from lowcomm.guard import check_privacy, check_protectable
 from lowcomm.island.part import prove_shares
 from lowcomm.lora_sync import check_lora, loosen
@@ -102,6 +103,7 @@ def prepare(
         for replica in sync.replicas:
             replica.written(fragment)  # the ranks of an island, too, start from the same weights
         fragment.read(first.tensors(fragment))
+    hold_once(first, fragments)
     sync.deadlines.restart()
     return fragments, Fragment(averaged, islands, device, scratch=scratch) if averaged else None
 

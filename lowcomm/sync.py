@@ -21,7 +21,7 @@ from lowcomm.deadline import Deadlines, OnLate
 from lowcomm.departure import depart
 from lowcomm.exchange import Exchanged, aggregate_into_mean, mean_may_overwrite
 from lowcomm.flight import Flight, Worker, may_overlap
-from lowcomm.gradients import average_buffers, average_gradients, hold_once
+from lowcomm.gradients import average_buffers, average_gradients
 from lowcomm.guard import Guard, tell_all
 from lowcomm.handshake import check_counts, check_parts, prepare
 from lowcomm.island.part import Part, Whole
@@ -107,7 +107,6 @@ class LocalSGD:
             replica.inner.register_step_pre_hook(lambda *_: self._before_step())
             replica.inner.register_step_post_hook(lambda *_, i=index: self._after_step(i))
         install(self)
-        hold_once(self)
 
     @property
     def next_action(self) -> Action:

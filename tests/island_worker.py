@@ -208,7 +208,12 @@ def evaluated(kind: str, mesh: Mesh) -> dict[str, Any]:
 
 
 def usable(kind: str) -> list[str]:
-    """Combinations that are run with a kind: ZeRO has no data-parallel steps; its stages share what they hold."""
+    """Combinations that are run with a kind: ZeRO has no data-parallel steps; its stages share what they hold.
+
+    A tensor parallel island takes many times as long on a CPU, and codecs see rows and shards as everywhere.
+    """
+    if kind == "tensor":
+        return ["fp32", "two-bit, streaming", "data-parallel"]
     if kind in ("zero2", "zero2-offload"):
         return ["fp32", "two-bit, streaming"]
     return [c for c in COMBINATIONS if c != "data-parallel" or not kind.startswith("zero")]

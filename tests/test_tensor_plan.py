@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim import Optimizer
 
-from lowcomm.island import AdamW, Inner, InnerConfig, Mesh, Muon, PlainIsland
+from lowcomm.island import AdamW, Inner, InnerConfig, Mesh, PlainIsland
+from lowcomm.island.combined import Combined
 from lowcomm.island.tensor_island import TensorIsland
 from lowcomm.island.tensor_plan import plan_of
 from lowcomm.model import token_losses
@@ -45,11 +48,24 @@ MODELS: dict[str, dict[str, Any]] = {
     "Qwen3": {"head_dim": 8, "tie_word_embeddings": True},  # norms of single heads: their gradients are summed
     "Qwen2": {},  # biases of columns; a vocabulary that does not divide
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apart(AdamW):
+    """Matrices and vectors in optimizers of their own, as Muon has it, whose bf16 stalls on some CPUs."""
+
+    shards = "spread"
+
+    def build(self, model: nn.Module) -> Optimizer:
+        parts = [[p for p in model.parameters() if (p.ndim >= 2) == matrix] for matrix in (True, False)]
+        return Combined([torch.optim.AdamW(part, lr=self.lr, fused=True) for part in parts])
+
+
 CASES: dict[str, tuple[str, Inner, float]] = {
     "Llama": ("Llama", AdamW(), 2e-5),
     "Qwen3": ("Qwen3", AdamW(), 2e-5),
     "Qwen2": ("Qwen2", AdamW(), 2e-5),
-    "Muon": ("Qwen2", Muon(), 1e-3),  # its iteration is in bf16; a parameter left out would be 6e-3 off
+    "two optimizers": ("Qwen2", Apart(), 2e-5),
 }
 
 
