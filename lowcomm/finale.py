@@ -96,7 +96,7 @@ def export(run: Run) -> None:
         return
     first = run.sync.transport.local[0] == 0
     state = run.islands[0].whole_state() if first else None
-    if run.world.rank != 0:
+    if not run.world.writes:
         return
     from transformers.utils import logging
 
@@ -135,7 +135,7 @@ def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation |
     table = torch.stack(rows)
     if evaluation is not None:
         table = transport.gather(rows)
-    if run.world.rank != 0:
+    if not run.world.writes:
         return
     tokens, sent, received, blocked_s, sync_s, wall, _, waited_s, _, _ = table.mean(dim=0).tolist()
     misses, peak, link = int(table[:, 6].sum()), float(table[:, 8].max()), float(table[:, 9].min())
