@@ -43,7 +43,9 @@ def run_client(config: RunConfig, client: int, clients: int, node: str, secret_f
     worker.start()
     try:
         code = train(config, world, Relayed(clients, client, mailbox.post))
-        outcome = Outcome(code=code, weights_sha256=_weights_sha256(config), error=None if code == 0 else "it was stopped")
+        outcome = Outcome(
+            code=code, weights_sha256=_weights_sha256(config), error=None if code == 0 else "it was stopped"
+        )
         return code
     except LowcommError as error:
         outcome = Outcome(code=2 if isinstance(error, ConfigError) else 1, error=str(error))

@@ -4,8 +4,8 @@
     DIRECTORY/server/                server.crt, server.key
     DIRECTORY/client-K/              node.key (stays there), node.pub (goes to the server), worker.secret
 
-The key that signs the server's certificate is forgotten: nobody can sign another server with it. Node keys are EC keys on
-P-384 in OpenSSH's format, as Flower reads them. Private files are for their owner only (mode 0600).
+The key that signs the server's certificate is forgotten: nobody can sign another server with it. Node keys are EC keys
+on P-384 in OpenSSH's format, as Flower reads them. Private files are for their owner only (mode 0600).
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import datetime
 import hashlib
 import ipaddress
 import os
+import socket
 import ssl
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate, GeneralName, KeyUsage
 
 MOST_CLIENTS = 1024
+CONNECT_S = 10.0
 
 
 def make_keys(directory: Path, clients: int, host: str, days: int) -> None:
@@ -43,12 +46,22 @@ def make_keys(directory: Path, clients: int, host: str, days: int) -> None:
         _write(directory / "server" / "server.key", _pem(key), 0o600)
         _write(directory / "server" / "server.crt", certificate, 0o644)
         for k in range(clients):
-            _make_node(directory / f"client-{k}")
+            _write_node(directory / f"client-{k}")
         _write(directory / "ca.crt", authority, 0o644)
     except OSError as error:
-        raise ConfigError(
-            f"directory = {str(directory)!r} can't be written ({error.strerror}). Fix: another --directory"
-        ) from error
+        raise _unwritable(directory, error) from error
+
+
+def make_node(directory: Path) -> None:
+    """Write the keys of one client, on the machine where they stay. Never overwrites. Raises ConfigError."""
+    need_flower()
+    if (directory / "node.key").exists():
+        raise ConfigError(f"{directory} holds keys already. Fix: use these, or name another --directory")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _write_node(directory)
+    except OSError as error:
+        raise _unwritable(directory, error) from error
 
 
 def fingerprint(public_key: Path) -> str:
@@ -59,10 +72,11 @@ def fingerprint(public_key: Path) -> str:
         raise ConfigError(f"{public_key} holds no public key. Fix: lowcomm federation keys") from error
 
 
-def check_server(address: str, authority: Path, timeout_s: float = 10.0) -> None:
-    """Raise ConfigError unless a server at `address` (host:port) shows a certificate that `authority` signed."""
-    import socket
+def check_server(address: str, authority: Path, wait_s: float = 0.0) -> None:
+    """Raise ConfigError unless a server at `address` (host:port) shows a certificate that `authority` signed.
 
+    wait_s: how long to try again where nothing listens.
+    """
     host, _, port = address.rpartition(":")
     require(host != "" and port.isdigit(), "superlink", address, "HOST:PORT", "pass --superlink 127.0.0.1:9092")
     try:
@@ -71,18 +85,28 @@ def check_server(address: str, authority: Path, timeout_s: float = 10.0) -> None
         raise ConfigError(
             f"ca = {str(authority)!r} is no certificate ({error}). Fix: get ca.crt from the server's owner"
         ) from error
-    try:
-        with socket.create_connection((host, int(port)), timeout=timeout_s) as plain:
-            with context.wrap_socket(plain, server_hostname=host):
-                return
-    except ssl.SSLCertVerificationError as error:
-        shown = hashlib.sha256(ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate((host, int(port))))).hexdigest()
-        raise ConfigError(
-            f"the server at {address} shows a certificate that {authority} did not sign ({error.verify_message}; SHA-256 "
-            f"{shown[:32]}). Fix: get ca.crt from the server's owner, and compare fingerprints by another way"
-        ) from error
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"there is no TLS server at {address} ({error}). Fix: start it, or correct --superlink") from error
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            with socket.create_connection((host, int(port)), timeout=CONNECT_S) as plain:
+                with context.wrap_socket(plain, server_hostname=host):
+                    return
+        except ssl.SSLCertVerificationError as error:
+            raise ConfigError(
+                f"the server at {address} shows a certificate that {authority} did not sign ({error.verify_message}; "
+                f"SHA-256 {_shown_by(host, int(port))}). Fix: get ca.crt from the server's owner by another way"
+            ) from error
+        except (OSError, ssl.SSLError) as error:
+            if time.monotonic() > until:
+                raise ConfigError(
+                    f"there is no TLS server at {address} ({error}). Fix: start it, or correct --superlink"
+                ) from error
+        time.sleep(0.1)
+
+
+def _shown_by(host: str, port: int) -> str:
+    certificate = ssl.get_server_certificate((host, port), timeout=CONNECT_S)
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate)).hexdigest()[:32]
 
 
 def _certificates(host: str, days: int) -> tuple[bytes, bytes, EllipticCurvePrivateKey]:
@@ -100,7 +124,9 @@ def _certificates(host: str, days: int) -> tuple[bytes, bytes, EllipticCurvePriv
         issuer = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "lowcomm federation")])
         return (
             x509.CertificateBuilder(issuer, subject, public.public_key(), x509.random_serial_number(), start, end)
-            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=0 if is_authority else None), critical=True)
+            .add_extension(
+                x509.BasicConstraints(ca=is_authority, path_length=0 if is_authority else None), critical=True
+            )
             .add_extension(_usage(is_authority), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public.public_key()), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
@@ -138,7 +164,7 @@ def _general_name(host: str) -> GeneralName:
         return x509.DNSName(host)
 
 
-def _make_node(directory: Path) -> None:
+def _write_node(directory: Path) -> None:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -151,6 +177,10 @@ def _make_node(directory: Path) -> None:
     _write(directory / "worker.secret", os.urandom(32).hex().encode(), 0o600)
 
 
+def _unwritable(directory: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"directory = {str(directory)!r} can't be written ({error.strerror}). Fix: another --directory")
+
+
 def _pem(key: EllipticCurvePrivateKey) -> bytes:
     from cryptography.hazmat.primitives import serialization
 
@@ -160,5 +190,5 @@ def _pem(key: EllipticCurvePrivateKey) -> bytes:
 
 def _write(path: Path, data: bytes, mode: int) -> None:
     """New files only, never readable by others even for a moment."""
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as f:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as f:
         f.write(data)

@@ -50,17 +50,19 @@ def unpack(content: RecordDict) -> tuple[dict[str, Any], list[Tensor]]:
     except (KeyError, ValueError, TypeError) as error:
         raise PayloadError(f"a message of the federation can't be read: {type(error).__name__} {error}") from error
     if version != VERSION:
-        raise PayloadError(f"a message has format {version!r}, this side {VERSION}: install the same lowcomm everywhere")
+        raise PayloadError(
+            f"a message has format {version!r}, this side {VERSION}: install the same lowcomm everywhere"
+        )
     ok = isinstance(data, bytes) and all(type(n) is int and n >= 0 for n in sizes) and sum(sizes) == len(data)
     if not ok:
         raise PayloadError("a message of the federation does not have the bytes that its header names")
-    whole = torch.from_numpy(np.frombuffer(bytearray(data), dtype=np.uint8)) if data else torch.empty(0, dtype=torch.uint8)
+    whole = (
+        torch.from_numpy(np.frombuffer(bytearray(data), dtype=np.uint8)) if data else torch.empty(0, dtype=torch.uint8)
+    )
     return header, list(whole.split(sizes))
 
 
-def pack_requests(
-    client: int, clients: int, requests: Sequence[Request], outcome: Outcome | None = None
-) -> RecordDict:
+def pack_requests(client: int, clients: int, requests: Sequence[Request], outcome: Outcome | None = None) -> RecordDict:
     """What a client sends."""
     listed = [{"number": r.number, "kind": r.kind, "weights": r.weights, "rows": len(r.rows)} for r in requests]
     end = None if outcome is None else vars(outcome)
@@ -82,7 +84,9 @@ def unpack_requests(content: RecordDict) -> tuple[int, int, list[Request], Outco
             for r, part in _dealt(header["requests"], rows)
         ]
         end = header["outcome"]
-        outcome = None if end is None else Outcome(code=end["code"], weights_sha256=end["weights_sha256"], error=end["error"])
+        outcome = (
+            None if end is None else Outcome(code=end["code"], weights_sha256=end["weights_sha256"], error=end["error"])
+        )
         return int(header["client"]), int(header["clients"]), requests, outcome
     except (KeyError, ValueError, TypeError) as error:
         raise PayloadError(f"a client's message can't be read: {type(error).__name__} {error}") from error

@@ -4,8 +4,8 @@ A client replies to a message when its trainer has posted something, or at once 
 SuperNode handles one message at a time and sleeps for three seconds when it finds none, so a second, empty one is kept
 waiting for it while its trainer computes and for BRISK_S of an exchange: without it each exchange would take a sleep.
 
-The run fails, with the client's number, if one ends with an error, dies, leaves, or sends what can't be used: the others
-are told, save what they have with the pseudo-gradient pending, and end. A run without clients fails too.
+The run fails, with the client's number, if one ends with an error, dies, leaves, or sends what can't be used: the
+others are told, save what they have with the pseudo-gradient pending, and end. A run without clients fails too.
 """
 
 from __future__ import annotations
@@ -113,14 +113,14 @@ class Session:
                 break
             if time.monotonic() - start > self.patience_s:
                 raise FederationError(
-                    f"only {len(found)} of {self.clients} clients are connected after {self.patience_s:g} s. Fix: start "
-                    "the others with launch/federation/client.sh, or register their keys"
+                    f"only {len(found)} of {self.clients} clients are connected after {self.patience_s:g} s. Fix: "
+                    "start the others with launch/federation/client.sh, or register their keys"
                 )
             time.sleep(POLL_S)
         if len(found) > self.clients:
             raise FederationError(
-                f"{len(found)} nodes are connected, but the run is for {self.clients} clients. Fix: stop the others, or "
-                f"start the run for {len(found)}"
+                f"{len(found)} nodes are connected, but the run is for {self.clients} clients. Fix: stop the others, "
+                f"or start the run for {len(found)}"
             )
         return found
 

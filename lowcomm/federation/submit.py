@@ -46,7 +46,7 @@ client = ClientApp()
 '''
 
 
-def run_federation(superlink: str, authority: Path, clients: int, patience_s: float) -> int:
+def run_federation(superlink: str, authority: Path, clients: int, patience_s: float, wait_s: float) -> int:
     """Start a run for `clients` clients and wait for it: 0 if all of them ended well, else 1. Raises ConfigError.
 
     superlink: HOST:PORT, on this machine, as its ServerApp writes the outcome to a file here.
@@ -54,7 +54,7 @@ def run_federation(superlink: str, authority: Path, clients: int, patience_s: fl
     need_flower()
     require(1 <= clients <= MOST_CLIENTS, "clients", clients, f"1 to {MOST_CLIENTS}", "pass --clients 3")
     require(0 < patience_s < 1e9, "patience-s", patience_s, "above 0", "pass --patience-s 600")
-    check_server(superlink, authority)
+    check_server(superlink, authority, wait_s)
     with tempfile.TemporaryDirectory(prefix="lowcomm-federation-") as name:
         home = Path(name)
         outcome = home / "outcome.json"
@@ -65,8 +65,8 @@ def run_federation(superlink: str, authority: Path, clients: int, patience_s: fl
         done = flower(command, home / "flower")
         if not outcome.exists():
             print(
-                f"lowcomm: error: the run ended without an outcome (flwr: exit code {done.returncode}). Fix: see the log "
-                "of the SuperLink",
+                f"lowcomm: error: the run ended without an outcome (flwr: exit code {done.returncode}). Fix: see "
+                "the log of the SuperLink",
                 file=sys.stderr,
             )
             return 1
@@ -78,10 +78,10 @@ def run_federation(superlink: str, authority: Path, clients: int, patience_s: fl
     return 0
 
 
-def register(superlink: str, authority: Path, public_keys: list[Path]) -> None:
+def register(superlink: str, authority: Path, public_keys: list[Path], wait_s: float) -> None:
     """Make the SuperLink know these nodes; unknown ones are refused. Raises ConfigError."""
     need_flower()
-    check_server(superlink, authority)
+    check_server(superlink, authority, wait_s)
     with tempfile.TemporaryDirectory(prefix="lowcomm-federation-") as name:
         configure(Path(name), superlink, authority)
         for key in public_keys:

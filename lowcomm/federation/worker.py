@@ -1,8 +1,8 @@
 """Beside the trainer: takes Flower's messages from the SuperNode of this machine and has the ClientApp answer them.
 
-A SuperNode that starts ClientApps by itself starts a new process for each message, from code that the server sends. Here
-the SuperNode runs with `--isolation process`, and this thread is the process: one for the whole run, with the code that
-is installed here. What the server sends is data, never run.
+A SuperNode that starts ClientApps by itself starts a new process for each message, from code that the server sends.
+Here the SuperNode runs with `--isolation process`, and this thread is the process: one for the whole run, with the code
+that is installed here. What the server sends is data, never run.
 
 The Runtime API that it speaks is flwr's own between SuperNode and app; `engine.SERIES` says of which version.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
     from flwr.supercore.runtime import RuntimeHttpClient
 
-POLL_S = 0.05
+POLL_S = 0.1
 SILENT_S = 30.0
 """A SuperNode that does not answer for so long is gone."""
 

@@ -54,7 +54,7 @@ class Relay:
         """Take an island's request; the answers of all islands if it was the last one missing, else nothing."""
         if request.number != self._next[island]:
             raise TransportError(
-                f"island {island} posted exchange {request.number}, but its next is {self._next[island]}: replayed or lost"
+                f"island {island} posted exchange {request.number}, its next is {self._next[island]}: replayed or lost"
             )
         self._next[island] += 1
         posted = self._open.setdefault(request.number, {})

@@ -96,8 +96,8 @@ def _typed(row: Tensor, like: Tensor, numel: int) -> Tensor:
     """A row of bytes as a vector of `numel` elements of `like`'s dtype, on its device."""
     if row.numel() != numel * like.element_size():
         raise TransportError(
-            f"{row.numel()} bytes came where {numel * like.element_size()} were due. Nothing was committed: local weights "
-            "are kept and the pseudo-gradient stays pending."
+            f"{row.numel()} bytes came where {numel * like.element_size()} were due. Nothing was committed: local "
+            "weights are kept and the pseudo-gradient stays pending."
         )
     aligned = row.clone() if row.storage_offset() % like.element_size() else row
     return aligned.view(like.dtype).to(like.device)
