@@ -57,6 +57,7 @@ class Relay:
                 f"island {island} posted exchange {request.number}, its next is {self._next[island]}: replayed or lost"
             )
         self._next[island] += 1
+        _check(request, island, self.islands)
         posted = self._open.setdefault(request.number, {})
         posted[island] = request
         other = next(iter(posted))
@@ -95,6 +96,15 @@ class Relay:
         out = torch.empty_like(used[0])
         ordered_sum(vectors, weights, out, self._scratch)
         return out.view(torch.uint8)
+
+
+def _check(request: Request, island: int, islands: int) -> None:
+    """What an island sends is not trusted to be what `Relayed` sends."""
+    wanted = {"sum": 1, "gather": 1, "swap": islands - 1, "broadcast": int(island == 0)}.get(request.kind)
+    if len(request.rows) != wanted:
+        raise TransportError(f"island {island} sent {len(request.rows)} rows for a {request.kind}, {wanted} are due")
+    if len(request.weights) != (islands if request.kind == "sum" else 0):
+        raise TransportError(f"island {island} sent {len(request.weights)} weights for a {request.kind}")
 
 
 def _vector(row: Tensor) -> Tensor:
