@@ -192,7 +192,9 @@ def row(*values: int) -> Tensor:
 def test_a_relay_names_islands_that_do_different_things() -> None:
     relay = Relay(2)
     relay.offer(0, Request(number=0, kind="gather", rows=(row(1),)))
-    with pytest.raises(TransportError, match=r"islands 0 and 1 disagree on exchange 0: gather against sum \[0.5, 0.5\]"):
+    with pytest.raises(
+        TransportError, match=r"islands 0 and 1 disagree on exchange 0: gather against sum \[0.5, 0.5\]"
+    ):
         relay.offer(1, Request(number=0, kind="sum", weights=(0.5, 0.5), rows=(row(0, 0, 0, 0),)))
 
 

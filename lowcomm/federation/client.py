@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from lowcomm.federation.engine import need_flower
 from lowcomm.federation.keys import MOST_CLIENTS
 from lowcomm.federation.mailbox import Mailbox, Outcome
 from lowcomm.federation.worker import Worker, make_client_app
-from lowcomm.membership import World
+from lowcomm.membership import World, count_islands
 from lowcomm.trainer import train
 from lowcomm.transport.relayed import Relayed
 from lowcomm.types import ConfigError, LowcommError, require
@@ -31,14 +30,14 @@ def run_client(config: RunConfig, client: int, clients: int, node: str, secret_f
     host, _, port = node.rpartition(":")
     local = host in ("127.0.0.1", "localhost", "[::1]")
     require(local and port.isdigit(), "node", node, "127.0.0.1:PORT", "run the SuperNode on this machine")
+    world = World(rank=client, size=clients, local_rank=0, local_size=1, relayed=True)
+    count_islands(config, world)
     try:
         secret = secret_file.read_bytes()
     except OSError as error:
         raise ConfigError(f"secret = {str(secret_file)!r} can't be read. Fix: lowcomm federation keys") from error
-    config = dataclasses.replace(config, islands=clients)
     mailbox = Mailbox(config.sync.timeout_s)
     worker = Worker(make_client_app(mailbox, client, clients), mailbox, node, secret)
-    world = World(rank=client, size=clients, local_rank=0, local_size=1, relayed=True)
     outcome = Outcome(code=1, error="it was interrupted")
     worker.start()
     try:

@@ -53,7 +53,8 @@ def unpack(content: RecordDict) -> tuple[dict[str, Any], list[Tensor]]:
         raise PayloadError(
             f"a message has format {version!r}, this side {VERSION}: install the same lowcomm everywhere"
         )
-    ok = isinstance(data, bytes) and all(type(n) is int and n >= 0 for n in sizes) and sum(sizes) == len(data)
+    listed = isinstance(sizes, list) and all(type(n) is int and n >= 0 for n in sizes)
+    ok = isinstance(data, bytes) and listed and sum(sizes) == len(data)
     if not ok:
         raise PayloadError("a message of the federation does not have the bytes that its header names")
     whole = (

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from lowcomm.federation.mailbox import Outcome
 from lowcomm.federation.packing import pack_answers, unpack_requests
-from lowcomm.transport.relay import Answer, Relay
+from lowcomm.transport.relay import Answer, Relay, Request
 from lowcomm.types import LowcommError, PayloadError, TransportError
 
 if TYPE_CHECKING:
@@ -166,20 +166,29 @@ class Session:
             return
         try:
             island, clients, requests, outcome = unpack_requests(message.content)
-            self._introduce(client, island, clients)
-            for request in requests:
-                client.asked, client.asked_at = client.asked + 1, time.monotonic()
-                answers = self.relay.offer(island, request) if self.failure is None else {}
-                for other in self.nodes.values():
-                    if other.island in answers:
-                        other.due.append(answers[other.island])
-        except (PayloadError, TransportError) as error:
+        except PayloadError as error:
+            if client.told:  # it was asked to end, and can't say that it has
+                self._lose(client, str(error))
             self._fail(f"{client.name}: {error}")
             return
+        try:
+            if self.failure is None:
+                self._introduce(client, island, clients)
+                self._relay(client, island, requests)
+        except TransportError as error:
+            self._fail(f"{client.name}: {error}")
         if outcome is not None:
             client.outcome = outcome
             if outcome.code != 0:
                 self._fail(f"{client.name} ended with exit code {outcome.code}: {outcome.error or 'stopped'}")
+
+    def _relay(self, client: Client, island: int, requests: Sequence[Request]) -> None:
+        for request in requests:
+            client.asked, client.asked_at = client.asked + 1, time.monotonic()
+            answers = self.relay.offer(island, request)
+            for other in self.nodes.values():
+                if other.island in answers:
+                    other.due.append(answers[other.island])
 
     def _introduce(self, client: Client, island: int, clients: int) -> None:
         """Raises TransportError unless it is one of this run's clients, and the only one of its number."""
