@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from importlib.util import find_spec
@@ -32,7 +33,6 @@ from lowcomm.transport.relayed import Relayed
 from lowcomm.types import PayloadError, SyncError, TransportError
 from tests.runs import ROOT, summary, write_corpus
 from tests.test_launch import is_refusal, launch
-from tests.test_launch_node import wait_for
 
 if TYPE_CHECKING:
     from flwr.app import Message
@@ -172,6 +172,8 @@ class Loopback:
     def train(self, node: int, job: Job, transport: Relayed, mailbox: Mailbox) -> None:
         try:
             outcome = Outcome(code=0, weights_sha256=job(transport) or "same")
+        except KeyboardInterrupt:
+            outcome = Outcome(code=3, weights_sha256="same", error="it was stopped")
         except SystemExit:
             with self.lock:
                 self.gone.add(node)  # killed: nothing more is heard of it
@@ -291,6 +293,19 @@ def test_when_all_clients_fail_the_run_fails() -> None:
     _, failure = session([fail] * 3)
     assert failure is not None
     assert "ended with exit code 1: no data" in failure
+
+
+@needs_flower
+def test_when_all_clients_were_stopped_so_was_the_run(tmp_path: Path) -> None:
+    from lowcomm.federation.server import Session, write_outcome
+
+    def stop(transport: Relayed) -> str:
+        talk(transport)
+        raise KeyboardInterrupt
+
+    outcomes = Session(Loopback([stop] * 2), 2, 5.0).run()  # pyright: ignore[reportArgumentType]
+    write_outcome(tmp_path / "outcome.json", None, outcomes)
+    assert json.loads((tmp_path / "outcome.json").read_text())["code"] == 3
 
 
 @needs_flower
@@ -530,6 +545,13 @@ def test_three_organisations_train_what_one_process_would(tmp_path: Path) -> Non
         assert payload_bytes <= found["bytes_received"] < 1.02 * payload_bytes
 
 
+def until(condition: Callable[[], bool], seconds: float) -> None:
+    """Several processes write files and none of them tells: look again until it is so."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+
+
 def rounds_of(run_dir: Path) -> int:
     try:
         text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8")
@@ -544,7 +566,7 @@ def test_strangers_are_refused_and_a_death_ends_the_run(tmp_path: Path) -> None:
     """While two clients train, a node that the server does not know is turned away; then one trainer is killed."""
     runs, port = prepare(tmp_path) / "runs", free_port(6)
     with federation(tmp_path, 2, port, "endless") as process:
-        wait_for(lambda: process.poll() is not None or rounds_of(runs / "client-0") > 0, 200)
+        until(lambda: process.poll() is not None or rounds_of(runs / "client-0") > 0, 200)
         assert process.poll() is None, process.communicate()[0]
         assert main(["federation", "node", "--directory", str(tmp_path / "stranger")]) == 0
         server = ["--superlink", f"127.0.0.1:{port}", "--ca", runs / "keys" / "ca.crt", "--keys", tmp_path / "stranger"]
@@ -560,7 +582,7 @@ def test_strangers_are_refused_and_a_death_ends_the_run(tmp_path: Path) -> None:
     assert summary(runs / "client-0")["status"] == "failed"
     saved = [name for name in checkpoint.names(runs / "client-0" / "checkpoints") if "stop" in name]
     parts = checkpoint.load(runs / "client-0" / "checkpoints", saved[-1], 0)
-    assert parts["global"][1]["pending"] == [0], "the pseudo-gradient waits for the resume"
+    assert parts["island"][1]["pending"] == [0], "the pseudo-gradient waits for the resume"
 
 
 def is_trainer(process: psutil.Process, run_dir: Path) -> bool:

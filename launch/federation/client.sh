@@ -52,6 +52,7 @@ need_flower
 need_file --ca "$ca" "get ca.crt from the server's owner"
 for file in node.key node.pub worker.secret; do need_file --keys "$keys/$file" "lowcomm federation keys"; done
 log=$keys/supernode.log
+: >"$log"
 "${node[@]}" >"$log" 2>&1 &
 pids=($!)
 trap 'stop "${pids[@]}"' EXIT

@@ -12,10 +12,16 @@ settings() { # HOME: environment of every Flower process; its programs start oth
   case $python in */*) environment+=(PATH="$(dirname "$python"):$PATH") ;; esac
 }
 
-shown() { # COMMAND ...: as --dry-run prints it
-  local word words=()
-  for word in "$@"; do case $word in PATH=*) words+=("PATH=${word%%:*}:...") ;; *) words+=("$word") ;; esac; done
-  quoted "${words[@]}"
+shown() { # COMMAND ...: as --dry-run prints it, for a shell with a PATH of its own
+  local line word words=() directory=''
+  for word in "$@"; do
+    case $word in
+      PATH=*) directory=${word#PATH=} directory=${directory%%:*} words+=(PATH=:) ;;
+      *) words+=("$word") ;;
+    esac
+  done
+  line=$(quoted "${words[@]}")
+  printf '%s\n' "${line/PATH=:/PATH=$(quoted "$directory"):\"\$PATH\"}"
 }
 
 need_flower() { # before anything starts; lowcomm looks at the version

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from flwr.app import Context, Message
     from flwr.serverapp import Grid, ServerApp
 
+STOPPED = 3
+"""Exit code of a client that was stopped with everything saved; of the run if all clients were."""
 POLL_S = 0.2
 """Flower shows a reply before its objects have come, and who asks for them too early waits for a second."""
 BRISK_S = 4.0
@@ -101,6 +103,8 @@ class Session:
         ended = sorted(self.nodes.values(), key=lambda c: (c.island is None, c.island))
         if self.failure is None and len({c.outcome.weights_sha256 for c in ended if c.outcome is not None}) > 1:
             self.failure = "the clients ended with different global weights"
+        if {c.outcome.code for c in ended if c.outcome is not None} == {STOPPED}:
+            self.failure = None
         if self.failure is not None:
             raise FederationError(self.failure)
         return [c.outcome for c in ended if c.outcome is not None]
@@ -220,9 +224,9 @@ class Session:
 
 def write_outcome(path: Path, error: str | None, outcomes: Sequence[Outcome]) -> None:
     """For `lowcomm federation run`, which waits for it."""
-    sha256 = outcomes[0].weights_sha256 if outcomes else None
+    sha256, code = (outcomes[0].weights_sha256, outcomes[0].code) if outcomes else (None, 1)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps({"error": error, "weights_sha256": sha256}), encoding="utf-8")
+    partial.write_text(json.dumps({"error": error, "code": code, "weights_sha256": sha256}), encoding="utf-8")
     partial.replace(path)
 
 

@@ -47,7 +47,9 @@ client = ClientApp()
 
 
 def run_federation(superlink: str, authority: Path, clients: int, patience_s: float, wait_s: float) -> int:
-    """Start a run for `clients` clients and wait for it: 0 if all of them ended well, else 1. Raises ConfigError.
+    """Start a run for `clients` clients and wait for it. Raises ConfigError.
+
+    Returns 0 if all of them ended well, 3 if all were stopped with everything saved, else 1.
 
     superlink: HOST:PORT, on this machine, as its ServerApp writes the outcome to a file here.
     """
@@ -74,8 +76,9 @@ def run_federation(superlink: str, authority: Path, clients: int, patience_s: fl
     if found["error"] is not None:
         print(f"lowcomm: error: {found['error']}", file=sys.stderr)
         return 1
-    print(f"done: {clients} clients, weights_sha256 {found['weights_sha256']}")
-    return 0
+    word = "done" if found["code"] == 0 else "stopped"
+    print(f"{word}: {clients} clients, weights_sha256 {found['weights_sha256']}")
+    return found["code"]
 
 
 def register(superlink: str, authority: Path, public_keys: list[Path], wait_s: float) -> None:
