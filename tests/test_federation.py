@@ -437,7 +437,7 @@ def test_without_flower_the_extra_is_named(
 
 CLIENT = ["client", "diloco.py:smoke", "--client", "0", "--clients", "3", "--node", "127.0.0.1:1", "--secret", "none"]
 CASES: list[tuple[list[str], str]] = [
-    (["keys", "--directory", "x", "--clients", "0"], "clients = 0"),
+    (["keys", "--directory", "x", "--clients", "-1"], "clients = -1"),
     (["keys", "--directory", "x", "--days", "0"], "days = 0"),
     (["keys", "--directory", "x", "--host", ""], "host = ''"),
     (["keys", "--directory", "/proc/none"], "can't be written"),

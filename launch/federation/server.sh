@@ -11,7 +11,7 @@
 #   --patience-s S  how long to wait until all clients are connected (default: 600)
 #
 # Flower serves the clients and those who start runs and register nodes on one port, and asks the latter for nothing:
-# let clients in through a proxy that passes /v1/fleet/ only (README.md).
+# let clients in through a proxy that passes /v1/fleet/ only (docs/pages/security.md).
 set -euo pipefail
 # shellcheck source=launch/federation/flower.sh
 source "$(dirname "${BASH_SOURCE[0]}")/flower.sh"

@@ -54,8 +54,7 @@ def unpack(content: RecordDict) -> tuple[dict[str, Any], list[Tensor]]:
             f"a message has format {version!r}, this side {VERSION}: install the same lowcomm everywhere"
         )
     listed = isinstance(sizes, list) and all(type(n) is int and n >= 0 for n in sizes)
-    ok = isinstance(data, bytes) and listed and sum(sizes) == len(data)
-    if not ok:
+    if not isinstance(data, bytes) or not listed or sum(sizes) != len(data):
         raise PayloadError("a message of the federation does not have the bytes that its header names")
     whole = (
         torch.from_numpy(np.frombuffer(bytearray(data), dtype=np.uint8)) if data else torch.empty(0, dtype=torch.uint8)
