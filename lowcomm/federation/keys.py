@@ -32,7 +32,10 @@ CONNECT_S = 10.0
 
 
 def make_keys(directory: Path, clients: int, host: str, days: int) -> None:
-    """Write everything for one server at `host` and `clients` clients, 0 where clients make their own keys. Never overwrites. Raises ConfigError."""
+    """Write everything for one server at `host` and `clients` clients, 0 where clients make their own keys.
+
+    Never overwrites. Raises ConfigError.
+    """
     need_flower()
     require(0 <= clients <= MOST_CLIENTS, "clients", clients, f"0 to {MOST_CLIENTS}", "pass --clients 3")
     require(1 <= days <= 3650, "days", days, "1 to 3650", "pass --days 90")
