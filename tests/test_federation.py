@@ -159,6 +159,8 @@ class Loopback:
         self.gone: set[int] = set()
         self.errors: dict[int, BaseException] = {}
         self.messages = 0
+        self.receivers: dict[str, int] = {}
+        self.torn = False
         for k, job in enumerate(jobs):
             node, me = 100 + k, (numbers or list(range(len(jobs))))[k]
             self.inbox[node] = []
@@ -207,11 +209,14 @@ class Loopback:
             for message in messages:
                 self.messages += 1
                 vars(message.metadata)["_message_id"] = str(self.messages)
+                self.receivers[str(self.messages)] = message.metadata.dst_node_id
                 self.inbox[message.metadata.dst_node_id].append(message)
             self.lock.notify_all()
         return [message.metadata.message_id for message in messages]
 
     def pull_messages(self, numbers: list[str]) -> list[Message]:
+        if self.torn and any(self.receivers[n] in self.gone for n in numbers):
+            time.sleep(8)  # the rest of a reply that was cut off in the middle; three minutes in Flower
         with self.lock:
             return [self.replies.pop(n) for n in numbers if n in self.replies]
 
@@ -283,6 +288,19 @@ def test_a_client_that_fails_is_named_and_the_others_are_told(bad: Job, message:
     for node in (100, 102):
         assert isinstance(grid.errors[node], SyncError)
         assert "Nothing was committed" in str(grid.errors[node])
+
+
+@needs_flower
+def test_a_reply_that_is_cut_off_in_the_middle_holds_nobody_up() -> None:
+    from lowcomm.federation.server import FederationError, Session
+
+    grid = Loopback([talk, dies, talk])
+    grid.torn = True
+    start = time.monotonic()
+    with pytest.raises(FederationError, match="client 1 is lost: it has left"):
+        Session(grid, 3, 5.0).run()  # pyright: ignore[reportArgumentType]
+    assert time.monotonic() - start < 6
+    assert grid.errors.keys() == {100, 102}
 
 
 @needs_flower

@@ -14,6 +14,7 @@ set -euo pipefail
 # shellcheck source=launch/federation/flower.sh
 source "$(dirname "${BASH_SOURCE[0]}")/flower.sh"
 
+STOP_S=20 # what a save may take after a signal; a trainer that waits for others is then cut off from them
 superlink='' ca='' keys='' client='' clients='' port=''
 while [ $# -gt 0 ]; do
   case $1 in
@@ -70,6 +71,17 @@ until grep -q 'SuperNode ID' "$log"; do
 done
 "${train[@]}" &
 pids=("$!" "${pids[@]}")
+# shellcheck disable=SC2329  # by the traps
+leave() { # EXIT_CODE: the trainer saves and tells the server, for which it needs the SuperNode
+  kill "${pids[0]}" 2>/dev/null || true
+  for ((i = 0; i < STOP_S * 10; i++)); do
+    kill -0 "${pids[0]}" 2>/dev/null || break
+    sleep 0.1
+  done
+  exit "$1"
+}
+trap 'leave 143' TERM
+trap 'leave 130' INT
 code=0
 wait "${pids[0]}" || code=$?
 exit "$code"

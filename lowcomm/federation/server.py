@@ -11,11 +11,13 @@ others are told, save what they have with the pseudo-gradient pending, and end. 
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from lowcomm.federation.mailbox import Outcome
@@ -31,6 +33,8 @@ STOPPED = 3
 """Exit code of a client that was stopped with everything saved; of the run if all clients were."""
 POLL_S = 0.2
 """Flower shows a reply before its objects have come, and who asks for them too early waits for a second."""
+REQUEST_S = 0.02
+"""What one question for replies may cost: with many clients each is asked less often."""
 BRISK_S = 4.0
 """For so long after an exchange began, clients that wait for its answer are kept from going to sleep."""
 MESSAGES = 2
@@ -79,6 +83,8 @@ class Session:
         self.patience_s = patience_s
         self.relay = Relay(clients)
         self.nodes: dict[int, Client] = {}
+        self.poll_s = max(POLL_S, clients * REQUEST_S)
+        self.arrived: SimpleQueue[tuple[Client, Message | str]] = SimpleQueue()
         self.sent: dict[str, int] = {}
         """Message id -> node, of messages without a reply."""
         self.failure: str | None = None
@@ -87,16 +93,17 @@ class Session:
         """To the end; outcomes in island order. Raises FederationError."""
         for node in self._wait_for_nodes():
             self.nodes[node] = Client(node=node)
+            threading.Thread(target=self._fetch, args=(self.nodes[node],), daemon=True).start()
         looked = time.monotonic()
         while any(c.outcome is None for c in self.nodes.values()):
             self._send()
-            self._pull()
+            self._take()
             if time.monotonic() - looked > NODES_S:
                 looked = time.monotonic()
                 self._look_for_leavers()
         over = time.monotonic()
         while self.sent and time.monotonic() - over < FAREWELL_S:
-            self._pull()
+            self._take()
         return self._outcomes()
 
     def _outcomes(self) -> list[Outcome]:
@@ -154,17 +161,38 @@ class Session:
             else:
                 self._lose(client, "the SuperLink took no message for it")
 
-    def _pull(self) -> None:
-        replies = list(self.grid.pull_messages(list(self.sent)))
-        for message in replies:
-            self._receive(message)
-        if not replies:
-            time.sleep(POLL_S)
+    def _fetch(self, client: Client) -> None:
+        """A thread for each client: pulling a reply that is cut off in the middle blocks for Flower's three minutes."""
+        seen: set[str] = set()
+        while client.outcome is None or client.node in self.sent.values():
+            numbers = [number for number, node in list(self.sent.items()) if node == client.node and number not in seen]
+            try:
+                replies = list(self.grid.pull_messages(numbers)) if numbers else []
+            except Exception as error:  # whatever it is, the run must end with it
+                self.arrived.put((client, f"the SuperLink can't be asked for its replies: {error}"))
+                return
+            for reply in replies:
+                seen.add(reply.metadata.reply_to_message_id)
+                self.arrived.put((client, reply))
+            if not replies:
+                time.sleep(self.poll_s)
+
+    def _take(self) -> None:
+        """Look at what has arrived; waits a moment if nothing has."""
+        try:
+            client, reply = self.arrived.get(timeout=self.poll_s)
+        except Empty:
+            return
+        if isinstance(reply, str):
+            self._lose(client, reply)
+        else:
+            self._receive(reply)
 
     def _receive(self, message: Message) -> None:
-        client = self.nodes[self.sent.pop(message.metadata.reply_to_message_id)]
-        if client.outcome is not None:
+        node = self.sent.pop(message.metadata.reply_to_message_id, None)
+        if node is None or self.nodes[node].outcome is not None:
             return
+        client = self.nodes[node]
         if message.has_error():
             self._lose(client, f"{message.error.reason}".strip())
             return

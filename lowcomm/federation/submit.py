@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from lowcomm.federation.engine import need_flower
 from lowcomm.federation.keys import MOST_CLIENTS, check_server
 from lowcomm.types import ConfigError, require
 
+LOG_S = 5.0
+"""How long the rest of the log may take once the outcome is known."""
 APP = """\
 [project]
 name = "lowcomm-federation"
@@ -64,10 +68,15 @@ def run_federation(superlink: str, authority: Path, clients: int, patience_s: fl
         configure(home / "flower", superlink, authority)
         settings = f'clients={clients} patience-s={float(patience_s)} outcome="{outcome}"'
         command = ["run", str(home / "app"), "federation", "--stream", "--run-config", settings]
-        done = flower(command, home / "flower")
+        with flower(command, home / "flower") as shown:
+            while shown.poll() is None and not outcome.exists():
+                time.sleep(0.2)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                shown.wait(LOG_S)
+            shown.terminate()
         if not outcome.exists():
             print(
-                f"lowcomm: error: the run ended without an outcome (flwr: exit code {done.returncode}). Fix: see "
+                f"lowcomm: error: the run ended without an outcome (flwr: exit code {shown.returncode}). Fix: see "
                 "the log of the SuperLink",
                 file=sys.stderr,
             )
@@ -90,9 +99,10 @@ def register(superlink: str, authority: Path, public_keys: list[Path], wait_s: f
         for key in public_keys:
             if not key.is_file():
                 raise ConfigError(f"{key} is not there. Fix: get node.pub from the client")
-            done = flower(["supernode", "register", str(key), "federation"], Path(name), quiet=True)
-            if done.returncode != 0:
-                raise ConfigError(f"the SuperLink refused {key}: {' '.join(done.stdout.split())}. Fix: another key")
+            with flower(["supernode", "register", str(key), "federation"], Path(name), quiet=True) as asked:
+                answer = asked.communicate()[0]
+            if asked.returncode != 0:
+                raise ConfigError(f"the SuperLink refused {key}: {' '.join(answer.split())}. Fix: another key")
 
 
 def configure(home: Path, superlink: str, authority: Path) -> None:
@@ -102,18 +112,17 @@ def configure(home: Path, superlink: str, authority: Path) -> None:
     (home / "config.toml").write_text(text, encoding="utf-8")
 
 
-def flower(arguments: list[str], home: Path, quiet: bool = False) -> subprocess.CompletedProcess[str]:
+def flower(arguments: list[str], home: Path, quiet: bool = False) -> subprocess.Popen[str]:
     """`flwr ARGUMENTS` with a home of its own, without telemetry or looking for updates."""
     silent = {"FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
     program = Path(sys.executable).with_name("flwr")
-    return subprocess.run(
+    return subprocess.Popen(
         [str(program), *arguments],
         env={**os.environ, **silent},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if quiet else None,
         stderr=subprocess.STDOUT if quiet else None,
         text=True,
-        check=False,
     )
 
 

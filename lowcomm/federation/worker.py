@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flwr.supercore.runtime import RuntimeHttpClient
 
 POLL_S = 0.1
-SILENT_S = 30.0
+SILENT_S = 10.0
 """A SuperNode that does not answer for so long is gone."""
 
 
