@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 STOPPED = 3
 """Exit code of a client that was stopped with everything saved; of the run if all clients were."""
-POLL_S = 0.2
+POLL_S = 0.3
 """Flower shows a reply before its objects have come, and who asks for them too early waits for a second."""
 REQUEST_S = 0.02
 """What one question for replies may cost: with many clients each is asked less often."""
