@@ -66,10 +66,14 @@ def _written(sync: LocalSGD) -> None:
 
 @torch.no_grad()
 def evaluate(run: Run) -> Evaluation:
-    """Validation loss; the batches are shared out over the processes and summed in batch order: the same bits."""
+    """Validation loss; the batches are shared out over the processes and summed in batch order: the same bits.
+
+    Sites that keep their data each take all of their own, summed in island order.
+    """
     batches = run.data.validation_batches()
     transport = run.sync.transport
-    alone = len(transport.local) == transport.islands
+    own = run.config.data.sharding == "own"
+    alone = own or len(transport.local) == transport.islands
     mine = range(len(batches)) if alone else range(transport.local[0], len(batches), transport.islands)
     island = run.islands[0]
     island.model.eval()
@@ -80,6 +84,7 @@ def evaluate(run: Run) -> Evaluation:
             text_bytes = run.data.token_bytes[targets].sum()
             sums[index] = torch.tensor([float(losses.double().sum()), float(targets.numel()), float(text_bytes)])
     island.model.train()
+    sums = sums.sum(dim=0, keepdim=True) if own else sums
     zeros = torch.zeros_like(sums)
     rows = [sums.flatten()] + [zeros.flatten()] * (len(transport.local) - 1)
     total = transport.gather(rows).sum(dim=0).view_as(sums).sum(dim=0)
