@@ -49,14 +49,8 @@ class DataConfig:
                 raise bad(name, value, "1 or more", f"use {DataConfig.__dataclass_fields__[name].default}")
         if self.sharding not in ("iid", "by_file", "by_folder", "own"):
             raise bad("sharding", self.sharding, "'iid', 'by_file', 'by_folder' or 'own'", "use 'iid'")
-        trained = self.sharding == "own" and isinstance(self.tokenizer, TrainedBPE)
-        if trained or (self.sharding == "own" and isinstance(self.source, HFDataset) and self.source.streaming):
-            what = (
-                "a tokenizer trained on each site's own text differs" if trained else "a streamed source is dealt out"
-            )
-            raise bad(
-                "sharding", "own", f"another one: {what}", "use Bytes or HFTokenizer, and text that is not streamed"
-            )
+        if self.sharding == "own":
+            self._check_own()
         if not 0 < self.validation_fraction <= 0.5:
             raise bad("validation_fraction", self.validation_fraction, "above 0 and at most 0.5", "use 0.05")
         if self.cache_dir.expanduser().is_file():
