@@ -35,7 +35,7 @@ POLL_S = 0.3
 """Flower shows a reply before its objects have come, and who asks for them too early waits for a second."""
 REQUEST_S = 0.02
 """What one question for replies may cost: with many clients each is asked less often."""
-BRISK_S = 4.0
+BRISK_S = 2.0
 """For so long after an exchange began, clients that wait for its answer are kept from going to sleep."""
 MESSAGES = 2
 """Messages that a client has at a time: one that it answers, one that waits for it."""
