@@ -1,4 +1,4 @@
-"""What benchmarks/fedlora.py adds to recipes/fed_lora.py: SmolLM2 with other codecs, to compare bytes at equal steps."""
+"""What benchmarks/fedlora.py adds to recipes/fed_lora.py: SmolLM2 with other codecs, to compare bytes."""
 
 from __future__ import annotations
 
