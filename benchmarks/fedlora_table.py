@@ -31,8 +31,8 @@ def fedlora_table(result: dict[str, Any]) -> str:
     seeds = len({r["seed"] for r in rows})
     lines.append(
         f"\nNats per token on each client's own held-out text, by the model that the client has at the end; "
-        f"{rows[0]['islands']} clients, one installed package each; {seeds} seeds for the tiny base (0.12M parameters), "
-        "one for SmolLM2. Payload: what one client would upload to a server in a round; without a backward pass, 100 "
+        f"{rows[0]['islands']} clients, one installed package each; {seeds} seeds on the tiny base (0.12M), one on "
+        "SmolLM2. Payload: what one client would upload to a server in a round; without a backward pass, 100 "
         "steps count as a round. "
         f"`{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
     )
