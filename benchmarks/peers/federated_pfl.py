@@ -1,0 +1,80 @@
+"""FedAvg in Apple's pfl with trivial work, in its own simulation backend: ROUNDS CLIENTS."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.peers.trivial_work import RATE, WARMUP, features, model, rounds_and_clients, targets, tell
+
+
+class Regression(nn.Module):
+    """The model with the loss and metrics that pfl asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = model()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.linear(inputs)
+
+    def loss(self, inputs: Tensor, wanted: Tensor, eval: bool = False) -> Tensor:
+        """Mean squared error."""
+        return nn.functional.mse_loss(self(inputs), wanted)
+
+    def metrics(self, inputs: Tensor, wanted: Tensor, eval: bool = False) -> dict[str, Any]:
+        """None."""
+        return {}
+
+
+def main() -> None:
+    """One cohort of all clients in every central iteration."""
+    from pfl.aggregate.simulate import SimulatedBackend
+    from pfl.algorithm.base import NNAlgorithmParams
+    from pfl.algorithm.federated_averaging import FederatedAveraging
+    from pfl.callback.base import TrainingProcessCallback
+    from pfl.data.dataset import Dataset
+    from pfl.data.federated_dataset import FederatedDataset
+    from pfl.data.sampling import get_user_sampler
+    from pfl.hyperparam.base import NNTrainHyperParams
+    from pfl.metrics import Metrics
+    from pfl.model.pytorch import PyTorchModel
+
+    rounds, clients = rounds_and_clients()
+    data = {str(k): (features(k), targets(k)) for k in range(clients)}
+    sampler = get_user_sampler("minimize_reuse", list(data))
+    users = FederatedDataset(lambda user: Dataset(raw_data=data[user], user_id=user), sampler)
+    net = Regression()
+    wrapped = PyTorchModel(
+        model=net,
+        local_optimizer_create=torch.optim.SGD,
+        central_optimizer=torch.optim.SGD(net.parameters(), lr=1.0),
+    )
+    ends_s = [time.perf_counter()]
+
+    class Clock(TrainingProcessCallback):
+        def after_central_iteration(self, *_: object, **__: object) -> tuple[bool, Metrics]:
+            ends_s.append(time.perf_counter())
+            return False, Metrics()
+
+    FederatedAveraging().run(
+        algorithm_params=NNAlgorithmParams(
+            central_num_iterations=rounds + WARMUP,
+            evaluation_frequency=10**6,
+            train_cohort_size=clients,
+            val_cohort_size=0,
+        ),
+        backend=SimulatedBackend(training_data=users, val_data=users),
+        model=wrapped,
+        model_train_params=NNTrainHyperParams(local_num_epochs=1, local_learning_rate=RATE, local_batch_size=None),
+        callbacks=[Clock()],
+        send_metrics_to_platform=False,
+    )
+    tell(ends_s, net.linear.weight.detach())
+
+
+if __name__ == "__main__":
+    main()
