@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -38,8 +39,8 @@ def rounds_and_clients() -> tuple[int, int]:
 
 
 def tell(ends_s: list[float], weights: Tensor) -> None:
-    """Print the seconds between the ends of rounds, and the weights after the last, which all packages must agree on."""
-    seconds = [b - a for a, b in zip(ends_s, ends_s[1:], strict=False)][WARMUP:]
+    """Print the seconds between the ends of rounds, and the weights after the last, on which all packages agree."""
+    seconds = [b - a for a, b in itertools.pairwise(ends_s)][WARMUP:]
     print("RESULT " + json.dumps({"round_s": seconds, "weights": weights.flatten().tolist()}), flush=True)
 
 
