@@ -12,7 +12,7 @@ from benchmarks.peers.trivial_work import RATE, WARMUP, features, model, rounds_
 
 def train(message: Any, context: Any) -> Any:
     """What a client does with the server's weights."""
-    from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+    from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(1)
     client = int(context.node_config["partition-id"])
@@ -27,10 +27,10 @@ def train(message: Any, context: Any) -> Any:
 
 def main() -> None:
     """All clients in every round, no evaluation."""
-    from flwr.app import ArrayRecord
-    from flwr.clientapp import ClientApp
-    from flwr.serverapp import ServerApp
-    from flwr.serverapp.strategy import FedAvg
+    from flwr.app import ArrayRecord  # pyright: ignore[reportMissingImports]
+    from flwr.clientapp import ClientApp  # pyright: ignore[reportMissingImports]
+    from flwr.serverapp import ServerApp  # pyright: ignore[reportMissingImports]
+    from flwr.serverapp.strategy import FedAvg  # pyright: ignore[reportMissingImports]
     from flwr.simulation import run_simulation
 
     rounds, clients = rounds_and_clients()

@@ -32,16 +32,16 @@ class Regression(nn.Module):
 
 def main() -> None:
     """One cohort of all clients in every central iteration."""
-    from pfl.aggregate.simulate import SimulatedBackend
-    from pfl.algorithm.base import NNAlgorithmParams
-    from pfl.algorithm.federated_averaging import FederatedAveraging
-    from pfl.callback.base import TrainingProcessCallback
-    from pfl.data.dataset import Dataset
-    from pfl.data.federated_dataset import FederatedDataset
+    from pfl.aggregate.simulate import SimulatedBackend  # pyright: ignore[reportMissingImports]
+    from pfl.algorithm.base import NNAlgorithmParams  # pyright: ignore[reportMissingImports]
+    from pfl.algorithm.federated_averaging import FederatedAveraging  # pyright: ignore[reportMissingImports]
+    from pfl.callback.base import TrainingProcessCallback  # pyright: ignore[reportMissingImports]
+    from pfl.data.dataset import Dataset  # pyright: ignore[reportMissingImports]
+    from pfl.data.federated_dataset import FederatedDataset  # pyright: ignore[reportMissingImports]
     from pfl.data.sampling import get_user_sampler
-    from pfl.hyperparam.base import NNTrainHyperParams
-    from pfl.metrics import Metrics
-    from pfl.model.pytorch import PyTorchModel
+    from pfl.hyperparam.base import NNTrainHyperParams  # pyright: ignore[reportMissingImports]
+    from pfl.metrics import Metrics  # pyright: ignore[reportMissingImports]
+    from pfl.model.pytorch import PyTorchModel  # pyright: ignore[reportMissingImports]
 
     rounds, clients = rounds_and_clients()
     data = {str(k): (features(k), targets(k)) for k in range(clients)}
