@@ -31,7 +31,7 @@ def main() -> None:
     from flwr.clientapp import ClientApp  # pyright: ignore[reportMissingImports]
     from flwr.serverapp import ServerApp  # pyright: ignore[reportMissingImports]
     from flwr.serverapp.strategy import FedAvg  # pyright: ignore[reportMissingImports]
-    from flwr.simulation import run_simulation
+    from flwr.simulation import run_simulation  # pyright: ignore[reportMissingImports]
 
     rounds, clients = rounds_and_clients()
     server, client = ServerApp(), ClientApp()

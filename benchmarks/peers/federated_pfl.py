@@ -38,7 +38,7 @@ def main() -> None:
     from pfl.callback.base import TrainingProcessCallback  # pyright: ignore[reportMissingImports]
     from pfl.data.dataset import Dataset  # pyright: ignore[reportMissingImports]
     from pfl.data.federated_dataset import FederatedDataset  # pyright: ignore[reportMissingImports]
-    from pfl.data.sampling import get_user_sampler
+    from pfl.data.sampling import get_user_sampler  # pyright: ignore[reportMissingImports]
     from pfl.hyperparam.base import NNTrainHyperParams  # pyright: ignore[reportMissingImports]
     from pfl.metrics import Metrics  # pyright: ignore[reportMissingImports]
     from pfl.model.pytorch import PyTorchModel  # pyright: ignore[reportMissingImports]
