@@ -21,9 +21,11 @@ from benchmarks.tables import write_quality_table
 BESIDE = ("DDP", "DiLoCo H=32")
 LINK = ("--sync.schedule.step-s", "0.012", "--sync.schedule.link-mbit", "35", "--sync.schedule.round-trip-ms", "50")
 """The middle link of benchmarks/headline.py, given and not timed: the same choices each time."""
+HALVES = ("--sync.schedule.fragments", "2")
+"""The model has two layers."""
 METHODS: dict[str, tuple[str, float | None, tuple[str, ...]]] = {
-    "streaming, 4 fragments, delay 5": ("streaming.py:fp32", 0.8, ()),
-    "streaming, 4 fragments, delay 5, int4": ("streaming.py:int4", 0.8, ()),
+    "streaming, 2 fragments, delay 5": ("streaming.py:fp32", 0.8, HALVES),
+    "streaming, 2 fragments, delay 5, int4": ("streaming.py:int4", 0.8, HALVES),
     "eager, int4": ("eager.py:pretrain_cpu", 0.6, ()),
     "one-step delay, rank 8 (DiLoCoX)": ("dilocox.py:pretrain_cpu", None, ()),
     "H grows from 16 to 128": ("late_merge.py:growing", 0.8, ("--sync.every", "16")),
