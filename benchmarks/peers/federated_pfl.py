@@ -56,7 +56,9 @@ def main() -> None:
     ends_s = [time.perf_counter()]
 
     class Clock(TrainingProcessCallback):
-        def after_central_iteration(self, *_: object, **__: object) -> tuple[bool, Metrics]:
+        def after_central_iteration(
+            self, aggregate_metrics: object, model: object, *, central_iteration: int
+        ) -> tuple[bool, Metrics]:
             ends_s.append(time.perf_counter())
             return False, Metrics()
 
