@@ -24,6 +24,7 @@ from lowcomm.report.progress import Progress
 from lowcomm.run_dir import available_cores, check_directory, lock
 from lowcomm.signals import StopFlag
 from lowcomm.sync import LocalSGD
+from lowcomm.transport.base import Transport
 from lowcomm.types import ConfigError
 
 
@@ -109,15 +110,15 @@ def build_models(config: RunConfig, data: Data, count: int, device: torch.device
     return [first, *(copy.deepcopy(first) for _ in range(count - 1))]
 
 
-def assemble(config: RunConfig, data: Data, world: World) -> Run:
-    """Build models, join the group, shake hands, create the run directory."""
+def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | None = None) -> Run:
+    """Build models, join the group, shake hands, create the run directory. relayed: what joins the islands instead."""
     assert config.islands is not None
     simulated = config.transport == "simulated"
     processes_here = 1 if simulated else world.local_size
     torch.set_num_threads(config.threads or max(1, available_cores() // processes_here))
     device = pick_device(config, world)
     models = build_models(config, data, config.islands if simulated else 1, device)
-    members = join(config, world, device)
+    members = join(config, world, device, relayed)
     transport = members.transport
     together = config.batched and len(models) > 1  # one island alone is faster as it is
     alone = config.model.compile and not together
@@ -153,7 +154,7 @@ def assemble(config: RunConfig, data: Data, world: World) -> Run:
         sync=sync,
         members=members,
         metrics=Metrics(config.directory, config.tensorboard),
-        progress=Progress(name=config.name, steps=config.steps, enabled=world.rank == 0),
+        progress=Progress(name=config.name, steps=config.steps, enabled=world.writes),
         stop=StopFlag(),
         ledger=ledger_of(config, data, config.islands),
         lock=handle,

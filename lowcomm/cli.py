@@ -1,4 +1,4 @@
-"""The command line: `lowcomm train | simulate | plan | sweep | report | recipes | doctor`."""
+"""The command line: `lowcomm train | simulate | federation | plan | sweep | report | recipes | doctor`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ lowcomm {__version__}: train language models when the links between the machines
 
   lowcomm train RECIPE.py:FUNCTION [--islands N] [--steps N] [--sync.every H] ...   train; --help lists every field
   lowcomm simulate RECIPE.py:FUNCTION ...      the same run with all islands in one process (same bits)
+  lowcomm federation keys | register | check | client | run ...   the same run across organisations, over Flower
   lowcomm plan --parameters N --islands N ...  H, fragments, codec and streams for a link, with what they cost
   lowcomm sweep RECIPE.py:FUNCTION --sizes 32,48,nano --islands 1,2,4 --every 16,64   a scaling law through small runs
   lowcomm report RUN [RUN ...] [--out FILE]    one HTML page of one or several runs
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {
         "train": lambda a: _train(a, []),
         "simulate": lambda a: _train(a, ["--transport", "simulated"]),
+        "federation": _federation,
         "plan": _plan,
         "sweep": _sweep,
         "report": _report,
@@ -144,6 +146,12 @@ def _parse(default: RunConfig, arguments: Sequence[str], prog: str) -> RunConfig
             raise
         words = re.sub(r"[─-╿]+", " ", caught.getvalue())
         raise ConfigError(" ".join(words.split())) from None
+
+
+def _federation(arguments: Sequence[str]) -> int:
+    from lowcomm.federation.command import run_command
+
+    return run_command(arguments, _parse)
 
 
 def _plan(arguments: Sequence[str]) -> int:

@@ -134,8 +134,13 @@ def check(config: RunConfig, islands: int) -> None:
     plain = not config.batched or isinstance(config.model.tuning, Full)
     require(plain, "batched", True, "False, as model.tuning is set", "leave it out")
     require(config.log_every >= 1, "log_every", config.log_every, "1 or more", "10 is usual")
-    ok = not config.eval.clients or config.data.sharding == "by_folder"
+    own = config.data.sharding == "own"
+    ok = not config.eval.clients or own or config.data.sharding == "by_folder"
     require(ok, "eval.clients", True, "False, unless data.sharding is by_folder", "pass --data.sharding by_folder")
+    ok = not own or not config.eval.baselines
+    require(ok, "eval.baselines", True, "False, as data.sharding own keeps text where it is", "leave it out")
+    ok = not own or config.sync.privacy is None or config.sync.privacy.level == "client"
+    require(ok, "data.sharding", "own", "another with ExampleGaussian, whose epsilon needs all sizes", "use iid")
     ok = config.eval.clients or not config.eval.baselines
     require(ok, "eval.baselines", True, "False without eval.clients", "pass --eval.clients")
     config.data.check(islands)

@@ -82,7 +82,7 @@ def report_clients(run: Run) -> None:
     table = _gathered(run, columns)
     if config.eval.baselines:
         table["centralised"] = _centralised(run, batches)
-    if run.world.rank == 0:
+    if run.world.writes:
         _write(run, table)
 
 

@@ -66,10 +66,14 @@ def _written(sync: LocalSGD) -> None:
 
 @torch.no_grad()
 def evaluate(run: Run) -> Evaluation:
-    """Validation loss; the batches are shared out over the processes and summed in batch order: the same bits."""
+    """Validation loss; the batches are shared out over the processes and summed in batch order: the same bits.
+
+    Sites that keep their data each take all of their own, summed in island order.
+    """
     batches = run.data.validation_batches()
     transport = run.sync.transport
-    alone = len(transport.local) == transport.islands
+    own = run.config.data.sharding == "own"
+    alone = own or len(transport.local) == transport.islands
     mine = range(len(batches)) if alone else range(transport.local[0], len(batches), transport.islands)
     island = run.islands[0]
     island.model.eval()
@@ -80,6 +84,7 @@ def evaluate(run: Run) -> Evaluation:
             text_bytes = run.data.token_bytes[targets].sum()
             sums[index] = torch.tensor([float(losses.double().sum()), float(targets.numel()), float(text_bytes)])
     island.model.train()
+    sums = sums.sum(dim=0, keepdim=True) if own else sums
     zeros = torch.zeros_like(sums)
     rows = [sums.flatten()] + [zeros.flatten()] * (len(transport.local) - 1)
     total = transport.gather(rows).sum(dim=0).view_as(sums).sum(dim=0)
@@ -96,7 +101,7 @@ def export(run: Run) -> None:
         return
     first = run.sync.transport.local[0] == 0
     state = run.islands[0].whole_state() if first else None
-    if run.world.rank != 0:
+    if not run.world.writes:
         return
     from transformers.utils import logging
 
@@ -135,7 +140,7 @@ def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation |
     table = torch.stack(rows)
     if evaluation is not None:
         table = transport.gather(rows)
-    if run.world.rank != 0:
+    if not run.world.writes:
         return
     tokens, sent, received, blocked_s, sync_s, wall, _, waited_s, _, _ = table.mean(dim=0).tolist()
     misses, peak, link = int(table[:, 6].sum()), float(table[:, 8].max()), float(table[:, 9].min())

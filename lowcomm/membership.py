@@ -12,7 +12,7 @@ from lowcomm.config import RunConfig
 from lowcomm.island import Mesh
 from lowcomm.island.mesh import check_divides, divisors
 from lowcomm.transport import Collective, Simulated, Transport
-from lowcomm.types import ConfigError
+from lowcomm.types import ConfigError, require
 
 DEFAULT_ISLANDS = 4
 
@@ -25,6 +25,8 @@ class World:
     size: int
     local_rank: int
     local_size: int
+    relayed: bool = False
+    """Whether each process is an island that a relay joins (lowcomm/federation), rather than torch.distributed."""
 
     @classmethod
     def from_environment(cls) -> World:
@@ -36,6 +38,11 @@ class World:
             local_rank=int(get("LOCAL_RANK", "0")),
             local_size=int(get("LOCAL_WORLD_SIZE", "1")),
         )
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes what a run leaves behind: rank 0, and each client into its own run directory."""
+        return self.rank == 0 or self.relayed
 
     @property
     def under_torchrun(self) -> bool:
@@ -68,6 +75,12 @@ class Membership:
 def count_islands(config: RunConfig, world: World) -> tuple[int, int]:
     """(islands, ranks of each); raises ConfigError if they do not fit torchrun's world."""
     size = config.island.size
+    if world.relayed:
+        legal = f"{world.size}, the clients of the federation"
+        require(config.islands in (None, world.size), "islands", config.islands, legal, "leave it out")
+        require(size in (None, 1), "island.size", size, "1, as each client is one process", "leave it out")
+        require(config.transport != "simulated", "transport", "simulated", "collective", "leave it out")
+        return world.size, 1
     if config.transport == "simulated" and world.size > 1:
         raise ConfigError(
             f"transport = 'simulated' runs in one process, but torchrun started {world.size}. "
@@ -101,9 +114,14 @@ def _default_size(config: RunConfig, world: World) -> int:
     )
 
 
-def join(config: RunConfig, world: World, device: torch.device) -> Membership:
-    """Join the groups that the run needs; `config` has its number of islands and their size filled in."""
+def join(config: RunConfig, world: World, device: torch.device, transport: Transport | None = None) -> Membership:
+    """Join the groups that the run needs; `config` has its number of islands and their size filled in.
+
+    transport: what joins the islands instead, each of one process.
+    """
     assert config.islands is not None
+    if transport is not None:
+        return Membership(transport=transport, everyone=transport, mesh=None)
     if config.transport == "simulated" or not world.under_torchrun:
         simulated = Simulated(config.islands)
         return Membership(transport=simulated, everyone=simulated, mesh=None)

@@ -75,7 +75,7 @@ def load_newest(run: Run) -> None:
     note = f"resumed from checkpoint {name} at inner step {run.sync.step}"
     note += f"; skipped as incomplete or corrupt: {', '.join(skipped)}" if skipped else ""
     run.progress.note(note)
-    if run.world.rank == 0:
+    if run.world.writes:
         line: dict[str, Any] = {"event": "note", "note": note, "step": run.sync.step, "time_s": run.base_time_s}
         run.metrics.write(line)
 

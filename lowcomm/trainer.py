@@ -13,6 +13,7 @@ from lowcomm.federated import report_clients
 from lowcomm.finale import Evaluation, evaluate, export, holding_global_weights, write_summary
 from lowcomm.journal import Journal
 from lowcomm.resume import load_newest, save_now, start_files
+from lowcomm.transport.base import Transport
 from lowcomm.types import CheckpointError, LowcommError, SyncError
 
 DONE, FAILED, STOPPED = 0, 1, 3
@@ -23,14 +24,15 @@ class DivergedError(LowcommError):
     """The training loss is NaN or infinite."""
 
 
-def train(config: RunConfig, world: World | None = None) -> int:
+def train(config: RunConfig, world: World | None = None, transport: Transport | None = None) -> int:
     """Run to the end (0) or to a stop with everything saved (3). Raises LowcommError when it fails.
 
-    Under torchrun, call it in every process; alone, it simulates all islands if transport is "simulated".
+    Under torchrun, call it in every process; alone, it simulates all islands if transport is "simulated". transport:
+    what joins this process, one island of a `relayed` world, to the others.
     """
     world = World.from_environment() if world is None else world
     config, data = preflight(config, world)
-    run = assemble(config, data, world)
+    run = assemble(config, data, world, transport)
     run.stop.install()
     try:
         start_files(run)
@@ -219,7 +221,7 @@ class Loop:
         with holding_global_weights(run.sync):
             result = evaluate(run)
         run.progress.evaluated(bits_per_byte=result.bits_per_byte)
-        if run.world.rank == 0:
+        if run.world.writes:
             self.journal.write(
                 None, "eval", {"val_loss": result.loss, "val_bpb": result.bits_per_byte, "start_s": start_s}
             )

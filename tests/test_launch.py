@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
 GOLDEN = ROOT / "tests" / "golden" / "launch"
 SCRIPTS = sorted(
-    path for path in LAUNCH.rglob("*") if path.suffix in (".sh", ".sbatch") and path.name not in ("common.sh",)
+    path
+    for path in LAUNCH.rglob("*")
+    if path.suffix in (".sh", ".sbatch") and path.name not in ("common.sh", "flower.sh")
 )
 HOSTS = """
 # a comment
@@ -71,6 +73,24 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
                 "--name",
                 "it's two words",
             ),
+        ),
+        {},
+    ),
+    "federation": (
+        (
+            *("launch/federation/local.sh", "--clients", "2", "--port", "9200", "--dry-run"),
+            *("fed_lora.py:smoke", "--name", "it's two words"),
+        ),
+        {},
+    ),
+    "federation-server": (
+        ("launch/federation/server.sh", "--keys", "keys", "--clients", "2", "--host", "10.0.0.1", "--dry-run"),
+        {},
+    ),
+    "federation-client": (
+        (
+            *("launch/federation/client.sh", "--superlink", "fed.example.org:443", "--ca", "ca.crt", "--keys", "mine"),
+            *("--client", "1", "--clients", "2", "--python", "/opt/venv/bin/python", "--dry-run", "fed_lora.py:smoke"),
         ),
         {},
     ),
@@ -205,6 +225,11 @@ def test_skypilots_own_variables_start_the_nodes() -> None:
 
 
 NODES = ("launch/node.sh", "--nodes", "2", "--master", "10.0.0.1")
+SERVER = ("launch/federation/server.sh", "--keys", "no/keys", "--clients", "3")
+CLIENT = (
+    *("launch/federation/client.sh", "--superlink", "127.0.0.1:9092", "--ca", "no/ca.crt", "--keys", "no/keys"),
+    *("--clients", "3"),
+)
 BAD: list[tuple[tuple[str, ...], str]] = [
     (("launch/local.sh", "--islands", "0", "x.py"), "--islands = '0'"),
     (("launch/local.sh", "--islands", "-1", "x.py"), "--islands = '-1'"),
@@ -229,6 +254,19 @@ BAD: list[tuple[tuple[str, ...], str]] = [
     (("launch/ssh.sh", "--hosts", "launch/hosts.example", "--dir", "/etc", "x.py"), "--dir = '/etc'"),
     (("launch/ssh.sh", "--hosts", "launch/hosts.example", "--wheel", "README.md", "x.py"), "--wheel = 'README.md'"),
     (("launch/slurm.sbatch", "--dry-run"), "RECIPE = ''"),
+    (("launch/federation/local.sh", "--clients", "0", "x.py"), "--clients = '0'"),
+    (("launch/federation/local.sh", "--dry-run"), "RECIPE = ''"),
+    (("launch/federation/local.sh", "--python", "/bin/false", "x.py"), "--python = '/bin/false'"),
+    ((*SERVER, "--host", "8.8.8.8"), "--host = '8.8.8.8'"),
+    ((*SERVER, "--host", "0.0.0.0"), "--host = '0.0.0.0'"),
+    ((*SERVER, "--patience-s", "x"), "--patience-s = 'x'"),
+    ((*SERVER, "x.py"), "OPTION = 'x.py'"),
+    (("launch/federation/server.sh", "--clients", "3"), "--keys = ''"),
+    ((*SERVER, "--python", "true"), "--keys = 'no/keys/ca.crt'"),
+    ((*CLIENT, "--client", "3", "x.py"), "--client = '3'"),
+    ((*CLIENT, "--client", "0", "--superlink", "nowhere", "x.py"), "--superlink = 'nowhere'"),
+    ((*CLIENT, "--client", "0", "--python", "true", "x.py"), "--ca = 'no/ca.crt'"),
+    ((*CLIENT, "--client", "0", "--python", "true", "--ca", "README.md", "x.py"), "--keys = 'no/keys/node.key'"),
     (("launch/kubernetes/apply.sh", "--dry-run", "x.py"), "--image = ''"),
     (("launch/kubernetes/apply.sh", *IMAGE, "--run", "../x", "--dry-run", "x.py"), "--run = '../x'"),
     (("launch/kubernetes/apply.sh", *IMAGE, "--namespace", "A", "--dry-run", "x.py"), "--namespace = 'A'"),

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from lowcomm.data.bpe_tokenizer import TrainedBPE
 from lowcomm.data.bytes_tokenizer import Bytes
 from lowcomm.data.errors import bad
+from lowcomm.data.hf_dataset import HFDataset
 from lowcomm.data.python_corpus import PythonCorpus
 from lowcomm.data.source import Source
 from lowcomm.data.tokenizer import TokenizerSpec
@@ -25,9 +27,9 @@ class DataConfig:
     """Tokens per sequence."""
     batch_size: int = 8
     """Sequences per micro-batch and island."""
-    sharding: Literal["iid", "by_file", "by_folder"] = "iid"
+    sharding: Literal["iid", "by_file", "by_folder", "own"] = "iid"
     """How islands share the text: iid deals single sequences at random, by_file whole files, by_folder top folders
-    (packages, sites: natural clients)."""
+    (packages, sites: natural clients). own: sites that keep their data, each island reads all that its source has."""
     validation_fraction: float = 0.05
     """Part of the files (of the rows, where a file has many) that is held out, chosen by a hash of its name."""
     validation_sequences: int = 128
@@ -45,11 +47,26 @@ class DataConfig:
             value = getattr(self, name)
             if value < 1:
                 raise bad(name, value, "1 or more", f"use {DataConfig.__dataclass_fields__[name].default}")
-        if self.sharding not in ("iid", "by_file", "by_folder"):
-            raise bad("sharding", self.sharding, "'iid', 'by_file' or 'by_folder'", "use 'iid'")
+        if self.sharding not in ("iid", "by_file", "by_folder", "own"):
+            raise bad("sharding", self.sharding, "'iid', 'by_file', 'by_folder' or 'own'", "use 'iid'")
+        trained = self.sharding == "own" and isinstance(self.tokenizer, TrainedBPE)
+        if trained or (self.sharding == "own" and isinstance(self.source, HFDataset) and self.source.streaming):
+            what = (
+                "a tokenizer trained on each site's own text differs" if trained else "a streamed source is dealt out"
+            )
+            raise bad(
+                "sharding", "own", f"another one: {what}", "use Bytes or HFTokenizer, and text that is not streamed"
+            )
         if not 0 < self.validation_fraction <= 0.5:
             raise bad("validation_fraction", self.validation_fraction, "above 0 and at most 0.5", "use 0.05")
         if self.cache_dir.expanduser().is_file():
             raise bad("cache_dir", str(self.cache_dir), "a directory", "name a directory, not a file")
         self.source.check()
         self.tokenizer.check()
+
+    def _check_own(self) -> None:
+        if isinstance(self.tokenizer, TrainedBPE):
+            legal = "another one, as a tokenizer trained on each site's own text differs"
+            raise bad("sharding", "own", legal, "use the tokenizer Bytes or HFTokenizer")
+        if isinstance(self.source, HFDataset) and self.source.streaming:
+            raise bad("sharding", "own", "another one, as a streamed source is dealt out", "read it without streaming")

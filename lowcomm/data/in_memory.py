@@ -26,17 +26,18 @@ def build_in_memory(config: DataConfig, islands: int, seed: int, cache_dir: Path
     tokens = tokenise(train, tokenizer, cache_dir)
     validation = tokenise(held, tokenizer, cache_dir)
     owned = None
-    if config.sharding != "iid":
+    own_text = config.sharding == "own"
+    if config.sharding in ("by_file", "by_folder"):
         owned = deal_files(train, tokens.lengths, islands, config.sharding == "by_folder")
         _check_files(config, tokens, owned)
     else:
-        _check_windows(config, len(tokens.stream), islands)
+        _check_windows(config, len(tokens.stream), 1 if own_text else islands)
     identity = {"seed": seed, "islands": islands, "sharding": config.sharding}
     # Every shard has the same digest; computed once, since one process may hold many islands.
     identity["text_sha256"] = sha256(tokens.stream.data).hexdigest()
 
     def make_shard(island: int) -> Shard:
-        whole = owned is None
+        whole = owned is None and not own_text
         return WindowShard(
             tokens.stream if owned is None else select(tokens, owned[island]),
             seq_len=config.seq_len,
@@ -48,6 +49,7 @@ def build_in_memory(config: DataConfig, islands: int, seed: int, cache_dir: Path
         )
 
     own = held_by(held, train, tokens.lengths, islands) if config.sharding == "by_folder" else []
+    held_here = [validation.stream] * islands if own_text else [select(validation, documents) for documents in own]
     stats: Stats = {**corpus.stats, **_side("train", train, tokens), **_side("validation", held, validation)}
     return Data(
         config,
@@ -56,7 +58,7 @@ def build_in_memory(config: DataConfig, islands: int, seed: int, cache_dir: Path
         validation=validation.stream,
         stats=stats,
         make_shard=make_shard,
-        own_validation=[select(validation, documents) for documents in own],
+        own_validation=held_here,
     )
 
 

@@ -1,0 +1,104 @@
+"""Between the thread that trains and the one that answers Flower's messages."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lowcomm.transport.relay import Answer, Request
+from lowcomm.transport.relayed import Waiting
+from lowcomm.types import TransportError
+
+KEPT = "Nothing was committed: local weights are kept and the pseudo-gradient stays pending."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a client's run ended."""
+
+    code: int
+    """Exit code of the run."""
+    weights_sha256: str | None = None
+    error: str | None = None
+
+
+class Mailbox:
+    """Requests that wait to be sent, and answers that are waited for. Every method may be called by either thread."""
+
+    def __init__(self, timeout_s: float) -> None:
+        """timeout_s: an answer that takes longer is an error."""
+        self._timeout_s = timeout_s
+        self._changed = threading.Condition()
+        self._unsent: list[Request] = []
+        self._asked: set[int] = set()
+        self._answers: dict[int, Sequence[Tensor]] = {}
+        self._failure: str | None = None
+        self._outcome: Outcome | None = None
+        self._told = False
+        self.parted = threading.Event()
+        """Set once the server has the outcome: a SuperNode fetches the next message when it has handed on the last."""
+
+    def post(self, request: Request) -> Waiting:
+        """For `Relayed`. Raises TransportError at once if the run has failed elsewhere."""
+        with self._changed:
+            self._check()
+            self._unsent.append(request)
+            self._asked.add(request.number)
+            self._changed.notify_all()
+        return lambda: self._wait(request.number)
+
+    def deliver(self, answers: Sequence[Answer]) -> None:
+        """Hand answers to whoever waits for them."""
+        with self._changed:
+            for answer in answers:
+                if answer.number not in self._asked:
+                    raise TransportError(f"an answer to exchange {answer.number} came, which nobody waits for")
+                self._asked.discard(answer.number)
+                self._answers[answer.number] = answer.rows
+            self._changed.notify_all()
+
+    def fail(self, cause: str) -> None:
+        """Let every exchange fail, those under way and those to come."""
+        with self._changed:
+            self._failure = self._failure or cause
+            self._unsent.clear()
+            self._changed.notify_all()
+
+    def finish(self, outcome: Outcome) -> None:
+        """The trainer has ended."""
+        with self._changed:
+            self._outcome = outcome
+            self._changed.notify_all()
+
+    def collect(self) -> tuple[list[Request], Outcome | None]:
+        """What to send now: waits for a request or the end, unless answers are outstanding and must be fetched."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._unsent or self._outcome is not None or (self._asked and self._failure is None)
+            )
+            if self._told:
+                self.parted.set()
+            self._told = self._outcome is not None
+            unsent, self._unsent = self._unsent, []
+            return unsent, self._outcome
+
+    def _wait(self, number: int) -> Sequence[Tensor]:
+        with self._changed:
+            there = self._changed.wait_for(
+                lambda: number in self._answers or self._failure is not None, timeout=self._timeout_s
+            )
+            if number in self._answers:
+                return self._answers.pop(number)
+            if there:
+                self._check()
+        raise TransportError(
+            f"exchange {number} was not answered within sync.timeout_s = {self._timeout_s:g} s: the server or another "
+            f"client is gone. {KEPT}"
+        )
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise TransportError(f"{self._failure}. {KEPT}")
