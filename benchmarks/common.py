@@ -73,6 +73,21 @@ def _row(cell: Cell, work_dir: Path) -> dict[str, Any]:
     return {**cell.columns, **{k: summary[k] for k in keys}, "parameters": summary["parameters"], "commit": commit}
 
 
+def known_rows(name: str, wanted: Sequence[Cell], work_dir: Path) -> list[dict[str, Any]]:
+    """Rows of what is done here, and of what an earlier result file tells of the other cells, with its commits."""
+    earlier = RESULTS / f"{name}.json"
+    rows = json.loads(earlier.read_text(encoding="utf-8"))["rows"] if earlier.exists() else []
+    told = {(row["method"], row["seed"]): row for row in rows}
+    found: list[dict[str, Any]] = []
+    for cell in wanted:
+        key = (cell.columns["method"], cell.columns["seed"])
+        if is_done(cell, work_dir):
+            found.append(_row(cell, work_dir))
+        elif key in told:
+            found.append(told[key])
+    return found
+
+
 def write_result(name: str, command: str, rows: Sequence[dict[str, Any]]) -> Path:
     """benchmarks/results/NAME.json with commit, hardware and date."""
     RESULTS.mkdir(parents=True, exist_ok=True)

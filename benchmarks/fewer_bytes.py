@@ -10,11 +10,10 @@ done are not repeated: an interrupted call goes on.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, Cell, is_done, run_cells, write_result
+from benchmarks.common import Cell, known_rows, run_cells, write_result
 from benchmarks.tables import write_quality_table
 
 STEPS, SEQ_LEN, SEQUENCES, ISLANDS = 20_480, 64, 512, 4
@@ -61,21 +60,6 @@ def _local(name: str, seed: int) -> Cell:
     return Cell(name=f"{text}-seed{seed}", arguments=(recipe, *_shared(seed), *sync), columns=columns)
 
 
-def _known(wanted: list[Cell], work_dir: Path) -> list[dict[str, Any]]:
-    """Rows of what is done here, and of what an earlier result file tells of the other cells, with its commits."""
-    earlier = RESULTS / "fewer_bytes.json"
-    rows = json.loads(earlier.read_text(encoding="utf-8"))["rows"] if earlier.exists() else []
-    told = {(row["method"], row["seed"]): row for row in rows}
-    found: list[dict[str, Any]] = []
-    for cell in wanted:
-        key = (cell.columns["method"], cell.columns["seed"])
-        if is_done(cell, work_dir):
-            found += run_cells([cell], work_dir, 1)
-        elif key in told:
-            found.append(told[key])
-    return found
-
-
 def main() -> None:
     """Run what is missing; write the result and its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -90,7 +74,7 @@ def main() -> None:
         parser.error(f"--only: {sorted(set(options.only) - known)} are none of {sorted(known)}")
     wanted = cells(options.seeds, None if options.only is None else tuple(options.only))
     if options.table_only:
-        rows = _known(wanted, options.work_dir)
+        rows = known_rows("fewer_bytes", wanted, options.work_dir)
     else:
         rows = run_cells(wanted, options.work_dir, options.jobs)
     if options.only is not None and not options.table_only:

@@ -1,14 +1,14 @@
 """The headline comparison: DDP and its hooks, other packages' local methods and lowcomm's, over the same shaped links.
 
-    python -m benchmarks.headline [--seeds 1] [--only KEY,KEY] [--links slow,middle-50ms] [--peers DIR]
+    python -m benchmarks.headline [--preset nano] [--seeds 1] [--only KEY,KEY] [--links slow,middle-50ms] [--peers DIR]
                                   [--part timing|quality|all] [--table-only]
 
 Two hosts of benchmarks/netlab (root, iproute2), one island each: same model, data order and inner optimizer for all
 (headline_recipes.py). Every method's processes are started once per seed and measured on each link in turn, beside
 plain steps that are never synced in the same processes: utilisation is the ratio of the two times. Validation loss
 comes from whole runs without shaping: lowcomm's from `lowcomm simulate`, which gives the same bits, the others' from
-their own two processes. Cells that are done are not repeated, but for those in which something else kept the machine
-busy: call it again until none is left, or show what there is by --table-only. `--peers DIR` holds the packages of the
+their own two processes. Cells that are done are not repeated, but for those in which the machine changed its pace: call
+it again until none is left, or show what there is by --table-only. `--peers DIR` holds the packages of the
 foreign methods, whose rows are left out without it:
 
     pip install --no-deps --target DIR -r benchmarks/peers/requirements.txt
@@ -19,20 +19,22 @@ Writes benchmarks/results/headline.json, headline.md and headline.svg.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.common import ROOT, Cell, run_cells, write_result
-from benchmarks.headline_methods import LINES, METHODS, RECIPES, Line, Method, window
-from benchmarks.headline_recipes import ISLANDS, STEPS
+from benchmarks.common import RESULTS, ROOT, Cell, run_cells, write_result
+from benchmarks.headline_methods import METHODS, RECIPES, SIZES, Line, Method, Size, window
+from benchmarks.headline_recipes import ISLANDS
 from benchmarks.headline_report import write_headline_plot, write_headline_table
-from benchmarks.headline_rows import plain_step_s, rows_of
+from benchmarks.headline_rows import rows_of
 from benchmarks.netlab import Lab, Link
-from benchmarks.peers.session import CALM, Plan
+from benchmarks.peers.session import STEADY, Plan, pace_change
 
 PORT = 29540
 TIMEOUT_S = 3600
@@ -45,10 +47,9 @@ def directory(work_dir: Path, method: Method, seed: int) -> Path:
 
 
 def is_timed(where: Path, line: Line) -> bool:
-    """Whether this cell has been measured while nothing else kept the machine busy: else it is repeated."""
-    plain_s = plain_step_s(where, line)
-    calmest_s = min((s for d in where.parent.iterdir() for o in LINES if (s := plain_step_s(d, o))), default=None)
-    return plain_s is not None and calmest_s is not None and plain_s <= CALM * calmest_s
+    """Whether this cell has been measured while the machine kept its pace: else it is repeated."""
+    path = where / f"{line.name}.rank0.json"
+    return path.exists() and pace_change(json.loads(path.read_text(encoding="utf-8"))) <= STEADY
 
 
 def environment(rank: int, address: str, own: str, peers: Path | None) -> dict[str, str]:
@@ -91,13 +92,16 @@ def wait(children: Sequence[subprocess.Popen[bytes]], what: str, log: Path) -> N
                 child.wait()
 
 
-def time_method(lab: Lab, method: Method, lines: Sequence[Line], seed: int, where: Path, peers: Path | None) -> None:
+def time_method(
+    lab: Lab, method: Method, lines: Sequence[Line], seed: int, size: Size, where: Path, peers: Path | None
+) -> None:
     """Measure a method on these links, its processes started once."""
-    windows = tuple(window(method, line) for line in lines)
+    windows = tuple(window(method, line, size) for line in lines)
     plan = Plan(
         recipe=f"{RECIPES}:{method.recipe}",
         seed=seed,
         option=method.option,
+        preset=size.preset,
         windows=windows,
         control=str(lab.control),
     )
@@ -112,11 +116,17 @@ def time_method(lab: Lab, method: Method, lines: Sequence[Line], seed: int, wher
     print(f"timed: {method.name}, seed {seed}, {', '.join(line.name for line in lines)}", flush=True)
 
 
-def train_peer(method: Method, seed: int, where: Path, peers: Path | None) -> None:
+def train_peer(method: Method, seed: int, size: Size, where: Path, peers: Path | None) -> None:
     """A whole run of another package's method on the loopback device, for its validation loss."""
     if (where / "quality.json").exists():
         return
-    plan = Plan(recipe=f"{RECIPES}:{method.recipe}", seed=seed, option=method.option, train_steps=STEPS)
+    plan = Plan(
+        recipe=f"{RECIPES}:{method.recipe}",
+        seed=seed,
+        option=method.option,
+        preset=size.preset,
+        train_steps=size.steps,
+    )
     started, children = command(method, plan, where, "train"), []
     for rank in range(ISLANDS):
         variables = environment(rank, "127.0.0.1", "127.0.0.1", peers if method.foreign else None)
@@ -127,9 +137,10 @@ def train_peer(method: Method, seed: int, where: Path, peers: Path | None) -> No
     print(f"trained: {method.name}, seed {seed}", flush=True)
 
 
-def simulated(method: Method, seed: int) -> Cell:
+def simulated(method: Method, seed: int, size: Size) -> Cell:
     """The whole run of one of lowcomm's methods."""
-    arguments = (f"{RECIPES}:{method.recipe}", "--seed", str(seed), "--islands", str(ISLANDS))
+    chosen = ("--model.preset", size.preset, "--steps", str(size.steps))
+    arguments = (f"{RECIPES}:{method.recipe}", "--seed", str(seed), "--islands", str(ISLANDS), *chosen)
     return Cell(name=f"simulated-{method.key}-seed{seed}", arguments=arguments, columns={"method": method.name})
 
 
@@ -137,6 +148,7 @@ def parsed() -> argparse.Namespace:
     """The command line, its names checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--preset", choices=sorted(SIZES), default="nano", help="the model; links scale with it")
     parser.add_argument("--only", default=None, help="keys of methods with commas between, such as torch-ddp")
     parser.add_argument("--links", default=None, help="names of links, or their beginnings, with commas between")
     parser.add_argument("--peers", type=Path, default=None, help="directory with torchft and accelerate")
@@ -146,7 +158,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--table-only", action="store_true", help="run nothing: write the result of what is done")
     options = parser.parse_args()
     options.work_dir = options.work_dir.resolve()
-    keys, names = {m.key: m for m in METHODS}, [line.name for line in LINES]
+    options.size = SIZES[options.preset]
+    options.work_dir = options.work_dir / options.preset
+    keys, names = {m.key: m for m in METHODS}, [line.name for line in options.size.lines]
     wanted = list(keys) if options.only is None else options.only.split(",")
     if not set(wanted) <= set(keys):
         parser.error(f"--only: {sorted(set(wanted) - set(keys))} are none of {sorted(keys)}")
@@ -155,8 +169,15 @@ def parsed() -> argparse.Namespace:
         if not any(name.startswith(start) for name in names):
             parser.error(f"--links: {start!r} is the beginning of none of {names}")
     options.methods = [keys[k] for k in wanted if options.peers is not None or not keys[k].foreign]
-    options.lines = [line for line in LINES if any(line.name.startswith(start) for start in starts)]
+    options.lines = [line for line in options.size.lines if any(line.name.startswith(start) for start in starts)]
     return options
+
+
+def of_other_sizes(preset: str) -> list[dict[str, Any]]:
+    """Rows that an earlier result has of other models."""
+    path = RESULTS / "headline.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    return [r for r in rows if r.get("preset", "nano") != preset]
 
 
 def main() -> None:
@@ -172,15 +193,16 @@ def main() -> None:
             missing = [line for line in options.lines if not is_timed(where, line)]
             if missing:
                 with Lab(ISLANDS) as lab:
-                    time_method(lab, method, missing, seed, where, options.peers)
+                    time_method(lab, method, missing, seed, options.size, where, options.peers)
     if options.part != "timing" and not options.table_only:
         for method, seed in cells:
             if not method.ours:
-                train_peer(method, seed, directory(options.work_dir, method, seed), options.peers)
-        run_cells([simulated(m, s) for m, s in cells if m.ours], options.work_dir, options.jobs)
+                train_peer(method, seed, options.size, directory(options.work_dir, method, seed), options.peers)
+        run_cells([simulated(m, s, options.size) for m, s in cells if m.ours], options.work_dir, options.jobs)
     if options.part == "timing" and not options.table_only:
         return
-    rows = rows_of(options.work_dir, options.seeds)
+    rows = [*rows_of(options.work_dir, options.seeds, options.size), *of_other_sizes(options.preset)]
+    rows.sort(key=lambda r: list(SIZES).index(r["preset"]))
     told = "python -m benchmarks.headline --peers DIR" + (f" --seeds {options.seeds}" if options.seeds != 1 else "")
     path = write_result("headline", told, rows)
     print(write_headline_table(path), write_headline_plot(path))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.headline_recipes import EVERY
+from benchmarks.headline_recipes import EVERY, STEPS
 from benchmarks.peers.session import Window
 
 RECIPES = "benchmarks/headline_recipes.py"
@@ -103,20 +103,43 @@ class Line:
         return self.rate_mbit < 5
 
 
-_RATES = (("fast", 1000.0, 65000, "near 50 %"), ("middle", 35.0, 9000, "near 10 %"), ("slow", 0.75, 1500, "under 1 %"))
-LINES = tuple(
-    Line(name=f"{name}-{rtt:g}ms", rate_mbit=rate, rtt_ms=rtt, mtu_bytes=mtu, target=target)
-    for name, rate, mtu, target in _RATES
-    for rtt in (0.0, 50.0)
-)
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What is trained, and links whose transfers take as many of its steps as those of the other sizes."""
+
+    preset: str
+    parameters: int
+    """With bytes as tokens."""
+    steps: int
+    """Inner steps of a whole run."""
+    rates_mbit: tuple[float, float, float]
+    """Of the fast, the middle and the slow link."""
+    slow_steps: tuple[int, int] = (1, 3)
+    """DDP's steps on the slow link before and in the window, where each takes many seconds."""
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """Every link, without and with a round trip."""
+        kinds = (("fast", 65000, "near 50 %"), ("middle", 9000, "near 10 %"), ("slow", 1500, "under 1 %"))
+        return tuple(
+            Line(name=f"{name}-{rtt:g}ms", rate_mbit=rate, rtt_ms=rtt, mtu_bytes=mtu, target=target)
+            for (name, mtu, target), rate in zip(kinds, self.rates_mbit, strict=True)
+            for rtt in (0.0, 50.0)
+        )
+
+
+NANO = Size(preset="nano", parameters=115_776, steps=STEPS, rates_mbit=(1000.0, 35.0, 0.75), slow_steps=(3, 6))
+TINY = Size(preset="tiny", parameters=824_960, steps=1280, rates_mbit=(1000.0, 60.0, 1.3))
+THREE_M = Size(preset="3m", parameters=2_706_624, steps=1280, rates_mbit=(1000.0, 55.0, 1.2))
+SIZES = {size.preset: size for size in (NANO, TINY, THREE_M)}
 QUEUE_MS = 10_000.0
 """Of the router: bursts wait for the line and are not dropped, which is kind to methods that send much."""
 
 
-def window(method: Method, line: Line) -> Window:
-    """How long a cell is measured: whole rounds, or some tens of steps (6 where each takes seconds)."""
+def window(method: Method, line: Line, size: Size = NANO) -> Window:
+    """How long a cell is measured: whole rounds, or some tens of steps (a few where each takes seconds)."""
     if method.every == 1:
-        warmup_steps, steps = (3, 6) if line.slow else (4, 48)
+        warmup_steps, steps = size.slow_steps if line.slow else (4, 48)
     else:
         rounds, warmup_rounds = (5 if method.overlaps else 4), (2 if method.overlaps else 1)
         warmup_steps, steps = warmup_rounds * EVERY, rounds * EVERY

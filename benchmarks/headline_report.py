@@ -22,17 +22,25 @@ def headline_table(result: dict[str, Any]) -> str:
     rows, text = result["rows"], []
     if not rows:
         return "No cell is done yet.\n"
-    for link in dict.fromkeys(r["link"] for r in rows):
-        mine = [r for r in rows if r["link"] == link]
-        text += [f"\n**{mine[0]['rate_mbit']:g} Mbit/s, {mine[0]['rtt_ms']:g} ms round trip**\n", *_one_link(mine)]
+    for preset, link in dict.fromkeys((r["preset"], r["link"]) for r in rows):
+        mine = [r for r in rows if (r["preset"], r["link"]) == (preset, link)]
+        text += [
+            f"\n**{preset}, {mine[0]['rate_mbit']:g} Mbit/s, {mine[0]['rtt_ms']:g} ms round trip**\n",
+            *_one_link(mine),
+        ]
     first = rows[0]
     seeds = len({r["seed"] for r in rows})
+    sizes = {r["preset"]: r for r in rows}.values()
+    told = "; ".join(
+        f"{r['preset']}: {r['parameters']:,} parameters, {r['steps']} inner steps, {r['tokens']:,} tokens"
+        for r in sizes
+    )
     text.append(
-        f"\nnano (115,776 parameters), {first['islands']} islands, {first['steps']} inner steps, {first['tokens']:,} "
-        f"tokens, seeds: {seeds}. Utilisation: seconds of a step that is never synced / of the method's, both in the "
+        f"\n{first['islands']} islands, seeds: {seeds}. {told}. "
+        "Utilisation: seconds of a step that is never synced / of the method's, both in the "
         "same processes; net: without the seconds in which the training thread was ready to run and had no core, on a "
         "machine that other work shared. Time and bytes: steps x what a window of steady steps measured; bytes by "
-        "the host's own interface. Validation loss: whole runs without shaping. "
+        "the host's own interface, peak rates over 0.25 s. Validation loss: whole runs without shaping. "
         f"`{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
     )
     return "\n".join(text).lstrip() + "\n"
@@ -40,19 +48,20 @@ def headline_table(result: dict[str, Any]) -> str:
 
 def _one_link(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| method | H | bits per byte | MB sent per island | of DDP's bytes | wall-clock, s | speed-up | utilisation "
-        "| net speed-up | net utilisation |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| method | H | bits per byte | MB sent per island | of DDP's bytes | peak Mbit/s | wall-clock, s | speed-up "
+        "| utilisation | net speed-up | net utilisation |",
+        "|---" * 11 + "|",
     ]
     for method in dict.fromkeys(r["method"] for r in rows):
         mine = [r for r in rows if r["method"] == method]
         bpb, ratio, speedup = (mean_of(mine, c) for c in ("val_bpb", "bytes_ratio_to_ddp", "speedup_over_ddp"))
         sent, wall = (statistics.mean(r[c] for r in mine) for c in ("bytes_sent", "wall_s"))
+        peak = statistics.mean(r["peak_mbit"] for r in mine)
         used, net = (statistics.mean(r[c] for r in mine) for c in ("utilisation", "net_utilisation"))
         net_speedup = mean_of(mine, "net_speedup_over_ddp")
         lines.append(
             f"| {method} | {mine[0]['H']} | {'-' if bpb is None else f'{bpb:.4f}'} | {sent / 1e6:,.2f} "
-            f"| {'-' if ratio is None else f'1/{ratio:,.4g}'} | {wall:,.0f} "
+            f"| {'-' if ratio is None else f'1/{ratio:,.4g}'} | {peak:,.3g} | {wall:,.0f} "
             f"| {'-' if speedup is None else f'{speedup:,.1f}x'} | {used:.1%} "
             f"| {'-' if net_speedup is None else f'{net_speedup:,.1f}x'} | {net:.1%} |"
         )
@@ -67,10 +76,10 @@ def write_headline_table(path: Path) -> Path:
 
 
 def write_headline_plot(path: Path) -> Path:
-    """RESULTS/headline.svg: net utilisation against the link's rate, a line per method, a panel per round trip."""
+    """RESULTS/headline.svg: net utilisation against the link's rate (nano), a panel per round trip."""
     from plotly.subplots import make_subplots
 
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    rows = [r for r in json.loads(path.read_text(encoding="utf-8"))["rows"] if r["preset"] == "nano"]
     delays = sorted({r["rtt_ms"] for r in rows})
     titles = [f"{delay:g} ms round trip" for delay in delays]
     figure = make_subplots(rows=1, cols=max(1, len(delays)), subplot_titles=titles, shared_yaxes=True)

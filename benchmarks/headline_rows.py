@@ -8,17 +8,16 @@ from operator import sub
 from pathlib import Path
 from typing import Any
 
-from benchmarks.headline_methods import BASE, LINES, METHODS, Line, Method
-from benchmarks.headline_recipes import ISLANDS, STEPS
+from benchmarks.headline_methods import BASE, METHODS, NANO, Line, Method, Size
+from benchmarks.headline_recipes import ISLANDS
+from benchmarks.peers.session import pace_change
 
-PARAMETERS = 115_776
-"""Of the nano preset with bytes as tokens."""
 TOKENS_PER_STEP = 8 * 64
 """Of one island."""
 
 
-def cell_of(ranks: list[dict[str, Any]], steps: int, rate_mbit: float) -> dict[str, Any]:
-    """What the islands measured in one window, brought to a run of `steps` inner steps.
+def cell_of(ranks: list[dict[str, Any]], size: Size, rate_mbit: float) -> dict[str, Any]:
+    """What the islands measured in one window, brought to a whole run.
 
     Medians over the window's rounds (DDP: steps), of the slower island; bytes are means over the islands. Plain steps:
     the mean of before and after. `net_` values are without the seconds in which the training thread was ready to run
@@ -31,7 +30,7 @@ def cell_of(ranks: list[dict[str, Any]], steps: int, rate_mbit: float) -> dict[s
     step_s = max(statistics.median(r["unit_step_s"]) for r in ranks)
     net_s = max(statistics.median(map(sub, r["unit_step_s"], r["unit_wait_s"])) for r in ranks)
     plain_net_s = statistics.mean(ranks[0]["plain_net_s"])
-    scale = steps / window / len(ranks)
+    scale = size.steps / window / len(ranks)
     own = [r["own_sent_bytes"] for r in ranks]
     return {
         "window_steps": window,
@@ -41,13 +40,15 @@ def cell_of(ranks: list[dict[str, Any]], steps: int, rate_mbit: float) -> dict[s
         "cpu_wait_share": max(sum(r["unit_wait_s"]) / sum(r["unit_step_s"]) for r in ranks),
         "net_step_s": net_s,
         "net_plain_step_s": plain_net_s,
+        "pace_change": pace_change(ranks[0]),
         "net_utilisation": plain_net_s / net_s,
         "utilisation": plain_s / step_s,
-        "net_speedup_over_full_link": (32 * PARAMETERS / (rate_mbit * 1e6) + plain_net_s) / net_s,
-        "wall_s": steps * step_s,
+        "net_speedup_over_full_link": (32 * size.parameters / (rate_mbit * 1e6) + plain_net_s) / net_s,
+        "wall_s": size.steps * step_s,
         "wall_s_from": "steps x measured s/step",
         "bytes_sent": round(scale * sum(r["sent_bytes"] for r in ranks)),
         "bytes_received": round(scale * sum(r["received_bytes"] for r in ranks)),
+        "peak_mbit": max(r["peak_sent_bytes_per_s"] for r in ranks) * 8 / 1e6,
         "bytes_from": "interface counters in the window x steps / window",
         "own_bytes_sent": None if None in own else round(scale * sum(own)),
     }
@@ -69,29 +70,26 @@ def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return made
 
 
-def rows_of(work_dir: Path, seeds: int) -> list[dict[str, Any]]:
+def rows_of(work_dir: Path, seeds: int, size: Size = NANO) -> list[dict[str, Any]]:
     """All cells that are done, method by method."""
     found = []
     for seed in range(seeds):
-        for line in LINES:
+        for line in size.lines:
             for method in METHODS:
                 where = work_dir / f"{method.key}-seed{seed}"
                 ranks = [_read(where / f"{line.name}.rank{k}.json") for k in range(ISLANDS)]
                 done = [r for r in ranks if r is not None]
                 if len(done) == ISLANDS:
-                    found.append({**_identity(method, line, seed, work_dir), **cell_of(done, STEPS, line.rate_mbit)})
+                    identity = _identity(method, line, seed, size, work_dir)
+                    found.append({**identity, **cell_of(done, size, line.rate_mbit)})
     return with_ratios(found)
 
 
-def plain_step_s(where: Path, line: Line) -> float | None:
-    """Seconds of the slower of the plain steps before and after a cell; None if it is not done on all islands."""
-    ranks = [_read(where / f"{line.name}.rank{k}.json") for k in range(ISLANDS)]
-    return None if None in ranks else max(s for r in ranks if r is not None for s in r["plain_step_s"])
-
-
-def _identity(method: Method, line: Line, seed: int, work_dir: Path) -> dict[str, Any]:
-    bpb, source = quality(method, seed, work_dir)
+def _identity(method: Method, line: Line, seed: int, size: Size, work_dir: Path) -> dict[str, Any]:
+    bpb, source = quality(method, seed, size, work_dir)
     return {
+        "preset": size.preset,
+        "parameters": size.parameters,
         "method": method.name,
         "link": line.name,
         "seed": seed,
@@ -101,14 +99,14 @@ def _identity(method: Method, line: Line, seed: int, work_dir: Path) -> dict[str
         "rtt_ms": line.rtt_ms,
         "mtu_bytes": line.mtu_bytes,
         "islands": ISLANDS,
-        "steps": STEPS,
-        "tokens": STEPS * ISLANDS * TOKENS_PER_STEP,
+        "steps": size.steps,
+        "tokens": size.steps * ISLANDS * TOKENS_PER_STEP,
         "val_bpb": bpb,
         "val_bpb_from": source,
     }
 
 
-def quality(method: Method, seed: int, work_dir: Path) -> tuple[float | None, str]:
+def quality(method: Method, seed: int, size: Size, work_dir: Path) -> tuple[float | None, str]:
     """Validation bits per byte of the whole run, and where it comes from or why there is none."""
     if method.ours:
         summary = _read(work_dir / f"simulated-{method.key}-seed{seed}" / "summary.json")
@@ -116,7 +114,7 @@ def quality(method: Method, seed: int, work_dir: Path) -> tuple[float | None, st
             return summary["val_bpb"], "lowcomm simulate, same bits"
     else:
         done = _read(work_dir / f"{method.key}-seed{seed}" / "quality.json")
-        if done is not None and done["steps"] == STEPS:
+        if done is not None and done["steps"] == size.steps:
             return done["val_bpb"], "whole run without shaping"
     return None, "not run"
 

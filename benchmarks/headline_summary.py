@@ -5,16 +5,15 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from benchmarks.peers.session import CALM
+from benchmarks.peers.session import STEADY
 
 
 def headline_summary(result: dict[str, Any]) -> str:
     """Utilisation on every link, time and bytes against DDP on the slowest; means over seeds."""
-    calmest_s = min(r["net_plain_step_s"] for r in result["rows"])
     rows = [
-        {**r, "net_utilisation": r["net_utilisation"] if r["net_plain_step_s"] <= CALM * calmest_s else None}
+        {**r, "net_utilisation": r["net_utilisation"] if r["pace_change"] <= STEADY else None}
         for r in result["rows"]
-        if r["rtt_ms"] > 0
+        if r["rtt_ms"] > 0 and r["preset"] == "nano"
     ]
     rates = sorted({r["rate_mbit"] for r in rows}, reverse=True)
     used = " | ".join(f"utilisation at {rate:g} Mbit/s" for rate in rates)
@@ -32,7 +31,7 @@ def headline_summary(result: dict[str, Any]) -> str:
     lines.append(
         f"\nnano, {first['islands']} islands on one machine's shaped network, {first['rtt_ms']:g} ms round trip; "
         "utilisation against steps that are never synced in the same processes, without the seconds in which a thread "
-        "that was ready to run had no core; over 100%: noise; -: not run, or the machine was too busy to tell. "
+        f"that was ready to run had no core; over 100%: noise; -: not run, or the machine changed its pace within. "
         f"`{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
     )
     return "\n".join(lines) + "\n"

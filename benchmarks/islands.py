@@ -1,6 +1,6 @@
 """What an attached LocalSGD costs the ranks of an island: memory of a sync, and step time while none is due.
 
-    python -m benchmarks.islands [--preset 30m] [--kind fsdp ...]
+    python -m benchmarks.islands [--preset 30m] [--part memory|step] [--kind fsdp ...]
 
 2 islands x 2 ranks, real processes over gloo, CPU. Memory: resident bytes of a rank at their peak over three syncs,
 less those before LocalSGD was there (training steps had been taken), less the state that the method itself keeps
@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from benchmarks.common import ROOT, write_result
+from benchmarks.common import RESULTS, ROOT, write_result
 from benchmarks.tables import islands_table
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4
 from lowcomm.config import RunConfig
@@ -38,6 +38,7 @@ from lowcomm.island import InnerConfig, IslandConfig, Mesh, PlainIsland
 from lowcomm.island_kinds import build_island
 from lowcomm.model import ModelConfig, build_model
 from lowcomm.outer import Nesterov
+from lowcomm.run_dir import git_commit
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Collective, Simulated
 
@@ -200,12 +201,33 @@ def launch(kind: str, codec: str | None, options: argparse.Namespace) -> list[di
         return [json.loads((Path(place) / f"{r}.json").read_text(encoding="utf-8")) for r in range(4)]
 
 
+def measured(kind: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of one kind of island."""
+    rows: list[dict[str, Any]] = []
+    for codec in CODECS if options.part != "step" else ():
+        worst = max(launch(kind, codec, options), key=lambda s: s["sync_of_shard"])
+        rows.append({"measured": "memory", "kind": kind, "codec": codec, "preset": options.preset, **worst})
+    if options.part != "memory":
+        worst = max(launch(kind, None, options), key=lambda s: s["idle_ratio_of_medians"])
+        rows.append({"measured": "idle step", "kind": kind, "codec": None, "preset": options.step_preset, **worst})
+    for row in rows:
+        print(row, flush=True)
+    return [{**row, "commit": git_commit()} for row in rows]
+
+
+def known() -> list[dict[str, Any]]:
+    """Rows of an earlier result: what is not measured now stays."""
+    path = RESULTS / "islands.json"
+    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+
+
 def main() -> None:
     """Measure every kind; the rank that needs most counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="30m", help="for memory")
     parser.add_argument("--step-preset", default="tiny", help="for step time")
-    parser.add_argument("--turns", type=int, default=100)
+    parser.add_argument("--turns", type=int, default=200)
+    parser.add_argument("--part", choices=("memory", "step", "all"), default="all")
     parser.add_argument("--kind", action="append", choices=KINDS, default=None)
     parser.add_argument("--codec", choices=list(CODECS), default=None, help="used by the launcher")
     parser.add_argument("--worker", type=Path, default=None, help="used by the launcher")
@@ -213,17 +235,9 @@ def main() -> None:
     if options.worker is not None:
         worker(options.worker, options)
         return
-    rows: list[dict[str, Any]] = []
-    for kind in options.kind or KINDS:
-        for codec in CODECS:
-            seen = launch(kind, codec, options)
-            worst = max(seen, key=lambda s: s["sync_of_shard"])
-            rows.append({"measured": "memory", "kind": kind, "codec": codec, "preset": options.preset, **worst})
-            print(rows[-1], flush=True)
-        seen = launch(kind, None, options)
-        worst = max(seen, key=lambda s: s["idle_ratio_of_medians"])
-        rows.append({"measured": "idle step", "kind": kind, "codec": None, "preset": options.step_preset, **worst})
-        print(rows[-1], flush=True)
+    rows = [row for kind in options.kind or KINDS for row in measured(kind, options)]
+    rows += [r for r in known() if all(r["kind"] != o["kind"] or r["codec"] != o["codec"] for o in rows)]
+    rows.sort(key=lambda r: (KINDS.index(r["kind"]), [*CODECS, None].index(r["codec"])))
     path = write_result("islands", f"python -m benchmarks.islands --preset {options.preset}", rows)
     path.with_suffix(".md").write_text(islands_table(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
     print(path)

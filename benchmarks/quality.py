@@ -1,7 +1,7 @@
 """Validation bits per byte at equal tokens: DDP beside DiLoCo at H = 16, 32, 64, DiLoCo after a DDP warm-up, and other
 inner optimizers (MuLoCo, SOAP, Lion).
 
-    python -m benchmarks.quality --preset nano [--seeds 3] [--jobs 2]
+    python -m benchmarks.quality --preset nano [--seeds 3] [--jobs 2] [--only METHOD] [--table-only]
     python -m benchmarks.quality --preset tiny
 
 Every run is a `lowcomm simulate` process; bytes are counted by its transport. The outer momentum was chosen by number
@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Cell, is_done, run_cells, write_result
+from benchmarks.common import Cell, known_rows, run_cells, write_result
 from benchmarks.tables import write_quality_table
 
 PRESETS = {
@@ -90,12 +90,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--work-dir", type=Path, default=Path("runs/bench/quality"))
-    parser.add_argument("--table-only", action="store_true", help="run nothing: write the result of what is done")
+    parser.add_argument("--only", action="append", default=None, help="a method: run it, write nothing; several times")
+    parser.add_argument("--table-only", action="store_true", help="run nothing: write what is known")
     options = parser.parse_args()
     wanted = cells(options.preset, options.seeds)
-    if options.table_only:
-        wanted = [cell for cell in wanted if is_done(cell, options.work_dir)]
-    rows = run_cells(wanted, options.work_dir, options.jobs)
+    if options.only is not None:
+        run_cells([c for c in wanted if c.columns["method"] in options.only], options.work_dir, options.jobs)
+        return
+    if not options.table_only:
+        run_cells(wanted, options.work_dir, options.jobs)
+    rows = known_rows(f"quality_{options.preset}", wanted, options.work_dir)
     command = f"python -m benchmarks.quality --preset {options.preset} --seeds {options.seeds}"
     path = write_result(f"quality_{options.preset}", command, rows)
     print(write_quality_table(path))

@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.codecs_report import codecs_table
 from benchmarks.common import RESULTS, ROOT
+from benchmarks.fedlora_table import fedlora_summary
 from benchmarks.headline_summary import headline_summary
 from benchmarks.tables import quality_table, streams_table
 
@@ -22,7 +23,9 @@ README = ROOT / "README.md"
 def filled(text: str) -> str:
     """README text with every marked table and value made anew from its result file."""
     text = re.sub(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", _table, text, flags=re.DOTALL)
-    return re.sub(r"(<!-- value: (\w+) (\w+) -->)\n[^\n]*?( times as long| beyond|$)", _value, text, flags=re.MULTILINE)
+    return re.sub(
+        r"(<!-- value: (\w+) (\w+) -->)\n[^\n]*?( times as long| beyond| s;|$)", _value, text, flags=re.MULTILINE
+    )
 
 
 def _load(name: str) -> dict[str, Any]:
@@ -30,14 +33,20 @@ def _load(name: str) -> dict[str, Any]:
 
 
 def _table(match: re.Match[str]) -> str:
-    tables = {"codecs": codecs_table, "streams": streams_table, "headline": headline_summary}
+    tables = {
+        "codecs": codecs_table,
+        "streams": streams_table,
+        "headline": headline_summary,
+        "fedlora": fedlora_summary,
+    }
     table = tables.get(match[2], quality_table)
     return f"{match[1]}{table(_load(match[2]))}{match[3]}"
 
 
 def _value(match: re.Match[str]) -> str:
     value = _load(match[2])["rows"][0][match[3]]
-    shown = f"{value:.2f}" if match[4].startswith(" times") else f"{value:.1%}"
+    forms = {" times as long": "{:.2f}", " s;": "{:.3f}"}
+    shown = forms.get(match[4], "{:.1%}").format(value)
     return f"{match[1]}\n{shown}{match[4]}"
 
 

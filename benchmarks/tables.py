@@ -76,15 +76,16 @@ def islands_table(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for r in memory:
-        step = idle[r["kind"]] if r["codec"] == "fp32" else None
+        step = idle.get(r["kind"]) if r["codec"] == "fp32" else None
         told = "" if step is None else f"{step['idle_ratio_of_medians'] - 1:+.1%} of {step['step_ms']:.0f} ms"
         lines.append(
             f"| {r['kind']} | {r['codec']} | {r['shard_bytes'] / 1e6:.1f} | {r['state_of_shard']:.2f} shards "
             f"| {r['sync_of_shard']:.2f} shards | {told} |"
         )
+    steps = "".join(f" step: {preset} preset." for preset in dict.fromkeys(r["preset"] for r in idle.values()))
     lines.append(
-        f"\n2 islands x 2 ranks; memory: {memory[0]['preset']} preset, resident bytes of the rank that needs most; "
-        f"step: {next(iter(idle.values()))['preset']} preset. `{result['command']}`, {result['hardware']['cpu']}, "
+        f"\n2 islands x 2 ranks; memory: {memory[0]['preset']} preset, resident bytes of the rank that needs most;"
+        f"{steps} `{result['command']}`, {result['hardware']['cpu']}, "
         f"{result['created'][:10]}."
     )
     return "\n".join(lines) + "\n"

@@ -6,14 +6,17 @@
     centralised  tuned on all data together: each step takes one batch of every client
 
 Losses are nats per token on each client's own held-out text; `mean` weighs clients equally, `worst` is the mean over
-the worst tenth of the clients (at least one). Written to clients.json; baselines cost as much training twice again.
+the worst tenth of the clients (at least one); `percentiles`, `spread` (standard deviation) and `helped` (the fraction
+of clients that end below what they had before, or alone) say how fairly the gain is shared. Written to clients.json;
+baselines cost as much training twice again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -107,10 +110,30 @@ def _centralised(run: Run, batches: Sequence[Batches]) -> list[float]:
 def _write(run: Run, table: dict[str, list[float]]) -> None:
     known = {column: values for column, values in table.items() if not any(math.isnan(v) for v in values)}
     mean = {column: sum(values) / len(values) for column, values in known.items()}
-    worst = {column: worst_tenth(values) for column, values in known.items()}
-    write_json(run.directory / "clients.json", {"clients": known, "mean": mean, "worst_10pct": worst})
+    found: dict[str, object] = {"clients": known, "mean": mean}
+    found["worst_10pct"] = {column: worst_tenth(values) for column, values in known.items()}
+    found["percentiles"] = {column: percentiles(values) for column, values in known.items()}
+    found["spread"] = {column: statistics.pstdev(values) for column, values in known.items()}
+    found["helped"] = helped(known)
+    write_json(run.directory / "clients.json", found)
     text = ", ".join(f"{column} {value:.4f}" for column, value in mean.items())
     run.progress.note(f"clients' validation loss (mean over {run.sync.transport.islands}): {text}")
+
+
+def percentiles(losses: Sequence[float]) -> dict[str, float]:
+    """The 10th, 50th and 90th percentile of the clients' losses, between two clients by their distance."""
+    at = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    found = torch.quantile(torch.tensor(losses, dtype=torch.float64), at).tolist()
+    return {f"p{name}": value for name, value in zip((10, 50, 90), found, strict=True)}
+
+
+def helped(columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Fractions of the clients whose own model ends below what they had before, and below what they had alone."""
+    return {
+        f"below_{other}": sum(a < b for a, b in zip(columns["own"], columns[other], strict=True)) / len(columns["own"])
+        for other in ("before", "local")
+        if other in columns and "own" in columns
+    }
 
 
 def worst_tenth(losses: Sequence[float]) -> float:

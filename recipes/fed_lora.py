@@ -161,6 +161,13 @@ def smollm2() -> RunConfig:
     )
 
 
+def smollm2_sparse() -> RunConfig:
+    """As `smollm2`, with a quarter of the adapter's values in 4 bits per round and the rest later."""
+    base = smollm2()
+    codec = ErrorFeedback(codec=TopK(chunk=1024, k=256) | Int4())
+    return replace(base, name="fed-lora-smollm2-sparse", sync=replace(base.sync, codec=codec))
+
+
 def _private(name: str, rule: Aggregator, mechanism: Mechanism, lora: LoRA | None = None) -> RunConfig:
     base = _tiny(name, rule, lora)
     every_island = replace(

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.headline import environment, is_timed
-from benchmarks.headline_methods import BASE, LINES, METHODS, Method, window
+from benchmarks.headline_methods import BASE, METHODS, NANO, SIZES, Method, window
 from benchmarks.headline_report import headline_table
-from benchmarks.headline_rows import PARAMETERS, cell_of, rows_of, with_ratios
-from benchmarks.peers.session import Plan, is_calmer
+from benchmarks.headline_rows import cell_of, rows_of, with_ratios
+from benchmarks.peers import interface
+from benchmarks.peers.session import Plan, is_steadier
 from lowcomm.trainer import train
 from tests.runs import free_port, summary, variant, write_corpus
 
@@ -29,16 +33,17 @@ def ddp():
     return replace(variant("ddp", Path({corpus!r}), None), transport="collective")
 """
 BY_NAME = {m.name: m for m in METHODS}
-SLOW = next(line for line in LINES if line.name == "slow-0ms")
+SLOW = next(line for line in NANO.lines if line.name == "slow-0ms")
 
 
-def measured(step_s: float, sent_bytes: int, plain_s: float = 0.01) -> dict[str, Any]:
+def measured(step_s: float, sent_bytes: int, plain_after_s: float = 0.01) -> dict[str, Any]:
     """What one island writes of a window of four units of two steps, one of them disturbed."""
     return {
         "steps": 8,
         "unit_step_s": [step_s, step_s, 9 * step_s, step_s],
-        "plain_step_s": [plain_s, 3 * plain_s],
-        "plain_net_s": [plain_s, plain_s],
+        "plain_step_s": [0.01, 0.03],
+        "plain_net_s": [0.01, plain_after_s],
+        "peak_sent_bytes_per_s": sent_bytes,
         "unit_wait_s": [0.0, 0.0, 8 * step_s, step_s / 2],
         "sent_bytes": sent_bytes,
         "received_bytes": 2 * sent_bytes,
@@ -47,7 +52,7 @@ def measured(step_s: float, sent_bytes: int, plain_s: float = 0.01) -> dict[str,
 
 
 def test_a_cell_is_the_slower_island_s_median_step_and_mean_bytes_brought_to_the_whole_run() -> None:
-    cell = cell_of([measured(0.1, 80), measured(0.2, 160)], steps=80, rate_mbit=32.0)
+    cell = cell_of([measured(0.1, 80), measured(0.2, 160)], replace(NANO, steps=80), rate_mbit=32.0)
     assert cell["step_s"] == pytest.approx(0.2)
     assert cell["slowest_over_median"] == pytest.approx(9)
     assert cell["utilisation"] == pytest.approx(0.02 / 0.2)  # plain: the mean of before and after
@@ -56,14 +61,15 @@ def test_a_cell_is_the_slower_island_s_median_step_and_mean_bytes_brought_to_the
     assert cell["net_utilisation"] == pytest.approx(0.01 / 0.2)
     assert cell["wall_s"] == pytest.approx(80 * 0.2)
     assert (cell["bytes_sent"], cell["bytes_received"], cell["own_bytes_sent"]) == (1200, 2400, 1100)
-    full_link_s = PARAMETERS * 32 / 32e6
+    full_link_s = NANO.parameters * 32 / 32e6
     assert cell["net_speedup_over_full_link"] == pytest.approx((full_link_s + 0.01) / 0.2)
+    assert cell["peak_mbit"] == pytest.approx(160 * 8e-6)
     assert cell["wall_s_from"] == "steps x measured s/step"
 
 
 def test_one_island_that_does_not_count_leaves_no_count() -> None:
     silent = {**measured(0.1, 80), "own_sent_bytes": None}
-    assert cell_of([measured(0.1, 80), silent], steps=8, rate_mbit=1.0)["own_bytes_sent"] is None
+    assert cell_of([measured(0.1, 80), silent], replace(NANO, steps=8), rate_mbit=1.0)["own_bytes_sent"] is None
 
 
 def test_ratios_are_against_torch_s_ddp_on_the_same_link_with_the_same_seed() -> None:
@@ -90,12 +96,12 @@ def test_ratios_are_against_torch_s_ddp_on_the_same_link_with_the_same_seed() ->
     assert found == [(1.0, 1.0), (1.0, 1.0), (3.0, 100.0), (None, None)]
 
 
-def write_cell(work_dir: Path, method: Method, step_s: float, plain_s: float = 0.01) -> Path:
+def write_cell(work_dir: Path, method: Method, step_s: float, plain_after_s: float = 0.01) -> Path:
     where = work_dir / f"{method.key}-seed0"
     where.mkdir(exist_ok=True)
     for rank in (0, 1):
         path = where / f"{SLOW.name}.rank{rank}.json"
-        path.write_text(json.dumps(measured(step_s, 1000, plain_s)), encoding="utf-8")
+        path.write_text(json.dumps(measured(step_s, 1000, plain_after_s)), encoding="utf-8")
     return where
 
 
@@ -113,26 +119,43 @@ def test_rows_and_table_of_what_is_done(tmp_path: Path) -> None:
     assert rows[1]["val_bpb_from"] == "not run"
     hardware = {"cpu": "a processor"}
     table = headline_table({"rows": rows, "command": "c", "hardware": hardware, "created": "2026-01-01T00:00:00"})
-    assert "**0.75 Mbit/s, 0 ms round trip**" in table
-    assert "| lowcomm DiLoCo fp32 | 64 | - | 0.64 | 1/1 | 102 | 400.0x | 100.0% | 400.0x | 50.0% |" in table
+    assert "**nano, 0.75 Mbit/s, 0 ms round trip**" in table
+    assert "| lowcomm DiLoCo fp32 | 64 | - | 0.64 | 1/1 | 0.008 | 102 | 400.0x | 100.0% | 400.0x | 50.0% |" in table
 
 
-def test_a_cell_of_a_busy_machine_is_measured_again(tmp_path: Path) -> None:
-    calm = write_cell(tmp_path, BY_NAME[BASE], 8.0)
-    busy = write_cell(tmp_path, BY_NAME["lowcomm DDP"], 8.0, plain_s=0.02)
-    assert is_timed(calm, SLOW)
-    assert not is_timed(busy, SLOW)
-    assert not is_timed(calm, LINES[0])
-    cell = calm / f"{SLOW.name}.rank0.json"
-    assert is_calmer(measured(8.0, 1000, plain_s=0.005), cell) and is_calmer(measured(8.0, 1000), calm / "none.json")
-    assert not is_calmer(measured(8.0, 1000, plain_s=0.011), cell)
+def test_a_cell_in_which_the_machine_changed_its_pace_is_measured_again(tmp_path: Path) -> None:
+    steady = write_cell(tmp_path, BY_NAME[BASE], 8.0)
+    torn = write_cell(tmp_path, BY_NAME["lowcomm DDP"], 8.0, plain_after_s=0.012)
+    assert is_timed(steady, SLOW)
+    assert not is_timed(torn, SLOW)
+    assert not is_timed(steady, NANO.lines[0])
+    cell = torn / f"{SLOW.name}.rank0.json"
+    assert is_steadier(measured(8.0, 1000, plain_after_s=0.0095), cell)
+    assert is_steadier(measured(8.0, 1000, plain_after_s=0.02), torn / "none.json")
+    assert not is_steadier(measured(8.0, 1000, plain_after_s=0.008), cell)
+
+
+def test_the_peak_rate_is_of_the_busiest_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = iter([0, 10, 1010, 1020])
+    looks = threading.Semaphore(0)
+
+    def counters() -> tuple[int, int]:
+        looks.release()
+        return next(sent, 1020), 0
+
+    monkeypatch.setattr(interface, "interface_bytes", counters)
+    monkeypatch.setattr(interface, "PEAK_S", 0.001)
+    with interface.PeakRate() as peak:
+        for _ in range(5):
+            assert looks.acquire(timeout=20)
+    assert 0 < peak.sent_bytes_per_s <= 1000 / 0.0005
 
 
 def test_windows_are_whole_rounds_and_keys_are_unique() -> None:
     assert len({m.key for m in METHODS}) == len(METHODS)
-    for method in METHODS:
-        for line in LINES:
-            made = window(method, line)
+    for method, size in itertools.product(METHODS, SIZES.values()):
+        for line in size.lines:
+            made = window(method, line, size)
             assert made.steps % method.every == 0 and made.warmup_steps % method.every == 0
             assert made.steps % made.unit_steps == 0 and made.delay_ms * 2 == line.rtt_ms
 

@@ -24,6 +24,7 @@ from lowcomm.federated import worst_tenth
 from lowcomm.model import IA3, BitFit, Full, Heads, LoRA, ModelConfig, Prompt, build_model, merge_tuning, token_losses
 from lowcomm.model.tuning import Tuning
 from lowcomm.outer import SGD
+from lowcomm.report.html import write_report
 from lowcomm.trainer import train
 from lowcomm.types import ConfigError
 from tests import runs
@@ -132,6 +133,12 @@ def test_a_run_reports_its_error_and_its_clients(tmp_path: Path, corpus: Path) -
     assert all(len(values) == 2 for values in table["clients"].values())
     assert table["mean"]["after"] < table["mean"]["before"]
     assert table["worst_10pct"]["after"] == max(table["clients"]["after"])
+    low, high = sorted(table["clients"]["own"])
+    assert table["spread"]["own"] == pytest.approx((high - low) / 2)
+    assert table["percentiles"]["own"]["p10"] == pytest.approx(low + 0.1 * (high - low))
+    assert table["helped"]["below_before"] == 1.0
+    page = write_report([tmp_path / "run"]).read_text(encoding="utf-8")
+    assert "What it was worth to each client" in page and "tuned on all text together" in page
     summary = runs.summary(tmp_path / "run")
     assert summary["parameters_trainable"] < 0.1 * summary["parameters"]
     exported = load_file(tmp_path / "run" / "export" / "model.safetensors")
@@ -262,6 +269,14 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert words in captured.err
     assert captured.err.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_base_weights_that_a_rule_changes_are_still_parameters(tmp_path: Path, corpus: Path) -> None:
+    for method in ("fedit", "fedex"):
+        assert train(small(corpus, tmp_path / method, method)) == 0
+    plain, loosened = (runs.summary(tmp_path / method) for method in ("fedit", "fedex"))
+    for count in ("parameters", "parameters_trainable"):
+        assert plain[count] == loosened[count]
 
 
 def test_by_folder_gives_each_island_its_folder(corpus: Path) -> None:

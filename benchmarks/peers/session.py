@@ -18,13 +18,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
 from torch.distributed import TCPStore
 
 from benchmarks.netlab.lab import Link, reshape
+from benchmarks.peers.interface import PeakRate, interface_bytes
 from lowcomm.assembly import World, build_models, preflight
 from lowcomm.config import RunConfig
 from lowcomm.data import Data, Shard
@@ -35,10 +36,10 @@ from lowcomm.run_dir import write_json
 
 PORT_STEP = 1
 """The session's own store listens this far above MASTER_PORT."""
-PLAIN_BLOCKS, PLAIN_STEPS = 5, 16
+PLAIN_BLOCKS, PLAIN_STEPS = 9, 16
 """Plain steps before and after each window: the median of blocks counts, so that one interruption does not."""
-CALM = 1.1
-"""A machine whose plain steps take longer than this times the shortest seen was busy with something else."""
+STEADY = 1.15
+"""Plain steps before and after a window that differ by more than this factor: the machine changed its pace within."""
 SETTLE_S = 0.3
 """The router looks for a new link every 0.05 s."""
 
@@ -68,6 +69,8 @@ class Plan:
     option: str | None = None
     """The method's variant, such as a hook of DDP."""
     windows: tuple[Window, ...] = ()
+    preset: str | None = None
+    """Of the model; None: the recipe's."""
     train_steps: int | None = None
     control: str | None = None
     """The router's settings; None: an unshaped network."""
@@ -110,7 +113,9 @@ class Session:
         torch.set_num_threads(1)
         self.plan, self.out_dir = plan, out_dir
         self.world = World.from_environment()
-        config = replace(load(plan.recipe), seed=plan.seed, run_dir=out_dir / "run")
+        recipe = load(plan.recipe)
+        model = replace(recipe.model, preset=cast("Any", plan.preset or recipe.model.preset))
+        config = replace(recipe, seed=plan.seed, run_dir=out_dir / "run", model=model)
         self.config: RunConfig
         self.data: Data
         self.config, self.data = preflight(config, self.world)
@@ -176,14 +181,15 @@ class Session:
         self.meet()
 
     def measure(self, method: Method, window: Window) -> None:
-        """One window; writes OUT_DIR/LINK.rankN.json if none is there that was measured on a calmer machine."""
+        """One window; writes OUT_DIR/LINK.rankN.json if none is there that was measured on a steadier machine."""
         method.settle()
         before_s = self.plain_step_s()
         self.set_link(window)
         for _ in range(window.warmup_steps):
             method.step()
         own, carried = method.own_sent_bytes(), interface_bytes()
-        units = [timed_steps(method.step, window.unit_steps) for _ in range(window.steps // window.unit_steps)]
+        with PeakRate() as peak:
+            units = [timed_steps(method.step, window.unit_steps) for _ in range(window.steps // window.unit_steps)]
         own_after, carried_after = method.own_sent_bytes(), interface_bytes()
         method.settle()
         after_s = self.plain_step_s()
@@ -195,10 +201,11 @@ class Session:
             "plain_net_s": [before_s[1], after_s[1]],
             "sent_bytes": carried_after[0] - carried[0],
             "received_bytes": carried_after[1] - carried[1],
+            "peak_sent_bytes_per_s": peak.sent_bytes_per_s,
             "own_sent_bytes": None if own is None or own_after is None else own_after - own,
         }
         path = self.out_dir / f"{window.link}.rank{self.world.rank}.json"
-        if is_calmer(row, path):
+        if is_steadier(row, path):
             write_json(path, row)
 
     def train(self, method: Method, steps: int) -> None:
@@ -225,21 +232,15 @@ class Session:
         return nats / math.log(2) / text_bytes
 
 
-def interface_bytes() -> tuple[int, int]:
-    """(sent, received) by this host's line, packet headers included; zeros on an unshaped network."""
-    lines = Path("/proc/net/dev").read_text(encoding="ascii").splitlines()
-    for line in lines:
-        if line.strip().startswith("tun0:"):
-            fields = line.split(":")[1].split()
-            return int(fields[8]), int(fields[0])
-    return 0, 0
+def pace_change(row: dict[str, Any]) -> float:
+    """By what factor plain steps before and after a window differ, 1 or more; the same on all islands."""
+    before_s, after_s = row["plain_net_s"]
+    return max(before_s, after_s) / min(before_s, after_s)
 
 
-def is_calmer(row: dict[str, Any], path: Path) -> bool:
-    """Whether plain steps took less time than in the cell that is there; the same on all islands."""
-    if not path.exists():
-        return True
-    return max(row["plain_step_s"]) < max(json.loads(path.read_text(encoding="utf-8"))["plain_step_s"])
+def is_steadier(row: dict[str, Any], path: Path) -> bool:
+    """Whether the machine kept its pace better than in the cell that is there."""
+    return not path.exists() or pace_change(row) < pace_change(json.loads(path.read_text(encoding="utf-8")))
 
 
 def timed_steps(step: Callable[[], None], count: int) -> tuple[float, float]:

@@ -77,7 +77,9 @@ class PlainIsland:
     def parameter_counts(self) -> tuple[int, int]:
         """Elements of the island's model: (all, trainable)."""
         parameters = list(self.model.parameters())
-        return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+        loosened = [b for name, b in self.model.named_buffers() if name.endswith(".base_layer.weight")]
+        trainable = sum(p.numel() for p in parameters if p.requires_grad)
+        return sum(p.numel() for p in (*parameters, *loosened)), trainable
 
     def whole_state(self) -> dict[str, Tensor] | None:
         """The island's weights by name, on its first rank, for an export; None: as they are in `model`, or elsewhere.
