@@ -8,7 +8,7 @@ Two hosts of benchmarks/netlab (root, iproute2), one island each: same model, da
 plain steps that are never synced in the same processes: utilisation is the ratio of the two times. Validation loss
 comes from whole runs without shaping: lowcomm's from `lowcomm simulate`, which gives the same bits, the others' from
 their own two processes. Cells that are done are not repeated, but for those in which the machine changed its pace: call
-it again until none is left, or show what there is by --table-only. `--peers DIR` holds the packages of the
+it again until none is left, or show what there is by --table-only (with losses of an earlier result). `--peers DIR` holds the packages of the
 foreign methods, whose rows are left out without it:
 
     pip install --no-deps --target DIR -r benchmarks/peers/requirements.txt
@@ -173,11 +173,20 @@ def parsed() -> argparse.Namespace:
     return options
 
 
-def of_other_sizes(preset: str) -> list[dict[str, Any]]:
-    """Rows that an earlier result has of other models."""
+def with_earlier(rows: Sequence[dict[str, Any]], preset: str) -> list[dict[str, Any]]:
+    """`rows` of one model, with losses that only an earlier result knows, and that result's rows of other models."""
     path = RESULTS / "headline.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    return [r for r in rows if r.get("preset", "nano") != preset]
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "commit": None}
+    known = {(r.get("preset", "nano"), r["method"], r["seed"]): r for r in result["rows"] if r["val_bpb"] is not None}
+    found = []
+    for row in rows:
+        told = known.get((preset, row["method"], row["seed"]))
+        if row["val_bpb"] is None and told is not None:
+            source = f"{told['val_bpb_from'].partition(', at ')[0]}, at {result['commit'][:7]}"
+            row = {**row, "val_bpb": told["val_bpb"], "val_bpb_from": source}
+        found.append(row)
+    found += [r for r in result["rows"] if r.get("preset", "nano") != preset]
+    return sorted(found, key=lambda r: list(SIZES).index(r["preset"]))
 
 
 def main() -> None:
@@ -201,8 +210,7 @@ def main() -> None:
         run_cells([simulated(m, s, options.size) for m, s in cells if m.ours], options.work_dir, options.jobs)
     if options.part == "timing" and not options.table_only:
         return
-    rows = [*rows_of(options.work_dir, options.seeds, options.size), *of_other_sizes(options.preset)]
-    rows.sort(key=lambda r: list(SIZES).index(r["preset"]))
+    rows = with_earlier(rows_of(options.work_dir, options.seeds, options.size), options.preset)
     told = "python -m benchmarks.headline --peers DIR" + (f" --seeds {options.seeds}" if options.seeds != 1 else "")
     path = write_result("headline", told, rows)
     print(write_headline_table(path), write_headline_plot(path))
