@@ -8,8 +8,8 @@ Two hosts of benchmarks/netlab (root, iproute2), one island each: same model, da
 plain steps that are never synced in the same processes: utilisation is the ratio of the two times. Validation loss
 comes from whole runs without shaping: lowcomm's from `lowcomm simulate`, which gives the same bits, the others' from
 their own two processes. Cells that are done are not repeated, but for those in which the machine changed its pace: call
-it again until none is left, or show what there is by --table-only (with losses of an earlier result). `--peers DIR` holds the packages of the
-foreign methods, whose rows are left out without it:
+it again until none is left, or show what there is by --table-only, with losses of an earlier result. `--peers DIR`
+holds the packages of the foreign methods, whose rows are left out without it:
 
     pip install --no-deps --target DIR -r benchmarks/peers/requirements.txt
 
