@@ -10,17 +10,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from lowcomm.aggregate.lora import FFA, FedSB, LoraRule
 from lowcomm.codec import Codec
+from lowcomm.digest import sha256_weights
 from lowcomm.outer import SGD
 from lowcomm.schedule import EveryStep, Schedule, Streaming
+from lowcomm.sync import LocalSGD
 from lowcomm.transport import Simulated, Transport
 from lowcomm.transport.relay import Relay, Request
 from lowcomm.transport.relayed import Relayed, Waiting
 from lowcomm.types import SyncError, TransportError
-from tests import toy
-from tests.methods import name, whole_codecs
+from tests import lora_toy, toy
+from tests.methods import LORA_RULES, name, whole_codecs
 
 ISLANDS = 3
 Result = TypeVar("Result")
@@ -231,3 +234,33 @@ def test_a_row_of_another_size_than_agreed_is_refused() -> None:
             transport.gather([torch.zeros(1 + transport.local[0], dtype=torch.int64)])
 
     on_threads(2, gather)
+
+
+def adapters(rule: LoraRule, transport: Transport, models: Sequence[nn.Module]) -> str:
+    """Digest of the global adapters after two rounds; the first local model's batches are those of its island."""
+    inners = [torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=0.05) for m in models]
+    sync = LocalSGD(models, inners, every=2, outer=SGD(lr=1.0), aggregator=rule, transport=transport)
+    for step in range(4):
+        for i, (model, inner) in enumerate(zip(models, inners, strict=True)):
+            island = transport.local[i]
+            ids = lora_toy.batch(island, step)
+            model(input_ids=ids, labels=ids).loss.backward()
+            sync.count_tokens(1 + island, i)
+            inner.step()
+            inner.zero_grad()
+    sync.finish()
+    return sha256_weights(sync.weights())
+
+
+@pytest.mark.parametrize("rule", LORA_RULES, ids=name)
+def test_every_lora_rule_gives_the_bits_of_the_simulation(rule: LoraRule) -> None:
+    train = "B" if isinstance(rule, FFA) else "core" if isinstance(rule, FedSB) else "AB"
+    tuning = lora_toy.lora(rule, ("q_proj", "v_proj"), train)
+
+    def models(count: int) -> list[nn.Module]:
+        return [lora_toy.tuned(lora_toy.llama(), tuning) for _ in range(count)]
+
+    expected = adapters(rule, Simulated(4), models(4))
+    ready = models(4)
+    found = on_threads(4, lambda transport: adapters(rule, transport, [ready[transport.local[0]]]))
+    assert found == [expected] * 4
