@@ -68,7 +68,7 @@ class Ledger:
         """The mechanisms of the one who is protected least.
 
         A sample of fixed size is credited with nothing: an island met the mechanisms of the rounds that it was in.
-        Under Poisson sampling a round is amplified; a second release with the same sample counts as if it were not sampled.
+        Under Poisson sampling a round is amplified; a second release with the same sample counts as if not sampled.
         """
         z = self.mechanism.noise_multiplier
         if self.mechanism.level == "example":
@@ -107,9 +107,7 @@ class Ledger:
             "noise_multiplier": z,
             "delta": self.mechanism.delta,
             "budget": self.mechanism.budget,
-            "epsilon_per_round": _finite(
-                self.epsilon(Counts(releases=min(rounds, 1), steps=min(sync.step, sync.every)))
-            ),
+            "epsilon_per_round": _finite(self.epsilon(once)),
             "epsilon_total": _finite(self.epsilon(Counts.of(sync))),
         }
         if sync.guard.per_client and self.sampling is not None and self.sampling.independent:

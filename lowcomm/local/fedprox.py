@@ -5,7 +5,8 @@ Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, arXiv 1812.06127.
     min_w h_k(w) = F_k(w) + mu / 2 ||w - w_t||^2,    g <- g + mu (w - w_t)
 
 w_t: the global weights of round t; F_k: the client's loss; mu: `mu`. Any shape and float dtype, w_t in fp32. Over
-what is trained: full weights or LoRA factors. A parameter without a gradient in a step (resting factors) has no term either.
+what is trained: full weights or LoRA factors. A parameter without a gradient in a step has no term
+either (resting factors).
 No bytes, no state, no copy: w_t is the global weights that a sync keeps anyway.
 Raises: ConfigError for a mu out of range.
 Deviates: the term is added after gradient clipping; with an adaptive inner optimizer it is scaled like a gradient.

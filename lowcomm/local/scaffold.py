@@ -10,7 +10,8 @@ islands. The paper's option II, c_k - c + (x - y_k) / (K eta), is this mean for 
 the gradients it holds for every inner optimizer and schedule of learning rates.
 Any shape and float dtype of weights; c and c_k are fp32.
 Cost on the wire: a second fp32 sum of the size of the Delta per round, 8 (n - 1) / n B per parameter and island,
-whatever the codec is. Memory: three fp32 copies of what is trained (c, c_k, the sum of gradients). All of it is in checkpoints.
+whatever the codec is. Memory: three fp32 copies of what is trained (c, c_k, the sum of gradients), which are
+in checkpoints.
 Deviates: c_k' from gradients (see above); corrections are added after gradient clipping; the mean of the model is
 weighted as the aggregator says, that of c is not.
 Reduces to: one island => FedAvg, as c = c_k; equal gradients on all islands => FedAvg, up to rounding.
