@@ -122,8 +122,7 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
     transport = members.transport
     together = config.batched and len(models) > 1  # one island alone is faster as it is
     alone = config.model.compile and not together
-    pairs = zip(models, transport.local, strict=True)
-    islands = [build_island(config, model, k, alone, members.mesh) for model, k in pairs]
+    islands = [build_island(config, m, k, alone, members.mesh) for m, k in zip(models, transport.local, strict=True)]
     batched = BatchedIslands(islands, compile=config.model.compile) if together else None
     sync = LocalSGD(
         [i.model for i in islands],
@@ -140,6 +139,7 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
         quorum=config.sync.quorum,
         privacy=config.sync.privacy,
         on_late=config.sync.on_late,
+        clients=config.sync.clients,
     )
     secure(islands, sync)
     handle = lock(config.directory, world.rank, config.resume) if world.local_rank == 0 else None

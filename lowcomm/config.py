@@ -13,16 +13,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lowcomm.aggregate import Aggregator, Mean
+from lowcomm.clients import Clients, check_clients
 from lowcomm.codec import Codec, Fp32
 from lowcomm.data import DataConfig
 from lowcomm.exchange import check_fit
 from lowcomm.guard import check_privacy
 from lowcomm.island import InnerConfig, IslandConfig
+from lowcomm.local import Objective
 from lowcomm.lora_sync import check_lora, check_tuning
 from lowcomm.model import Full, ModelConfig
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.privacy import Mechanism
+from lowcomm.sampling import Sampling
 from lowcomm.schedule import EveryH, Schedule
+from lowcomm.secure import SecureSum
+from lowcomm.secure_sum import check_secure
 from lowcomm.types import ConfigError, require
 from lowcomm.zeroth_order import check_zeroth_order
 
@@ -39,6 +44,14 @@ class SyncConfig:
     aggregator: Aggregator = field(default_factory=Mean)
     privacy: Mechanism | None = None
     """Clipping and noise before the codec, with an accountant and maybe a budget; None: nothing."""
+    sampling: Sampling | None = None
+    """Which islands train in a round (FixedSize, Poisson), drawn from the run's seed; None: all."""
+    local_steps: tuple[int, ...] | None = None
+    """Inner steps of each island per round, 1 to `every`; it rests for the others. None: `every` for all."""
+    objective: Objective | None = None
+    """What is added to the gradients of inner steps (FedProx, Scaffold); None: nothing."""
+    secure: SecureSum | None = None
+    """Secure aggregation: nobody sees a single contribution, only the sum; None: plain sums."""
     outer_device: Literal["model", "cpu"] = "model"
     """Where global weights and outer state live: with the model, or in (pinned) CPU memory."""
     quorum: float = 0.5
@@ -49,6 +62,13 @@ class SyncConfig:
     """When an exchange has not arrived by its deadline: wait for it, or stop at the next one with all islands saved."""
     streams: int = 1
     """TCP connections between two islands that share large transfers on the CPU: several for long round trips."""
+
+    @property
+    def clients(self) -> Clients:
+        """Who takes part how, as a LocalSGD takes it."""
+        return Clients(
+            sampling=self.sampling, local_steps=self.local_steps, objective=self.objective, secure=self.secure
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +167,7 @@ def check(config: RunConfig, islands: int) -> None:
     config.model.check()
     config.inner.check()
     _check_sync(config)
+    _check_clients(config, islands)
     check_tuning(config.sync.aggregator, config.model.tuning, islands)
     size = config.island.size or 1
     check_zeroth_order(config.inner, config.sync.schedule, config.batched, size, config.model.compile)
@@ -174,7 +195,8 @@ def _check_sync(config: RunConfig) -> None:
     sync.aggregator.check()
     check_fit(sync.codec, sync.aggregator)
     check_lora(sync.aggregator, sync.codec, sync.outer, sync.schedule)
-    check_privacy(sync.privacy, sync.aggregator, sync.codec, sync.schedule)
+    check_privacy(sync.privacy, sync.aggregator, sync.codec, sync.schedule, sync.sampling)
+    check_secure(sync.secure, sync.codec, sync.aggregator, sync.schedule)
     if sync.privacy is not None:
         examples = sync.privacy.level == "example"
         fits = not (examples and config.batched)
@@ -186,6 +208,18 @@ def _check_sync(config: RunConfig) -> None:
     timeout_ok = 0 < sync.timeout_s < float("inf")
     require(timeout_ok, "sync.timeout_s", sync.timeout_s, "a finite number above 0", "1800 is half an hour")
     require(1 <= sync.streams <= 64, "sync.streams", sync.streams, "1 to 64", "4 to 8 suit a round trip of 50 ms")
+
+
+def _check_clients(config: RunConfig, islands: int) -> None:
+    sync, clients = config.sync, config.sync.clients
+    check_clients(clients, islands, sync.every, sync.codec, sync.schedule, sync.privacy)
+    for name in ("sampling", "local_steps", "objective", "secure"):
+        if getattr(clients, name) is None:
+            continue
+        fits = not config.batched or name == "secure"
+        require(fits, "batched", True, f"False with sync.{name}, as islands' steps differ", "leave it out")
+        alone = config.island.size in (None, 1)
+        require(alone, "island.size", config.island.size, f"1 with sync.{name}", "leave it out")
 
 
 def to_dict(value: Any) -> Any:
@@ -229,6 +263,9 @@ def check_resumable(config: RunConfig, islands: int) -> None:
         now = to_dict(dataclasses.replace(config, islands=islands))
         for values in (stored, now):
             values["sync"].pop("on_late", None)  # changes nothing of what is trained
+            for name in ("sampling", "local_steps", "objective", "secure"):  # older runs have none of them
+                if values["sync"].get(name) is None:
+                    values["sync"].pop(name, None)
         changed = [k for k, v in now.items() if k not in MAY_CHANGE and stored.get(k) != v]
     except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
         raise ConfigError(f"{path} can't be read ({error}). Fix: start a new run with --run-dir") from error

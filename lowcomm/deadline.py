@@ -61,8 +61,9 @@ class Deadlines:
         stop = None if self.on_late == "wait" else self._wants_stop
         arrival_s, start = flight.began - self._last_roll, time.perf_counter()
         flight.roll = roll = call_roll(
-            sync.transport, sync.aggregator, flight.round, flight.unsynced, flight.norms, sync.quorum, arrival_s, stop
-        )
+            sync.transport, sync.aggregator, flight.round, flight.unsynced, flight.norms, sync.quorum, arrival_s, stop,
+            flight.expected,
+        )  # fmt: skip
         self._last_roll = flight.rolled = time.perf_counter()
         flight.latency_s = flight.rolled - start
         if roll.stopping:

@@ -31,6 +31,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "elastic": ("torchft",),
     "flower": ("flwr",),
     "privacy": ("dp-accounting",),
+    "secure": ("cryptography",),
     "docs": ("mkdocs-material", "mkdocstrings-python"),
 }
 """Extra -> the distributions it brings; a test keeps it equal to pyproject.toml."""

@@ -1,7 +1,8 @@
 """One fragment's way through codec, transport and aggregation; nothing is committed here.
 
-Four ways: fp32 vectors summed as they are; packed chunks summed by all-to-all (`compressed_sum`); packed vectors that
-go to all (`compressed_share`); any payloads gathered and decoded by every island (`compressed_gather`).
+Five ways: fp32 vectors summed as they are; packed chunks summed by all-to-all (`compressed_sum`); packed vectors that
+go to all (`compressed_share`); any payloads gathered and decoded by every island (`compressed_gather`), so also where
+only some islands were sampled; masked integers (`secure_sum`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from lowcomm.compressed_gather import gather_payloads
 from lowcomm.compressed_share import share_packed
 from lowcomm.compressed_sum import sum_packed
 from lowcomm.fragment import Fragment
+from lowcomm.present_sum import sum_present
 from lowcomm.roll_call import RollCall, call_roll
+from lowcomm.secure import SecureSum
+from lowcomm.secure_sum import sum_masked
 from lowcomm.transport.base import Transport
 from lowcomm.types import ConfigError, Round
 
@@ -37,6 +41,7 @@ def aggregate_into_mean(
     roll: RollCall,
     round: Round,
     quorum: float = 0.5,
+    secure: SecureSum | None = None,
 ) -> Exchanged:
     """Fill `fragment.mean` with the aggregate of all islands' deltas.
 
@@ -45,8 +50,12 @@ def aggregate_into_mean(
     Returns the codec states to commit, and the roll without the islands whose payloads turned out to be unusable.
     Raises SyncError, on every island alike.
     """
-    if codec_is_identity(codec) and aggregator.needs == "sum":
-        transport.weighted_sum(deltas, roll.weights, fragment.mean)
+    sampled = roll.expected is not None
+    if codec_is_identity(codec) and aggregator.needs == "sum" and secure is None:
+        if sampled:
+            sum_present(transport, deltas, roll.weights, fragment.mean)
+        else:
+            transport.weighted_sum(deltas, roll.weights, fragment.mean)
         return Exchanged(states=list(states), roll=roll)
     crossing = Crossing(
         fragment=fragment,
@@ -58,8 +67,10 @@ def aggregate_into_mean(
         round=round,
         quorum=quorum,
     )
+    if secure is not None:
+        return sum_masked(crossing, secure, deltas)
     dense = codec.codec if isinstance(codec, ErrorFeedback) else codec
-    if isinstance(dense, Dense) and aggregator.needs == "sum":
+    if isinstance(dense, Dense) and aggregator.needs == "sum" and not sampled:
         # with two islands sharing sends the same bytes and rounds once
         on_the_way = dense.sums_on_the_way and (transport.islands > 2 or dense.only_sums)
         return (sum_packed if on_the_way else share_packed)(crossing, dense, deltas)

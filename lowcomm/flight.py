@@ -55,6 +55,8 @@ class Flight:
     """Bytes that each local island sent in it, roll call included."""
     needed_bytes_per_s: float | None = None
     """Rate at which it would have been there just when it was due; None: it was never due, or not beside training."""
+    expected: frozenset[int] | None = None
+    """Islands that contribute; None: all."""
     told: list[float] = field(default_factory=list)
     """What each island tells for its privacy mechanism to learn from: first the local ones, after the exchange all."""
     roll: RollCall | None = None

@@ -10,7 +10,7 @@ import torch
 
 from lowcomm.island.scalars import ScalarOptimizer
 from lowcomm.types import SyncError
-from lowcomm.verify import check_still_covered
+from lowcomm.verify import check_still_covered, verify_equal
 
 if TYPE_CHECKING:
     from lowcomm.fragment import Fragment
@@ -98,3 +98,16 @@ def average_buffers(sync: LocalSGD, weights: Sequence[float]) -> None:
             buffers.unflatten_mean(replica.tensors(buffers))
     finally:
         buffers.release()
+
+
+@torch.no_grad()
+def rebase(sync: LocalSGD) -> None:
+    """After steps with averaged gradients the islands are equal: their weights are the global weights."""
+    average_buffers(sync, [1 / sync.transport.islands] * sync.transport.islands)
+    for index, fragment in enumerate(sync.fragments):
+        current = sync.round_of(index)
+        digests = [fragment.read(r.tensors(fragment)) for r in sync.replicas]
+        verify_equal(sync.transport, fragment, digests, current)
+        for replica in sync.replicas:
+            replica.mark_synced(index)
+    sync.must_rebase = False  # only now: one that failed is due again

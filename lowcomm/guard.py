@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +24,7 @@ from lowcomm.codec.base import Codec
 from lowcomm.codec.error_feedback import ErrorFeedback
 from lowcomm.codec.rqm import Rqm
 from lowcomm.privacy import Draw, Mechanism, State
+from lowcomm.sampling import Sampling
 from lowcomm.schedule import EveryH, Growing, Schedule
 from lowcomm.transport.base import Transport
 from lowcomm.types import ConfigError, require
@@ -39,11 +40,19 @@ EXAMPLES = 1 << 32
 class Guard:
     """What one process's islands need to keep; without a mechanism it does nothing."""
 
-    def __init__(self, mechanism: Mechanism | None, transport: Transport, quorum: float) -> None:
+    def __init__(
+        self, mechanism: Mechanism | None, transport: Transport, quorum: float, sampling: Sampling | None = None
+    ) -> None:
         self.mechanism = mechanism
-        self.shares = max(1, math.ceil(quorum * transport.islands))
+        together = transport.islands if sampling is None else sampling.senders(transport.islands)
+        self.shares = max(1, math.ceil(quorum * together))
         self.releases = 0
         """Noised Deltas that each island has handed out, whether they were committed or not."""
+        self.repeats = 0
+        """Of them, those that were a second one or more of their round, with the same islands."""
+        self.took_part = [0] * transport.islands
+        """Of them, by island, those that had its Delta in them."""
+        self._last_round: int | None = None
         self.learnt: State = {} if mechanism is None else mechanism.init()
         self.keys = [_key(mechanism, k) for k in transport.local] if mechanism is not None else []
 
@@ -59,8 +68,13 @@ class Guard:
             hashed.update(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return int.from_bytes(hashed.digest(), "little")
 
-    def protect(self, fragment: Fragment, deltas: Sequence[Tensor]) -> list[float]:
-        """Clip and noise each local island's Delta in place: one more release. What each is to tell for `learn`."""
+    def protect(
+        self, fragment: Fragment, deltas: Sequence[Tensor], drawn: Collection[int] | None, round_index: int
+    ) -> list[float]:
+        """Clip and noise each local island's Delta in place: one more release. What each is to tell for `learn`.
+
+        drawn: the islands that were sampled for the round (None: all).
+        """
         if self.mechanism is None or not self.per_client:
             return []
         told: list[float | None] = []
@@ -68,6 +82,10 @@ class Guard:
             draw = Draw(seed=self.seed(i, self.releases, [flat[: fragment.numel]]), shares=self.shares)
             told.append(self.mechanism.clip_and_noise(fragment.views(flat), draw, self.learnt))
         self.releases += 1
+        self.repeats += round_index == self._last_round
+        self._last_round = round_index
+        for k in range(len(self.took_part)):
+            self.took_part[k] += drawn is None or k in drawn
         return [t for t in told if t is not None]
 
     def seen_norm(self, norm: float) -> float:
@@ -83,7 +101,8 @@ class Guard:
         """For the checkpoint of a local island."""
         if self.mechanism is None:
             return None
-        return {"key": self.keys[local].hex(), "releases": self.releases, "learnt": self.learnt}
+        sampled = {"repeats": self.repeats, "took_part": self.took_part, "last_round": self._last_round}
+        return {"key": self.keys[local].hex(), "releases": self.releases, "learnt": self.learnt, **sampled}
 
     def load(self, local: int, state: Mapping[str, Any] | None) -> None:
         """Put back what `state` gave."""
@@ -91,6 +110,8 @@ class Guard:
             return
         self.keys[local] = bytes.fromhex(state["key"])
         self.releases, self.learnt = state["releases"], dict(state["learnt"])
+        self.repeats, self._last_round = state.get("repeats", 0), state.get("last_round")
+        self.took_part = list(state.get("took_part", [self.releases] * len(self.took_part)))
 
 
 def _key(mechanism: Mechanism, island: int) -> bytes:
@@ -106,7 +127,13 @@ def tell_all(sync: LocalSGD, told: Sequence[float]) -> list[float]:
     return sync.transport.gather([torch.tensor([t], dtype=torch.float64) for t in told])[:, 0].tolist()
 
 
-def check_privacy(mechanism: Mechanism | None, aggregator: Aggregator, codec: Codec, schedule: Schedule) -> None:
+def check_privacy(
+    mechanism: Mechanism | None,
+    aggregator: Aggregator,
+    codec: Codec,
+    schedule: Schedule,
+    sampling: Sampling | None = None,
+) -> None:
     """Raise ConfigError for settings out of range, and for parts that would break a mechanism's guarantee."""
     if mechanism is None:
         return
@@ -130,6 +157,11 @@ def check_privacy(mechanism: Mechanism | None, aggregator: Aggregator, codec: Co
         raise ConfigError(
             f"sync.codec = {type(codec).__name__} is not allowed with sync.privacy = {name}: its last merge sends what "
             "was kept back, clipped as if it were one round's. Fix: use ErrorFeedback, which keeps only noised values"
+        )
+    if sampling is not None and mechanism.learns:
+        raise ConfigError(
+            f"sync.sampling = {type(sampling).__name__} is not allowed with sync.privacy = {name}, whose clip is "
+            "learnt from all islands. Fix: use ClientGaussian"
         )
     if not isinstance(schedule, EveryH | Growing):
         raise ConfigError(

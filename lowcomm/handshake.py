@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from lowcomm.clients import Clients, check_clients
 from lowcomm.coverage import BufferRule, Coverage, check_partition, prove
 from lowcomm.digest import digest_all
 from lowcomm.exchange import check_fit
@@ -22,6 +23,7 @@ from lowcomm.island.part import prove_shares
 from lowcomm.lora_sync import check_lora, loosen
 from lowcomm.replica import Replica
 from lowcomm.scratch import Scratch
+from lowcomm.secure_sum import check_maskable, check_secure
 from lowcomm.transport.base import Transport
 from lowcomm.types import DivergenceError, require
 from lowcomm.version import __version__
@@ -38,7 +40,8 @@ def check_parts(sync: LocalSGD, models: Sequence[nn.Module]) -> None:
     for part in (sync.outer, sync.codec, sync.aggregator):
         part.check()
     check_fit(sync.codec, sync.aggregator)
-    check_privacy(sync.privacy, sync.aggregator, sync.codec, sync.schedule)
+    check_privacy(sync.privacy, sync.aggregator, sync.codec, sync.schedule, sync.clients.sampling)
+    check_secure(sync.clients.secure, sync.codec, sync.aggregator, sync.schedule)
     sync.schedule.check(sync.every, None)
     check_lora(sync.aggregator, sync.codec, sync.outer, sync.schedule)
     loosen(models, sync.aggregator)
@@ -90,6 +93,10 @@ def prepare(
         replica.part.check_inner(list(replica.params.values()), replica.inner)
     coverage, first = coverages[0], sync.replicas[0]
     check_protectable(sync, coverage.averaged_buffers)
+    mesh = first.part.mesh
+    check_maskable(sync.clients.secure, 1 if mesh is None else mesh.size, coverage.averaged_buffers)
+    settings = (sync.clients, sync.transport.islands, sync.every, sync.codec, sync.schedule, sync.privacy)
+    check_clients(*settings)
     parts = _partition(sync, first, coverage)
     compare(sync.transport, [_facts(sync, r, c) for r, c in zip(sync.replicas, coverages, strict=True)])
     device = torch.device(outer_device) if outer_device is not None else next(iter(first.held.values())).device
@@ -148,6 +155,7 @@ def _facts(sync: LocalSGD, replica: Replica, coverage: Coverage) -> Facts:
         "schedule": repr(sync.schedule),
         "aggregator": repr(sync.aggregator),
         **({"privacy": repr(sync.privacy)} if sync.privacy is not None else {}),
+        **({"clients": repr(sync.clients)} if sync.clients != Clients() else {}),
         **({"on_late": sync.deadlines.on_late} if sync.deadlines.on_late != "wait" else {}),
         "tensors": {n: f"{tuple(t.shape)} {t.dtype}" for n, t in {**parameters, **replica.buffers}.items()},
         "trainable": " ".join(coverage.trainable),

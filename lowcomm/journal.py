@@ -22,6 +22,8 @@ class Journal:
         self.synced = False
         """Whether a sync was committed since this was last cleared."""
         self.losses = [0.0] * len(run.islands)
+        """Sums since the last line, and the steps in them: none of an island that rested."""
+        self.trained = [0] * len(run.islands)
         self.logged_step = run.sync.step
         self.logged_s, self.logged_gradients_s = time.monotonic(), 0.0
         self.counted = [(0.0, 0, 0)] * len(run.islands)
@@ -92,23 +94,24 @@ class Journal:
         self.count()
         steps = max(1, sync.step - self.logged_step)
         step_s = (time.monotonic() - self.logged_s) / steps
-        means = [loss / steps for loss in self.losses]
+        means = [loss / max(1, trained) for loss, trained in zip(self.losses, self.trained, strict=True)]
         if run.members.mesh is not None:
             means = run.members.mesh.rows(torch.tensor(means, dtype=torch.float64)).mean(dim=0).tolist()
         for i, island in enumerate(run.islands):
             lr, norm = island.lr(sync.step - 1), finite(island.grad_norm)
-            values = {"loss": means[i], "step_s": step_s, "lr": lr, "grad_norm": norm}
+            loss = means[i] if self.trained[i] else None
+            values = {"loss": loss, "step_s": step_s, "lr": lr, "grad_norm": norm}
             self.write(i, "step", {**values, "blocked_s": (sync.gradients_s - self.logged_gradients_s) or None})
         share = sync.transport.islands / len(sync.replicas)  # islands elsewhere do the same work
         tokens = sum(tokens for tokens, _, _ in self.counted) * share
         run.progress.stepped(
             step=sync.step,
             round=sync.round,
-            loss=means[0],
+            loss=next((m for m, n in zip(means, self.trained, strict=True) if n), math.nan),
             tokens=tokens,
             tokens_per_s=tokens / max(1, sync.step) / step_s,
         )
-        self.losses = [0.0] * len(run.islands)
+        self.losses, self.trained = [0.0] * len(run.islands), [0] * len(run.islands)
         self.logged_step, self.logged_s, self.logged_gradients_s = sync.step, time.monotonic(), sync.gradients_s
 
     def note(self, note: str) -> None:

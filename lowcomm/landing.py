@@ -72,6 +72,7 @@ def _commit(sync: LocalSGD, flight: Flight, start: float, delayed: bool) -> None
     try:
         done = sync.deadlines.receive(sync, flight, delayed)
         average_buffers(sync, done.roll.weights)
+        changes = sync.corrections.exchange(sync, index, done.roll.weights)
     except SyncError:
         if delayed and share != 1:
             fragment.take_back(tensors, flight.deltas, share)  # or what was trained before the launch would be lost
@@ -88,6 +89,7 @@ def _commit(sync: LocalSGD, flight: Flight, start: float, delayed: bool) -> None
     added = settle(sync, index, done.combined, own)
     sync.round += 1
     sync.guard.learn(flight.told, done.roll.dropped)
+    sync.corrections.apply(index, changes)
     for i, (replica, island) in enumerate(zip(sync.replicas, transport.local, strict=True)):
         replica.synced_tokens[index] = flight.tokens[i]
         if flight.roll is not None and island in flight.roll.dropped:
@@ -132,7 +134,32 @@ def _report(sync: LocalSGD, flight: Flight, done: Exchanged, blocked_s: float) -
         listener(report)
 
 
+@torch.no_grad()
+def pass_over(sync: LocalSGD, index: int) -> None:
+    """A round for which nobody was sampled: nothing is exchanged or committed, and its number is used up."""
+    current = sync.round_of(index)
+    sync.round += 1
+    for replica in sync.replicas:
+        replica.mark_synced(index)
+    nothing = [0.0] * sync.transport.islands
+    note = f"round {current.index}: no island was sampled, nothing is committed"
+    report = SyncReport(
+        round=current,
+        seconds_s=0.0,
+        blocked_s=0.0,
+        delta_norms=nothing,
+        weights=nothing,
+        notes=(note,),
+        began=time.perf_counter(),
+        exchanged_bytes=[0] * len(sync.replicas),
+    )
+    for listener in sync.listeners:
+        listener(report)
+
+
 def _notes(sync: LocalSGD, flight: Flight, done: Exchanged) -> Iterator[str]:
+    if flight.expected is not None:
+        yield f"round {flight.round.index}: sampled islands {sorted(flight.expected)} of {sync.transport.islands}"
     for told in done.combined.notes if done.combined is not None else ():
         yield f"round {flight.round.index}: {told}"
     note = sync.codec.note(sync.codec_states[0][flight.fragment])

@@ -14,6 +14,7 @@ from lowcomm.data.windows import WindowShard
 from lowcomm.guard import EXAMPLES, example_seed
 from lowcomm.island import PrivateIsland
 from lowcomm.privacy import Mechanism, Released, RqmAccountant, add_noise, clip_to, epsilon, load_dp_accounting
+from lowcomm.sampling import Sampling
 from lowcomm.types import ConfigError
 
 if TYPE_CHECKING:
@@ -28,34 +29,76 @@ Spent = dict[str, float | str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How often a mechanism ran."""
+
+    releases: int
+    """Noised Deltas that islands have handed out."""
+    steps: int
+    """Inner steps."""
+    repeats: int = 0
+    """Releases with the sample of one before them."""
+    most: int | None = None
+    """Releases that had the Delta of one island in them, for the island with the most; None: all."""
+
+    @staticmethod
+    def of(sync: LocalSGD, releases: int = 0, steps: int = 0) -> Counts:
+        """Of a run so far, and so many more."""
+        guard = sync.guard
+        return Counts(
+            releases=guard.releases + releases,
+            steps=sync.step + steps,
+            repeats=guard.repeats,
+            most=max(guard.took_part) + releases,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ledger:
     """Turns what ran into Gaussian mechanisms for the accountant."""
 
     mechanism: Mechanism
+    sampling: Sampling | None = None
     per_step: int
     """Sequences in an inner step of an island."""
     windows: tuple[int, ...]
     """Sequences in an epoch of each island; empty where islands are protected as a whole."""
 
-    def released(self, releases: int, steps: int) -> list[Released]:
-        """The mechanisms of the one who is protected least, after so many releases and inner steps."""
+    def released(self, counts: Counts) -> list[Released]:
+        """The mechanisms of the one who is protected least.
+
+        A sample of fixed size is credited with nothing: an island met the mechanisms of the rounds that it was in.
+        Under Poisson sampling a round is amplified; a second release with the same sample counts as if not sampled.
+        """
         z = self.mechanism.noise_multiplier
-        if self.mechanism.level == "client":
-            return [Released(noise_multiplier=z, count=releases)]
-        return max((participations(w, self.per_step, steps, z) for w in self.windows), key=_square)
+        if self.mechanism.level == "example":
+            return max((participations(w, self.per_step, counts.steps, z) for w in self.windows), key=_square)
+        if self.sampling is not None and self.sampling.independent:
+            first = counts.releases - counts.repeats
+            return [
+                Released(noise_multiplier=z, count=first, probability=self.sampling.chance),
+                Released(noise_multiplier=z, count=counts.repeats),
+            ]
+        return self.known_sample(counts)
 
-    def epsilon(self, releases: int, steps: int) -> float:
+    def known_sample(self, counts: Counts) -> list[Released]:
+        """Client level, for those who know who was in each round."""
+        most = counts.releases if counts.most is None else counts.most
+        return [Released(noise_multiplier=self.mechanism.noise_multiplier, count=most)]
+
+    def epsilon(self, counts: Counts) -> float:
         """Epsilon of all of it."""
-        return epsilon(self.released(releases, steps), self.mechanism.delta)
+        return epsilon(self.released(counts), self.mechanism.delta)
 
-    def exceeds(self, releases: int, steps: int) -> bool:
+    def exceeds(self, counts: Counts) -> bool:
         """Whether that would be more than the budget."""
         budget = self.mechanism.budget
-        return budget is not None and self.epsilon(releases, steps) > budget
+        return budget is not None and self.epsilon(counts) > budget
 
     def report(self, sync: LocalSGD) -> Spent:
         """Epsilon of one round and of all; infinite ones are None, as JSON has no number for them."""
         z, rounds = self.mechanism.noise_multiplier, sync.round
+        once = Counts(releases=min(rounds, 1), steps=min(sync.step, sync.every))
         found: Spent = {
             "mechanism": type(self.mechanism).__name__,
             "level": self.mechanism.level,
@@ -64,10 +107,14 @@ class Ledger:
             "noise_multiplier": z,
             "delta": self.mechanism.delta,
             "budget": self.mechanism.budget,
-            "epsilon_per_round": _finite(self.epsilon(min(rounds, 1), min(sync.step, sync.every))),
-            "epsilon_total": _finite(self.epsilon(sync.guard.releases, sync.step)),
+            "epsilon_per_round": _finite(self.epsilon(once)),
+            "epsilon_total": _finite(self.epsilon(Counts.of(sync))),
         }
-        if sync.guard.per_client:  # of those who see single payloads: each carries a share of the noise only
+        if sync.guard.per_client and self.sampling is not None and self.sampling.independent:
+            known = epsilon(self.known_sample(Counts.of(sync)), self.mechanism.delta)
+            found["epsilon_known_sample"] = _finite(known)
+        if sync.guard.per_client and sync.clients.secure is None:
+            # of those who see single payloads: each carries a share of the noise only
             own = z / math.sqrt(sync.guard.shares)
             seen = epsilon([Released(noise_multiplier=own, count=sync.guard.releases)], self.mechanism.delta)
             found["epsilon_payload"] = _finite(seen)
@@ -109,9 +156,10 @@ def ledger_of(config: RunConfig, data: Data, islands: int) -> Ledger | None:
                 f"data.batch_size = {config.data.batch_size} is not allowed: 1 to {windows[-1]} sequences per step, "
                 f"those of island {island}, or one would be in a step many times. Fix: make batches smaller or add text"
             )
-    ledger = Ledger(mechanism=mechanism, per_step=per_step, windows=tuple(windows))
-    if ledger.exceeds(1, min(config.sync.every, config.steps)):
-        least = ledger.epsilon(1, min(config.sync.every, config.steps))
+    ledger = Ledger(mechanism=mechanism, sampling=config.sync.sampling, per_step=per_step, windows=tuple(windows))
+    once = Counts(releases=1, steps=min(config.sync.every, config.steps))
+    if ledger.exceeds(once):
+        least = ledger.epsilon(once)
         raise ConfigError(
             f"sync.privacy.budget = {mechanism.budget} is not allowed: {least:.4g} or more, what one round costs at "
             f"noise_multiplier {mechanism.noise_multiplier}. Fix: raise either of them"

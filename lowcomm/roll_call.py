@@ -27,18 +27,20 @@ class RollCall:
     """Weight of each island, 0 for one that is left out; they sum to 1."""
     tokens: list[float]
     dropped: dict[int, str]
-    """Islands left out, with the reason."""
+    """Islands left out, with the reason; not those that were not sampled."""
     norms: list[float]
     """L2 norm of each island's pseudo-gradient."""
     arrivals_s: list[float] = field(default_factory=list)
     """Seconds from the end of the last roll call, which is the same moment everywhere, to each island's arrival."""
     stopping: list[int] = field(default_factory=list)
     """Islands that want the run to stop because an exchange was late."""
+    expected: frozenset[int] | None = None
+    """Islands that were sampled; None: all."""
 
     def without(self, bad: Mapping[int, str], aggregator: Aggregator, round: Round, quorum: float) -> RollCall:
         """This roll with more islands left out. Raises SyncError if too few are left."""
         dropped = {**self.dropped, **bad}
-        weights = _weights(self.tokens, dropped, aggregator, round, quorum)
+        weights = _weights(self.tokens, dropped, aggregator, round, quorum, self.expected)
         return dataclasses.replace(self, weights=weights, dropped=dropped)
 
 
@@ -51,11 +53,13 @@ def call_roll(
     quorum: float,
     arrival_s: float = 0.0,
     stop: bool | None = None,
+    expected: frozenset[int] | None = None,
 ) -> RollCall:
     """Exchange (round, arrival, tokens, norm) and decide who takes part.
 
     tokens, norms: one per local island. arrival_s: as in `RollCall.arrivals_s`, of this process. stop: its vote to stop
-    the run; None: nobody votes. Raises SyncError if fewer than `quorum` (a fraction) of the islands are left.
+    the run; None: nobody votes. expected: islands that were sampled (None: all), of which a `quorum` (a fraction) must
+    be left, or SyncError is raised.
     """
     vote = [] if stop is None else [float(stop)]
     rows = [
@@ -66,6 +70,8 @@ def call_roll(
     expected_round = sorted(row[0] for row in table)[len(table) // 2]
     dropped: dict[int, str] = {}
     for island, (index, _, count, norm, *_) in enumerate(table):
+        if expected is not None and island not in expected:
+            continue
         if index != expected_round:
             dropped[island] = f"it is in round {int(index)}, the others in {int(expected_round)}"
         elif not math.isfinite(norm):
@@ -73,7 +79,7 @@ def call_roll(
         elif not (math.isfinite(count) and count >= 0):
             dropped[island] = f"its token count is {count}"
     all_tokens = [row[2] for row in table]
-    weights = _weights(all_tokens, dropped, aggregator, round, quorum)
+    weights = _weights(all_tokens, dropped, aggregator, round, quorum, expected)
     return RollCall(
         weights=weights,
         tokens=all_tokens,
@@ -81,6 +87,7 @@ def call_roll(
         norms=[row[3] for row in table],
         arrivals_s=[row[1] for row in table],
         stopping=[k for k, row in enumerate(table) if any(row[4:])],
+        expected=expected,
     )
 
 
@@ -112,14 +119,20 @@ def agree(transport: Transport, bad: Sequence[Mapping[int, str]]) -> dict[int, s
 
 
 def _weights(
-    tokens: Sequence[float], dropped: Mapping[int, str], aggregator: Aggregator, round: Round, quorum: float
+    tokens: Sequence[float],
+    dropped: Mapping[int, str],
+    aggregator: Aggregator,
+    round: Round,
+    quorum: float,
+    expected: frozenset[int] | None,
 ) -> list[float]:
-    kept = [0.0 if i in dropped else t for i, t in enumerate(tokens)]
-    usable = len(tokens) - len(dropped)
-    if usable < max(1.0, quorum * len(tokens)) or not sum(kept) > 0:
+    wanted = range(len(tokens)) if expected is None else expected
+    kept = [t if i in wanted and i not in dropped else 0.0 for i, t in enumerate(tokens)]
+    usable = len(wanted) - len(dropped)
+    if usable < max(1.0, quorum * len(wanted)) or not sum(kept) > 0:
         reasons = "; ".join(f"island {i}: {why}" for i, why in dropped.items()) or "no island trained a token"
         raise SyncError(
-            f"round {round.index} has no quorum: {usable} of {len(tokens)} islands are usable "
+            f"round {round.index} has no quorum: {usable} of {len(wanted)} islands are usable "
             f"({reasons}). Nothing was committed."
         )
     return aggregator.weights(kept)

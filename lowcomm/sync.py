@@ -15,17 +15,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lowcomm.aggregate import Aggregator, Mean
+from lowcomm.clients import Clients, expected, rests
 from lowcomm.codec import Codec, Fp32
+from lowcomm.corrections import Corrections
 from lowcomm.coverage import BufferRule
 from lowcomm.deadline import Deadlines, OnLate
 from lowcomm.departure import depart
 from lowcomm.exchange import Exchanged, aggregate_into_mean, mean_may_overwrite
 from lowcomm.flight import Flight, Worker, may_overlap
-from lowcomm.gradients import average_buffers, average_gradients
+from lowcomm.gradients import average_gradients, rebase
 from lowcomm.guard import Guard, tell_all
 from lowcomm.handshake import check_counts, check_parts, prepare
 from lowcomm.island.part import Part, Whole
-from lowcomm.landing import SyncReport, commit
+from lowcomm.landing import SyncReport, commit, pass_over
 from lowcomm.lora_sync import install
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.pacing import StepClock
@@ -35,7 +37,7 @@ from lowcomm.schedule import Action, EveryH, Pace, Schedule
 from lowcomm.together import find_transport, together
 from lowcomm.transport import Transport
 from lowcomm.types import Round, SyncError, require
-from lowcomm.verify import check_still_covered, verify_all, verify_equal
+from lowcomm.verify import check_still_covered, verify_all
 
 
 class LocalSGD:
@@ -53,6 +55,7 @@ class LocalSGD:
         seed: 64-bit seed from which each round's randomness derives; equal on every island.
         quorum: fraction of the islands that must be usable for a round to be committed.
         on_late: "wait" goes on when a late exchange arrives; "stop" ends in a SyncError at the next one, everywhere.
+        clients: who is sampled, local steps, local objective, secure aggregation.
 
     Raises CoverageError or DivergenceError at construction, SyncError from the step that could not sync.
     """
@@ -75,26 +78,25 @@ class LocalSGD:
         quorum: float = 0.5,
         privacy: Mechanism | None = None,
         on_late: OnLate = "wait",
+        clients: Clients | None = None,
     ) -> None:
         models = [model] if isinstance(model, nn.Module) else list(model)
         inners = [inner] if isinstance(inner, Optimizer) else list(inner)
         require(0 < quorum <= 1, "quorum", quorum, "0 < quorum <= 1", "0.5 needs half of the islands")
         self.every, self.seed, self.quorum, self.privacy = every, seed, quorum, privacy
-        self.outer, self.codec = outer or Nesterov(), codec or Fp32()
+        self.outer, self.codec, self.clients = outer or Nesterov(), codec or Fp32(), clients or Clients()
         self.schedule, self.aggregator = schedule or EveryH(), aggregator or Mean()
         check_parts(self, models)
         self.transport = transport or find_transport(len(models), island)
         check_counts(len(models), len(inners), self.transport)
         self.replicas = [Replica(m, i, island or Whole()) for m, i in zip(models, inners, strict=True)]
-        self.step, self.round, self.guard = 0, 0, Guard(privacy, self.transport, quorum)
+        self.step, self.round, self.guard = 0, 0, Guard(privacy, self.transport, quorum, self.clients.sampling)
         self.pending: tuple[int, ...] = ()
         """Fragments whose exchange was due and has not been committed."""
         self.listeners: list[Callable[[SyncReport], None]] = []
-        self.sync_s, self.blocked_s, self.gradients_s = 0.0, 0.0, 0.0
-        self.gradient_steps = 0
-        """Steps whose gradients were averaged (DDP)."""
-        self._averaged_step: int | None = None
+        self.sync_s, self.blocked_s, self.gradients_s, self.gradient_steps = 0.0, 0.0, 0.0, 0
         self.must_rebase = self._last = False
+        self._averaged_step: int | None = None
         self.pace, self.step_clock, self.deadlines = Pace(every=every), StepClock(), Deadlines(on_late)
         self.flights: dict[int, Flight] = {}
         """Exchanges that have started and not landed, by fragment, in the order of starting."""
@@ -107,6 +109,7 @@ class LocalSGD:
             replica.inner.register_step_pre_hook(lambda *_: self._before_step())
             replica.inner.register_step_post_hook(lambda *_, i=index: self._after_step(i))
         install(self)
+        self.corrections = Corrections(self)
 
     @property
     def next_action(self) -> Action:
@@ -138,7 +141,7 @@ class LocalSGD:
         """Merge what has been trained since the last sync; the models then hold the global weights."""
         self.land(tuple(self.flights))
         if self.must_rebase:
-            self._rebase()
+            rebase(self)
         verify_all(self.transport, self.fragments, self.unverified)
         self.unverified = {}
         rows = [torch.tensor([r.unsynced(i) for i in range(len(self.fragments))]) for r in self.replicas]
@@ -211,6 +214,9 @@ class LocalSGD:
             self.pending = tuple(i for i in self.pending if i != index)
 
     def _sync_fragment(self, index: int, start: float) -> None:
+        if expected(self) == frozenset():
+            pass_over(self, index)
+            return
         flight = depart(self, index)
         Worker(beside=False).start(flight, self._exchange)
         commit(self, flight, start)
@@ -228,8 +234,9 @@ class LocalSGD:
         if not flight.delta_needed and mean_may_overwrite(codec, self.aggregator):
             fragment.overwrite_delta()
         done = aggregate_into_mean(
-            fragment, flight.deltas, transport, codec, self.aggregator, states, roll, flight.round, self.quorum
-        )
+            fragment, flight.deltas, transport, codec, self.aggregator, states, roll, flight.round, self.quorum,
+            self.clients.secure,
+        )  # fmt: skip
         flight.sent_bytes = [now - then for now, then in zip(transport.sent_bytes, before, strict=True)]
         return done
 
@@ -239,10 +246,22 @@ class LocalSGD:
                 raise SyncError("with several islands in one process, call average_gradients() before the first step()")
             self.average_gradients()
         elif self.must_rebase and not self.next_action.average_gradients:
-            self._rebase()
+            rebase(self)
+
+    def rests(self, island: int = 0) -> bool:
+        """Whether a local island sits the next inner step out: not sampled, or done with its steps of the round."""
+        return rests(self, island)
+
+    def rest(self, island: int = 0) -> None:
+        """Let a local island sit an inner step out, in place of its optimizer's step."""
+        self.replicas[island].steps += 1
+        self._advance()
 
     def _after_step(self, island: int) -> None:
         self.replicas[island].take_step()
+        self._advance()
+
+    def _advance(self) -> None:
         if any(r.steps == self.step for r in self.replicas):
             return
         self.step += 1
@@ -256,18 +275,6 @@ class LocalSGD:
         if self.schedule.overlaps:
             self.launch([i for i in action.sync if i not in due])
         self.step_clock.begin()
-
-    @torch.no_grad()
-    def _rebase(self) -> None:
-        """After steps with averaged gradients the islands are equal: their weights are the global weights."""
-        average_buffers(self, [1 / self.transport.islands] * self.transport.islands)
-        for index, fragment in enumerate(self.fragments):
-            current = self.round_of(index)
-            digests = [fragment.read(r.tensors(fragment)) for r in self.replicas]
-            verify_equal(self.transport, fragment, digests, current)
-            for replica in self.replicas:
-                replica.mark_synced(index)
-        self.must_rebase = False  # only now: one that failed is due again
 
     def round_of(self, fragment: int, ahead: int = 0) -> Round:
         """The next round, or one `ahead` of it, for this fragment."""

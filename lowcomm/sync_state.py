@@ -25,6 +25,7 @@ def global_part(sync: LocalSGD) -> Part:
         state, meta = optimizer_state.to_tensors(optimizer, f"outer.{i}")
         tensors.update(state)
         outer.append(meta)
+    tensors |= sync.corrections.global_tensors([f.numel for f in sync.fragments])
     fragments = [list(f.names) for f in sync.fragments]
     pace = dataclasses.asdict(sync.pace)
     return tensors, {"round": sync.round, "outer": outer, "fragments": fragments, "pace": pace}
@@ -38,6 +39,7 @@ def load_global(sync: LocalSGD, part: Part) -> None:
     for i, (fragment, optimizer) in enumerate(zip(sync.fragments, sync.outers, strict=True)):
         fragment.weights[: fragment.numel].copy_(tensors[f"weights.{i}"])
         optimizer_state.from_tensors(optimizer, f"outer.{i}", tensors, values["outer"][i])
+    sync.corrections.load_global(tensors)
     sync.round, sync.pace = values["round"], Pace(**values["pace"])
 
 
@@ -52,6 +54,7 @@ def island_part(sync: LocalSGD, local: int) -> Part:
         tensors.update({f"codec.{i}.{key}": t for key, t in state.items()})
     for i, flight in sync.flights.items():
         tensors[f"flight.{i}"] = flight.deltas[local][: sync.fragments[i].numel]
+    tensors |= sync.corrections.island_tensors(local, [f.numel for f in sync.fragments])
     # an exchange on its way is done again after a resume: its bytes are counted then
     counted = [f.bytes_before[local] for f in sync.flights.values()]
     sent, received = counted[0] if counted else (sync.transport.sent_bytes[local], sync.transport.received_bytes[local])
@@ -70,6 +73,7 @@ def island_part(sync: LocalSGD, local: int) -> Part:
         "sync_s": sync.sync_s,
         "blocked_s": sync.blocked_s,
         "privacy": sync.guard.state(local),
+        **sync.corrections.values(local),
     }
 
 
@@ -104,6 +108,7 @@ def load_island(sync: LocalSGD, local: int, part: Part) -> None:
     sync.transport.sent_bytes[local] = values["bytes_sent"]
     sync.transport.received_bytes[local] = values["bytes_received"]
     sync.guard.load(local, values["privacy"])
+    sync.corrections.load_island(local, tensors, values.get("objective_steps", 0))
     sync.sync_s, sync.blocked_s = values["sync_s"], values["blocked_s"]
     sync.unverified = _landed(sync, values["unverified"])
     _load_flights(sync, local, tensors, values["flights"])

@@ -12,6 +12,7 @@ from lowcomm.config import RunConfig
 from lowcomm.federated import report_clients
 from lowcomm.finale import Evaluation, evaluate, export, holding_global_weights, write_summary
 from lowcomm.journal import Journal
+from lowcomm.privacy_spent import Counts
 from lowcomm.resume import load_newest, save_now, start_files
 from lowcomm.transport.base import Transport
 from lowcomm.types import CheckpointError, LowcommError, SyncError
@@ -106,7 +107,7 @@ class Loop:
             return False
         between = all(r.unsynced(i) == 0 for r in sync.replicas for i in range(len(sync.fragments)))
         ahead = min(sync.pace.every if between else 1, run.config.steps - sync.step)
-        if not run.ledger.exceeds(sync.guard.releases + 1, sync.step + ahead):
+        if not run.ledger.exceeds(Counts.of(sync, releases=1, steps=ahead)):
             return False
         spent = f"the privacy budget, epsilon {run.ledger.mechanism.budget:g}, is spent"
         note = f"{spent}: the run ends at inner step {sync.step}"
@@ -126,9 +127,13 @@ class Loop:
         places = [shard.state_dict() for shard in run.shards] if average else []
         states = [(island.cpu_rng, island.cuda_rng) for island in run.islands]
         due = [i for i, r in enumerate(sync.replicas) if r.steps <= step]  # others were stopped ahead of these
-        batches = {i: [run.shards[i].next_batch() for _ in range(run.config.inner.accumulation)] for i in due}
+        train = [i for i in due if not sync.rests(i)]
+        batches = {i: [run.shards[i].next_batch() for _ in range(run.config.inner.accumulation)] for i in train}
         losses = run.batched.backward(batches) if run.batched is not None else {}
         for i in due:
+            if i not in batches:
+                sync.rest(i)
+                continue
             island = run.islands[i]
             loss = losses[i] if i in losses else island.backward(batches[i])
             if not math.isfinite(loss):
@@ -137,6 +142,7 @@ class Loop:
                     "Fix: lower --inner.optimizer.lr or --sync.outer.lr, and --resume from the last checkpoint"
                 )
             self.journal.losses[i] += loss
+            self.journal.trained[i] += 1
             sync.count_tokens(run.members.share(sum(targets.numel() for _, targets in batches[i])), i)
             if not average and run.batched is None:
                 island.update(step)

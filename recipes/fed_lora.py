@@ -173,7 +173,7 @@ def _private(name: str, rule: Aggregator, mechanism: Mechanism, lora: LoRA | Non
     every_island = replace(
         base.sync, privacy=mechanism, quorum=1.0
     )  # noise is shared by those who are sure to be there
-    return replace(base, sync=every_island)
+    return replace(base, sync=every_island, eval=EvalConfig(clients=True))  # baselines would train without noise
 
 
 def _tiny(name: str, rule: Aggregator, lora: LoRA | None = None, codec: Codec | None = None) -> RunConfig:

@@ -52,9 +52,10 @@ from lowcomm.codec import (
 from lowcomm.codec.parts import Parts
 from lowcomm.island import AdamW, Inner, Muon, Soap
 from lowcomm.island import Lion as InnerLion
-from lowcomm.local import Baffle, Estimate, OneByte
+from lowcomm.local import Baffle, Estimate, FedProx, Objective, OneByte, Scaffold
 from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Nesterov, Outer
 from lowcomm.privacy import AdaptiveClip, ClientGaussian, ExampleGaussian, Mechanism
+from lowcomm.sampling import FixedSize, Poisson, Sampling
 from lowcomm.schedule import (
     Adaptive,
     Eager,
@@ -94,6 +95,10 @@ SCHEDULES: tuple[Schedule, ...] = (
 INNERS: tuple[Inner, ...] = (AdamW(lr=0.02), InnerLion(lr=0.005), Muon(lr=0.02), Soap(lr=0.02, every_steps=3))
 
 ESTIMATES: tuple[Estimate, ...] = (OneByte(), OneByte(probes=2, bits=32), Baffle(probes=3))
+
+OBJECTIVES: tuple[Objective, ...] = (FedProx(mu=0.1), Scaffold())
+
+SAMPLINGS: tuple[Sampling, ...] = (FixedSize(count=2), Poisson(rate=0.4))
 
 AGGREGATORS: tuple[Aggregator, ...] = (Mean(), Mean(by="uniform"))
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from lowcomm.local.baffle import Baffle
 from lowcomm.local.directions import Probe, move
 from lowcomm.local.estimate import Estimate
+from lowcomm.local.fedprox import FedProx
+from lowcomm.local.objective import Objective
 from lowcomm.local.one_byte import OneByte
+from lowcomm.local.scaffold import Scaffold
 
-__all__ = ["Baffle", "Estimate", "OneByte", "Probe", "move"]
+__all__ = ["Baffle", "Estimate", "FedProx", "Objective", "OneByte", "Probe", "Scaffold", "move"]

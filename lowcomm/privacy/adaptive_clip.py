@@ -39,6 +39,7 @@ class AdaptiveClip(Mechanism):
     """s_b: standard deviation of the noise on the count of unclipped islands, above noise_multiplier / 2."""
 
     level: ClassVar[Literal["client", "example"]] = "client"
+    learns: ClassVar[bool] = True
 
     @property
     def sensitivity(self) -> float:

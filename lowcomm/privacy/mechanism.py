@@ -41,6 +41,9 @@ class Mechanism(ABC):
     level: ClassVar[Literal["client", "example"]]
     """Whom the guarantee is about: a whole island, or one sequence of its text."""
 
+    learns: ClassVar[bool] = False
+    """Whether its state changes with what islands tell."""
+
     @property
     @abstractmethod
     def sensitivity(self) -> float:
