@@ -13,7 +13,7 @@ from lowcomm.federated import report_clients
 from lowcomm.finale import Evaluation, evaluate, export, holding_global_weights, write_summary
 from lowcomm.journal import Journal
 from lowcomm.resume import load_newest, save_now, start_files
-from lowcomm.types import CheckpointError, LowcommError, SyncError
+from lowcomm.types import CheckpointError, LowcommError, SyncError, counted
 
 DONE, FAILED, STOPPED = 0, 1, 3
 """Exit codes; 2 (bad input) is given by the command line before anything starts."""
@@ -135,7 +135,7 @@ class Loop:
                     "Fix: lower --inner.optimizer.lr or --sync.outer.lr, and --resume from the last checkpoint"
                 )
             self.journal.losses[i] += loss
-            sync.count_tokens(run.members.share(sum(targets.numel() for _, targets in batches[i])), i)
+            sync.count_tokens(run.members.share(sum(counted(targets) for _, targets in batches[i])), i)
             if not average and run.batched is None:
                 island.update(step)
         if average:

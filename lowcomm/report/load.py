@@ -1,4 +1,4 @@
-"""Reading a run directory: config.json, environment.json, metrics.jsonl, summary.json."""
+"""Reading a run directory: config.json, environment.json, metrics.jsonl, summary.json, partition.json."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ class Run:
     """Empty where environment.json is missing."""
     summary: dict[str, Any]
     """Empty while the run is still going."""
+    partition: dict[str, Any]
+    """Empty where text does not belong to clients."""
     events: tuple[Event, ...]
     """In file order."""
     torn: bool
@@ -73,6 +75,7 @@ def load_run(run_dir: Path) -> Run:
         config=config,
         environment=_read_object(run_dir / "environment.json", required=False),
         summary=summary,
+        partition=_read_object(run_dir / "partition.json", required=False),
         events=events,
         torn=torn,
         unreadable_lines=unreadable_lines,

@@ -118,12 +118,15 @@ def run_table(runs: Sequence[Run], names: Sequence[str]) -> str:
             )
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    return _table(["Run", "Status"], heads, rows)
+    return table(["Run", "Status"], heads, rows)
 
 
-def _table(left: Sequence[str], right: Sequence[str], rows: Sequence[str], extra: str = "") -> str:
-    """`left` and `right` are headings by alignment and come escaped."""
+def table(
+    left: Sequence[str], right: Sequence[str], rows: Sequence[str], extra: str = "", last: Sequence[str] = ()
+) -> str:
+    """`left` and `right` are headings by alignment and come escaped; `last` are more of the left kind, at the end."""
     heads = "".join(f"<th>{head}</th>" for head in left) + "".join(f'<th class="n">{h}</th>' for h in right)
+    heads += "".join(f"<th>{head}</th>" for head in last)
     return (
         f'<div class="panel scroll {extra}"><table><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
@@ -181,7 +184,7 @@ def island_table(runs: Sequence[Run], names: Sequence[str]) -> str:
         return '<div class="panel empty">No island has logged a step yet.</div>'
     left = ["Run", "Island"] if several else ["Island"]
     right = ["Tokens", "Last loss (nats/token)", "Sent", "Received", "Sync share", "Steps"]
-    return _table(left, right, rows, "tall")
+    return table(left, right, rows, "tall")
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -206,7 +209,7 @@ def _key_table(columns: Sequence[dict[str, Any]], keys: Sequence[str], names: Se
     for key in keys:
         cells = "".join(f'<td class="code">{_leaf(column.get(key, _MISSING))}</td>' for column in columns)
         rows.append(f'<tr><th class="code">{text(key)}</th>{cells}</tr>')
-    return _table(heads, [], rows, "tall")
+    return table(heads, [], rows, "tall")
 
 
 def _keys(columns: Sequence[dict[str, Any]]) -> list[str]:
@@ -255,4 +258,4 @@ def notes(runs: Sequence[Run], names: Sequence[str]) -> str:
         return ""
     left = ["Run", "Note"] if len(runs) > 1 else ["Note"]
     hint = f'<p class="hint">{left_out} earlier notes are left out.</p>' if left_out else ""
-    return f"<h2>Notes</h2>{hint}{_table(left, ['Time', 'Round', 'Island'], rows, 'tall')}"
+    return f"<h2>Notes</h2>{hint}{table(left, ['Time', 'Round', 'Island'], rows, 'tall')}"
