@@ -78,7 +78,7 @@ class EvalConfig:
     every: int | None = None
     """Inner steps between evaluations, counted at the next sync; None: only at the end."""
     clients: bool = False
-    """Evaluate every island's own held-out text at the end (data.sharding by_folder) and write clients.json."""
+    """Evaluate every island's own held-out text at the end (data.sharding by_folder or a partition): clients.json."""
     baselines: bool = False
     """With `clients`: also train on each island's data alone and on all data together, as many steps, to compare."""
 
@@ -155,8 +155,9 @@ def check(config: RunConfig, islands: int) -> None:
     require(plain, "batched", True, "False, as model.tuning is set", "leave it out")
     require(config.log_every >= 1, "log_every", config.log_every, "1 or more", "10 is usual")
     own = config.data.sharding == "own"
-    ok = not config.eval.clients or own or config.data.sharding == "by_folder"
-    require(ok, "eval.clients", True, "False, unless data.sharding is by_folder", "pass --data.sharding by_folder")
+    ok = not config.eval.clients or own or config.data.sharding == "by_folder" or config.data.partition is not None
+    legal = "False, unless data.sharding is by_folder or data.partition is set"
+    require(ok, "eval.clients", True, legal, "pass --data.sharding by_folder")
     ok = not own or not config.eval.baselines
     require(ok, "eval.baselines", True, "False, as data.sharding own keeps text where it is", "leave it out")
     ok = not own or config.sync.privacy is None or config.sync.privacy.level == "client"
@@ -260,6 +261,7 @@ def check_resumable(config: RunConfig, islands: int) -> None:
     path = config.directory / "config.json"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
+        _add_defaults(stored, config)
         now = to_dict(dataclasses.replace(config, islands=islands))
         for values in (stored, now):
             values["sync"].pop("on_late", None)  # changes nothing of what is trained
@@ -275,6 +277,16 @@ def check_resumable(config: RunConfig, islands: int) -> None:
             f"{_first_difference(key, stored.get(key), now[key])} differs from the run that is to be resumed. "
             "Fix: resume with the same recipe and flags, or start a new run with --run-dir."
         )
+
+
+def _add_defaults(stored: Any, config: Any) -> None:
+    """Fields that a stored run did not know yet, where they have their defaults: an older version had nothing else."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if f.name in stored and dataclasses.is_dataclass(value) and isinstance(stored[f.name], dict):
+            _add_defaults(stored[f.name], value)
+        elif f.name not in stored and f.default is not dataclasses.MISSING and value == f.default:
+            stored[f.name] = to_dict(value)
 
 
 def _first_difference(path: str, old: Any, new: Any) -> str:

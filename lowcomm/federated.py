@@ -29,6 +29,7 @@ from lowcomm.island.scalars import ScalarOptimizer
 from lowcomm.island_kinds import build_island
 from lowcomm.model import token_losses
 from lowcomm.run_dir import write_json
+from lowcomm.types import counted
 
 if TYPE_CHECKING:
     from lowcomm.config import RunConfig
@@ -44,7 +45,7 @@ def mean_loss(model: nn.Module, batches: Batches, device: torch.device) -> float
     total, tokens = 0.0, 0
     for inputs, targets in batches:
         losses = token_losses(model, inputs.to(device), targets.to(device))
-        total, tokens = total + float(losses.double().sum()), tokens + targets.numel()
+        total, tokens = total + float(losses.double().sum()), tokens + counted(targets)
     model.train(training)
     return total / tokens if tokens else math.nan
 

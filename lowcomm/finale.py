@@ -22,7 +22,7 @@ from lowcomm.model import merge_tuning
 from lowcomm.privacy_spent import privacy_spent
 from lowcomm.run_dir import write_json
 from lowcomm.sync import LocalSGD
-from lowcomm.types import CheckpointError
+from lowcomm.types import IGNORED, CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,8 +81,9 @@ def evaluate(run: Run) -> Evaluation:
     for index, (inputs, targets) in enumerate(batches):
         if index in mine:
             losses = island.token_losses(inputs, targets)
-            text_bytes = run.data.token_bytes[targets].sum()
-            sums[index] = torch.tensor([float(losses.double().sum()), float(targets.numel()), float(text_bytes)])
+            learnt = targets[targets != IGNORED]
+            text_bytes = run.data.token_bytes[learnt].sum()
+            sums[index] = torch.tensor([float(losses.double().sum()), float(learnt.numel()), float(text_bytes)])
     island.model.train()
     sums = sums.sum(dim=0, keepdim=True) if own else sums
     zeros = torch.zeros_like(sums)

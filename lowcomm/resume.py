@@ -17,13 +17,15 @@ from lowcomm.types import CheckpointError
 
 
 def start_files(run: Run) -> None:
-    """Write config.json and environment.json (once per node)."""
+    """Write config.json, environment.json and, of clients, partition.json (once per node)."""
     if run.world.local_rank != 0:
         return
     # a summary there is of the stop that this run resumes from: until it ends, this one has no outcome
     (run.directory / "summary.json").unlink(missing_ok=True)
     write_json(run.directory / "config.json", to_dict(run.config))
     write_json(run.directory / "environment.json", environment())
+    if run.data.partition is not None:
+        write_json(run.directory / "partition.json", run.data.partition)
 
 
 def save_now(run: Run, name: str, time_s: float) -> None:

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+IGNORED = -100
+"""A target that no loss counts, as torch's cross-entropy has it: padding, and text that is not to be learnt."""
+
 Delta = dict[str, Tensor]
 """Pseudo-gradient by parameter name: fp32, `global_before - local_after` (gradient sign), shapes kept."""
 
@@ -104,6 +107,11 @@ class Contribution:
     weight: float
     round: int
     notes: tuple[str, ...] = field(default=())
+
+
+def counted(targets: Tensor) -> int:
+    """Targets that a loss counts: what losses are divided by, and what an island weighs by."""
+    return int((targets != IGNORED).sum())
 
 
 def require(ok: bool, field_name: str, value: object, legal: str, fix: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lowcomm.island import Batch, Inner, InnerConfig, PlainIsland
-from lowcomm.island.plain import LossFn
+from lowcomm.island.plain import LossFn, counted_tokens
 from lowcomm.island.scalars import ScalarOptimizer
 from lowcomm.local import Estimate, OneByte, Probe, move
 from lowcomm.schedule import EveryStep, Schedule
@@ -133,7 +133,7 @@ class ZerothOrderIsland(PlainIsland):
 
     def _loss(self, batches: Sequence[Batch], seed: int, scale: float) -> float:
         self._swap_in_rng()  # each probe of a step with the same dropout
-        tokens, total = sum(targets.numel() for _, targets in batches), 0.0
+        tokens, total = counted_tokens(batches), 0.0
         with self.probe.at(seed, scale), torch.autocast("cuda", torch.bfloat16, enabled=self.autocast_bf16):
             for inputs, targets in batches:
                 total += float(self.token_losses(inputs, targets).double().sum())

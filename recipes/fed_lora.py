@@ -26,7 +26,7 @@ from lowcomm.aggregate.lora import (
 )
 from lowcomm.codec import Codec, EitherFactor, ErrorFeedback, Fp32, Int4, InTurn, LargestLayers, Shared, TopK
 from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
-from lowcomm.data import DataConfig, Packages
+from lowcomm.data import DataConfig, Dirichlet, Docstrings, Packages
 from lowcomm.island import AdamW, InnerConfig
 from lowcomm.model import LoRA, ModelConfig
 from lowcomm.outer import SGD
@@ -37,6 +37,8 @@ from lowcomm.tiny_base import TinyBase
 RANK = 8
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CLIENTS = ("numpy", "rich", "torch", "transformers")
+QUESTIONS = Docstrings(names=("networkx", "numpy", "rich", "sympy"), max_chars=190)
+"""Packages that come with torch and with this one."""
 RANKS = (8, 4, 4, 2)
 """Ranks of clients of unequal means, for the methods that take them."""
 
@@ -166,6 +168,19 @@ def smollm2_sparse() -> RunConfig:
     base = smollm2()
     codec = ErrorFeedback(codec=TopK(chunk=1024, k=256) | Int4())
     return replace(base, name="fed-lora-smollm2-sparse", sync=replace(base.sync, codec=codec))
+
+
+def docstrings() -> RunConfig:
+    """Instructions: a docstring asks, its function answers; one package per client, loss on the answers only."""
+    base = _tiny("docstrings", FedIT(rank=RANK))
+    return replace(base, data=replace(base.data, source=QUESTIONS, seq_len=256, batch_size=4))
+
+
+def chat() -> RunConfig:
+    """SmolLM2-135M-Instruct on the same questions in its own chat template, clients of unequal shares: 25 minutes."""
+    base = smollm2()
+    clients = replace(base.data, source=QUESTIONS, sharding="iid", partition=Dirichlet(alpha=0.5), drop_unanswered=True)
+    return replace(base, name="fed-lora-chat", data=clients)
 
 
 def _private(name: str, rule: Aggregator, mechanism: Mechanism, lora: LoRA | None = None) -> RunConfig:

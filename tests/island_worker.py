@@ -32,7 +32,7 @@ from lowcomm.sync import LocalSGD
 from lowcomm.sync_state import global_part, island_part, load_global, load_island
 from lowcomm.transport import Collective, Transport
 from lowcomm.transport.base import Arrival
-from lowcomm.types import SyncError, TransportError
+from lowcomm.types import IGNORED, SyncError, TransportError
 
 KINDS = ("ddp", "fsdp", "zero1", "zero2", "zero2-offload", "zero3", "pipeline", "tensor")
 EVERY, STEPS, BATCH, SEQ, VOCAB = 4, 10, 8, 12, 32
@@ -86,10 +86,19 @@ def build(
 
 
 def batches(island: int, step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Two micro-batches of an island: int64 [BATCH, SEQ] each, the same on all of its ranks."""
+    """Two micro-batches of an island: int64 [BATCH, SEQ] each, the same on all of its ranks.
+
+    Row r of micro-batch m has r (m + 1) / 2 masked targets, so that neither ranks nor micro-batches count equally many.
+    """
     generator = torch.Generator().manual_seed(1000 * island + step)
-    drawn = [torch.randint(VOCAB, (BATCH, SEQ + 1), generator=generator) for _ in range(2)]
-    return [(rows[:, :-1].contiguous(), rows[:, 1:].contiguous()) for rows in drawn]
+    found = []
+    for number in (1, 2):
+        rows = torch.randint(VOCAB, (BATCH, SEQ + 1), generator=generator)
+        targets = rows[:, 1:].clone()
+        for row in range(BATCH):
+            targets[row, : row * number // 2] = IGNORED
+        found.append((rows[:, :-1].contiguous(), targets))
+    return found
 
 
 def train_step(sync: LocalSGD, islands: list[PlainIsland], step: int) -> list[float]:

@@ -50,6 +50,7 @@ from lowcomm.codec import (
     Zstd,
 )
 from lowcomm.codec.parts import Parts
+from lowcomm.data import ByLength, Dirichlet, Iid, NaturalId, Partition, Pathological, Quantity
 from lowcomm.island import AdamW, Inner, Muon, Soap
 from lowcomm.island import Lion as InnerLion
 from lowcomm.local import Baffle, Estimate, FedProx, Objective, OneByte, Scaffold
@@ -168,6 +169,17 @@ CODECS: tuple[Codec, ...] = (
     Shared(codec=Int4()),
     EitherFactor(codec=Int8()),
     LargestLayers(),
+)
+
+PARTITIONS: tuple[Partition, ...] = (
+    Iid(),
+    NaturalId(),
+    Dirichlet(),
+    Dirichlet(alpha=0.2),
+    Quantity(alpha=2.0),
+    Pathological(),
+    Pathological(labels_per_client=4),
+    ByLength(),
 )
 
 

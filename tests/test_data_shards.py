@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lowcomm.data import Data, DataConfig, JsonLines, PythonCorpus, TextFiles, TrainedBPE, build_data
 from lowcomm.data.source import Document
 from lowcomm.data.tokens import deal_files
-from lowcomm.data.windows import WindowShard, evenly, window_count
+from lowcomm.data.windows import TextWindows, WindowShard, evenly, window_count
 from lowcomm.types import CheckpointError, ConfigError
 
 
@@ -25,7 +25,7 @@ def shard(
 ) -> WindowShard:
     """A shard of the stream 0, 1, 2 ...: each token says where it is from."""
     return WindowShard(
-        np.arange(tokens, dtype=np.int32),
+        TextWindows(np.arange(tokens, dtype=np.int32), seq_len),
         seq_len=seq_len,
         batch_size=batch_size,
         part=part,

@@ -242,5 +242,5 @@ def test_every_field_is_on_the_command_line(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         tyro.cli(DataConfig, default=other, args=["--help"])
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for text in ("Tokens per sequence", "Key of the object whose value is the text", "Number of ids"):
+    for text in ("Tokens per sequence", "Column with the text", "Number of ids"):
         assert text in shown

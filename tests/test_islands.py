@@ -97,7 +97,10 @@ def test_the_ranks_hold_every_parameter_once(results: Results, plain: dict[str, 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_trains_what_plain_islands_do(results: Results, plain: dict[str, dict[str, Any]], kind: str) -> None:
-    """fp32, so that only the order of sums differs: 1e-5 of weights of the order 0.1 after 16 micro-batches."""
+    """fp32, so that only the order of sums differs: 1e-4 of weights of the order 0.1 after 20 micro-batches.
+
+    Ranks and micro-batches count different numbers of targets; with a mean of means the difference would be 0.08.
+    """
     for combination in ("fp32", *(["data-parallel"] if "data-parallel" in usable(kind) else [])):
         found = whole(results[kind], combination)
         for name, values in plain[combination]["weights"].items():
@@ -105,18 +108,18 @@ def test_every_kind_trains_what_plain_islands_do(results: Results, plain: dict[s
                 torch.tensor(found[name]),
                 torch.tensor(values).flatten(),
                 rtol=0,
-                atol=1e-5,
+                atol=1e-4,
                 msg=f"{combination} {name}",
             )
         assert results[kind][0][combination]["norm"] == pytest.approx(plain[combination]["norm"], rel=1e-4)
 
 
 def test_zero_stages_and_offload_equal_each_other(results: Results) -> None:
-    """To the bit with and without offload. Stages sum micro-batches and ranks in other orders: 1e-5, as above."""
+    """To the bit with and without offload. Stages sum micro-batches and ranks in other orders: 1e-4, as above."""
     fp32 = {kind: whole(results[kind], "fp32") for kind in ("zero1", "zero2", "zero2-offload", "zero3")}
     for kind in ("zero2", "zero3"):
         for name, values in fp32[kind].items():
-            torch.testing.assert_close(torch.tensor(values), torch.tensor(fp32["zero1"][name]), rtol=0, atol=1e-5)
+            torch.testing.assert_close(torch.tensor(values), torch.tensor(fp32["zero1"][name]), rtol=0, atol=1e-4)
     for combination in usable("zero2"):
         assert whole(results["zero2"], combination) == whole(results["zero2-offload"], combination)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from dp_accounting.pld import PLDAccountant
 
-from lowcomm.data.windows import WindowShard
+from lowcomm.data.windows import TextWindows, WindowShard
 from lowcomm.island import InnerConfig, PlainIsland, PrivateIsland
 from lowcomm.privacy import AdaptiveClip, ClientGaussian, Draw, Mechanism, Released, add_noise, clip_to, epsilon, norm
 from lowcomm.privacy_spent import participations
@@ -105,7 +105,9 @@ def test_epsilon_with_poisson_sampling_and_at_the_ends() -> None:
 def test_participations_are_those_of_the_shard_that_runs(windows: int, per_step: int) -> None:
     """Each sequence of a real shard, counted: no one costs more than the ledger says."""
     stream = np.arange(windows * 8 + 1, dtype=np.int32)
-    shard = WindowShard(stream, seq_len=8, batch_size=per_step, part=0, parts=1, seeds=(3,), identity={})
+    shard = WindowShard(
+        TextWindows(stream, 8), seq_len=8, batch_size=per_step, part=0, parts=1, seeds=(3,), identity={}
+    )
     squares: Counter[int] = Counter()
     for steps in range(1, 30):
         inputs, _ = shard.next_batch()

@@ -20,6 +20,7 @@ from rich.console import Console
 from lowcomm.report.figures import curve_figures, plot_label
 from lowcomm.report.html import embedded_json, write_report
 from lowcomm.report.load import load_run, number
+from lowcomm.report.partition import client_table, partition_figures
 from lowcomm.report.sections import flatten
 from lowcomm.report.series import eval_curve, headline, island_rows, labels, thin, train_curves, warnings_of
 from lowcomm.report.table import summary_table
@@ -132,6 +133,39 @@ def three_runs(root: Path) -> list[Path]:
         make_run(root / "live", name="diloco H=32", status=None, rounds=14, tail=torn),
         make_run(root / "evil", name=EVIL, overlap=0.7, every=64, rounds=10, speed=0.9),
     ]
+
+
+def write_partition(path: Path, labels: int) -> Path:
+    """Two clients, the first with 1, 2, 3 ... rows of each label, the second with one row of the first one."""
+    names = [EVIL, *(f"site {i}" for i in range(1, labels))]
+    first = {name: i + 1 for i, name in enumerate(names)}
+    clients = [
+        {"client": k, "train_rows": sum(rows.values()), "validation_rows": 2, "train_bytes": 9000, "train_labels": rows}
+        for k, rows in enumerate((first, {EVIL: 1}))
+    ]
+    table = {"partition": f"Dirichlet({EVIL})", "duplicates_removed": 3, "clients": [*clients, "torn"]}
+    (path / "partition.json").write_text(json.dumps(table))
+    return path
+
+
+def test_clients_are_drawn_with_all_their_rows(tmp_path: Path) -> None:
+    run = load_run(write_partition(make_run(tmp_path / "a"), 12))
+    (figure,) = partition_figures([run], ["a"])
+    assert [sum(trace["y"][k] for trace in figure.spec["data"]) for k in (0, 1)] == [78, 1]
+    assert len(figure.spec["data"]) == 8 and figure.spec["data"][-1]["name"] == "other labels (5)"
+    assert "3 equal texts" in figure.caption
+    few = partition_figures([load_run(write_partition(make_run(tmp_path / "b"), 3))], ["b"])[0]
+    assert [trace["name"] for trace in few.spec["data"]] == [plot_label(EVIL), "site 1", "site 2"]
+    page = write_report([tmp_path / "a"]).read_text(encoding="utf-8")
+    assert "<h2>Clients</h2>" in page and "site 11, 15.4 %" in page and EVIL not in page.split("<script")[0]
+    assert EVIL not in client_table([run], ["a"])
+
+
+def test_runs_without_clients_have_no_section(tmp_path: Path) -> None:
+    page = write_report([make_run(tmp_path / "a")]).read_text(encoding="utf-8")
+    assert "<h2>Clients</h2>" not in page
+    (make_run(tmp_path / "b") / "partition.json").write_text('{"clients": 3}')
+    assert "<h2>Clients</h2>" not in write_report([tmp_path / "b"]).read_text(encoding="utf-8")
 
 
 # --- reading -----------------------------------------------------------------------------------------

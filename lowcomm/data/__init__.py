@@ -5,13 +5,16 @@ from __future__ import annotations
 from lowcomm.data.bpe_tokenizer import TrainedBPE
 from lowcomm.data.build import build_data
 from lowcomm.data.bytes_tokenizer import Bytes
+from lowcomm.data.chat import ChatFormat, Instructions, Messages
 from lowcomm.data.config import DataConfig
 from lowcomm.data.data import Data
+from lowcomm.data.docstrings import Docstrings
 from lowcomm.data.hf_dataset import HFDataset
 from lowcomm.data.hf_tokenizer import HFTokenizer
 from lowcomm.data.json_lines import JsonLines
 from lowcomm.data.packages import Packages
 from lowcomm.data.parquet import Parquet
+from lowcomm.data.partition import ByLength, Dirichlet, Iid, NaturalId, Partition, Pathological, Quantity
 from lowcomm.data.python_corpus import PythonCorpus
 from lowcomm.data.shard import Shard
 from lowcomm.data.source import Source
@@ -22,6 +25,7 @@ __all__ = [
     "Source",
     "PythonCorpus",
     "Packages",
+    "Docstrings",
     "TextFiles",
     "JsonLines",
     "Parquet",
@@ -30,6 +34,16 @@ __all__ = [
     "Bytes",
     "HFTokenizer",
     "TrainedBPE",
+    "ChatFormat",
+    "Messages",
+    "Instructions",
+    "Partition",
+    "Iid",
+    "NaturalId",
+    "Dirichlet",
+    "Quantity",
+    "Pathological",
+    "ByLength",
     "DataConfig",
     "Data",
     "Shard",

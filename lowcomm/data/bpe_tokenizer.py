@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowcomm.data import cache
+from lowcomm.data.chatml import CHATML
 from lowcomm.data.errors import bad
 from lowcomm.data.tokenizer import BackendTokenizer, Tokenizer, TokenizerSpec, save_backend
 
@@ -57,6 +58,8 @@ class TrainedBPE(TokenizerSpec):
             end_of_text=end_of_text,
             special=frozenset({end_of_text}),
             save=partial(save_backend, backend, END_OF_TEXT),
+            chat_template=CHATML,
+            special_tokens={"eos_token": END_OF_TEXT},
         )
 
     def _train(self, texts: list[bytes]) -> Backend:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
+from lowcomm.data.chatml import CHATML
 from lowcomm.data.tokenizer import Tokenizer, TokenizerSpec, save_backend
 
 END_OF_TEXT = 256
@@ -28,6 +31,9 @@ class BytesTokenizer(Tokenizer):
     vocab_size = 260  # a multiple of 4: odd row counts are slow in matrix products
     key = None
     end_of_text_id = END_OF_TEXT
+    chat_template = CHATML
+    special_tokens = MappingProxyType({"eos_token": END_OF_TEXT_TOKEN})
+    special_ids = MappingProxyType({END_OF_TEXT_TOKEN: END_OF_TEXT})
 
     def encode(self, documents: Sequence[bytes]) -> Iterator[np.ndarray]:
         """uint16 arrays."""
@@ -36,6 +42,20 @@ class BytesTokenizer(Tokenizer):
             ids[:-1] = np.frombuffer(text, dtype=np.uint8)
             ids[-1] = END_OF_TEXT
             yield ids
+
+    def locate(self, text: str, special: bool) -> tuple[np.ndarray, np.ndarray]:
+        parts = re.split(f"({re.escape(END_OF_TEXT_TOKEN)})", text) if special else [text]
+        ids: list[int] = []
+        begins: list[int] = []
+        at = 0
+        for number, part in enumerate(parts):
+            if number % 2:  # what the pattern matched
+                ids, begins = [*ids, END_OF_TEXT], [*begins, at]
+            else:
+                ids += part.encode()
+                begins += [at + i for i, character in enumerate(part) for _ in character.encode()]
+            at += len(part)
+        return np.array(ids, dtype=np.int64), np.array(begins, dtype=np.int64)
 
     def token_bytes(self) -> np.ndarray:
         return (np.arange(self.vocab_size) < END_OF_TEXT).astype(np.int64)

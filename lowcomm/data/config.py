@@ -10,8 +10,10 @@ from lowcomm.data.bpe_tokenizer import TrainedBPE
 from lowcomm.data.bytes_tokenizer import Bytes
 from lowcomm.data.errors import bad
 from lowcomm.data.hf_dataset import HFDataset
+from lowcomm.data.partition import Partition
 from lowcomm.data.python_corpus import PythonCorpus
 from lowcomm.data.source import Source
+from lowcomm.data.template import ChatTemplate
 from lowcomm.data.tokenizer import TokenizerSpec
 
 
@@ -30,6 +32,13 @@ class DataConfig:
     sharding: Literal["iid", "by_file", "by_folder", "own"] = "iid"
     """How islands share the text: iid deals single sequences at random, by_file whole files, by_folder top folders
     (packages, sites: natural clients). own: sites that keep their data, each island reads all that its source has."""
+    partition: Partition | None = None
+    """Clients instead of `sharding`: Iid, NaturalId, Dirichlet, Quantity, Pathological or ByLength. Equal texts are
+    kept once, and every client holds out some of its own rows."""
+    chat_template: ChatTemplate = "tokenizer"
+    """How conversations become text: the tokenizer's own template, or ChatML that ends turns with its end-of-text."""
+    drop_unanswered: bool = False
+    """Leave out, and count, conversations without a token of an answer within seq_len; otherwise they are an error."""
     validation_fraction: float = 0.05
     """Part of the files (of the rows, where a file has many) that is held out, chosen by a hash of its name."""
     validation_sequences: int = 128
@@ -51,6 +60,12 @@ class DataConfig:
             raise bad("sharding", self.sharding, "'iid', 'by_file', 'by_folder' or 'own'", "use 'iid'")
         if self.sharding == "own":
             self._check_own()
+        if self.partition is not None:
+            if self.sharding != "iid":
+                raise bad("sharding", self.sharding, "'iid', as data.partition is set", "leave one of them out")
+            self.partition.check(islands)
+        if self.chat_template not in ("tokenizer", "chatml"):
+            raise bad("chat_template", self.chat_template, "'tokenizer' or 'chatml'", "use 'tokenizer'")
         if not 0 < self.validation_fraction <= 0.5:
             raise bad("validation_fraction", self.validation_fraction, "above 0 and at most 0.5", "use 0.05")
         if self.cache_dir.expanduser().is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from lowcomm.data.config import DataConfig
 from lowcomm.data.errors import bad
-from lowcomm.data.shard import Shard, pair
+from lowcomm.data.shard import Shard
 from lowcomm.data.tokenizer import Tokenizer
-from lowcomm.data.windows import evenly, gather, window_count
+from lowcomm.data.windows import Windows, evenly
 
 Stats = dict[str, int | float | str]
 
@@ -27,6 +28,8 @@ class Data:
     token_bytes: Tensor
     """int64 [vocab_size]: bytes of text that each token stands for, 0 for special tokens."""
     stats: Stats
+    partition: Mapping[str, Any] | None
+    """Rows, tokens and labels of every client, JSON-able; None where text does not belong to islands."""
 
     def __init__(
         self,
@@ -34,21 +37,24 @@ class Data:
         *,
         islands: int,
         tokenizer: Tokenizer,
-        validation: np.ndarray,
+        validation: Windows,
         stats: Mapping[str, int | float | str],
         make_shard: Callable[[int], Shard],
-        own_validation: Sequence[np.ndarray] = (),
+        own_validation: Sequence[Windows] = (),
+        partition: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
     ) -> None:
-        """`validation` is the held-out stream [tokens]; raises ConfigError if no window fits into it.
+        """`validation` is the held-out text; raises ConfigError if no window fits into it.
 
-        own_validation: each island's part of it, where text belongs to islands (by_folder).
+        own_validation: each island's part of it, where text belongs to islands (by_folder, or a partition).
+        chat_template: the one that conversations were rendered with; it is saved with the tokenizer.
         """
-        total = window_count(len(validation), config.seq_len)
+        total = validation.total
         if total == 0:
             raise bad(
                 "seq_len",
                 config.seq_len,
-                f"at most {max(len(validation) - 1, 0)}, the held-out text has {len(validation)} tokens",
+                f"at most {max(validation.tokens - 1, 0)}, the held-out text has {validation.tokens} tokens",
                 "shorten the sequences, raise data.validation_fraction or add text",
             )
         self.vocab_size = tokenizer.vocab_size
@@ -56,7 +62,9 @@ class Data:
         self.token_bytes = torch.from_numpy(tokenizer.token_bytes())
         chosen = evenly(total, config.validation_sequences)
         self.stats = {**stats, "validation_sequences": len(chosen)}
-        self._windows = gather(validation, chosen, config.seq_len)
+        self.partition = partition
+        self._windows, self._chosen = validation, chosen
+        self._chat_template = chat_template
         self._config = config
         self._islands = islands
         self._tokenizer = tokenizer
@@ -71,18 +79,21 @@ class Data:
 
     def validation_batches(self) -> list[tuple[Tensor, Tensor]]:
         """int64 (inputs, targets) [up to batch_size, seq_len]: the same held-out windows every time."""
-        size = self._config.batch_size
-        return [pair(self._windows[i : i + size]) for i in range(0, len(self._windows), size)]
+        return self._batches(self._windows, self._chosen)
 
     def own_validation_batches(self, island: int) -> list[tuple[Tensor, Tensor]]:
         """As `validation_batches`, of the island's own held-out text; none where text does not belong to islands."""
         if not self._own_validation:
             return []
-        stream, seq_len, size = self._own_validation[island], self._config.seq_len, self._config.batch_size
-        chosen = evenly(window_count(len(stream), seq_len), self._config.validation_sequences)
-        windows = gather(stream, chosen, seq_len)
-        return [pair(windows[i : i + size]) for i in range(0, len(windows), size)]
+        own = self._own_validation[island]
+        return self._batches(own, evenly(own.total, self._config.validation_sequences))
+
+    def _batches(self, windows: Windows, chosen: np.ndarray) -> list[tuple[Tensor, Tensor]]:
+        size = self._config.batch_size
+        return [windows.batch(chosen[i : i + size]) for i in range(0, len(chosen), size)]
 
     def save_tokenizer(self, directory: Path) -> None:
         """Write a transformers tokenizer that AutoTokenizer.from_pretrained(directory) loads."""
         self._tokenizer.save(directory)
+        if self._chat_template is not None:
+            (directory / "chat_template.jinja").write_text(self._chat_template, encoding="utf-8")

@@ -59,6 +59,8 @@ class HFTokenizer(TokenizerSpec):
             end_of_text=tokenizer.eos_token_id,
             special=frozenset(tokenizer.all_special_ids),
             save=tokenizer.save_pretrained,
+            chat_template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
+            special_tokens={name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         )
 
     def _loaded(self) -> Any:

@@ -1,4 +1,4 @@
-"""Local JSON Lines files by glob: each line is an object, one of its values is a document."""
+"""Local JSON Lines files by glob: each line is an object that holds a text or a conversation."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowcomm.data.files import matched, read_bytes
-from lowcomm.data.rows import missing_column, row_corpus, row_document
-from lowcomm.data.source import Corpus, Document, Source
+from lowcomm.data.rows import RowSource, row_corpus
+from lowcomm.data.source import Corpus, Document
 from lowcomm.types import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class JsonLines(Source):
+class JsonLines(RowSource):
     """One JSON object per line; the train/validation split goes by a hash of each row's text."""
 
     glob: str
     """Pattern of the files, for example 'dump/*.jsonl'."""
-    column: str = "text"
-    """Key of the object whose value is the text."""
 
     def read(self, cache_dir: Path) -> Corpus:
         """Raises ConfigError with file and line number for a line that is not UTF-8 or not a JSON object."""
@@ -48,6 +46,4 @@ class JsonLines(Source):
                 f"data.source: {place} is a {type(row).__name__}; legal: one JSON object per line; "
                 "fix: wrap the value in an object"
             )
-        if self.column not in row:
-            raise missing_column(self.column, place, row.keys())
-        return row_document(name, place, row[self.column])
+        return self.document(name, place, row)

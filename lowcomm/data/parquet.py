@@ -1,4 +1,4 @@
-"""Local Parquet files by glob: each row of one column is a document."""
+"""Local Parquet files by glob: each row holds a text or a conversation."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from pathlib import Path
 
 from lowcomm.data.errors import need, one_line
 from lowcomm.data.files import matched
-from lowcomm.data.rows import missing_column, row_corpus, row_document
-from lowcomm.data.source import Corpus, Document, Source
+from lowcomm.data.rows import RowSource, missing_column, row_corpus
+from lowcomm.data.source import Corpus, Document
 from lowcomm.types import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parquet(Source):
+class Parquet(RowSource):
     """Parquet files (needs the extra `data`); the split goes by a hash of each row's text."""
 
     glob: str
     """Pattern of the files, for example 'dump/*.parquet'."""
-    column: str = "text"
-    """Name of the column with the text."""
 
     def check(self) -> None:
+        super().check()
         need("pyarrow.parquet", "data")
 
     def read(self, cache_dir: Path) -> Corpus:
@@ -30,19 +29,20 @@ class Parquet(Source):
         documents: list[Document] = []
         files = matched(self.glob)
         for name, path in files:
-            for number, value in enumerate(self._values(path), start=1):
-                if document := row_document(name, f"{path} row {number}", value):
+            for number, row in enumerate(self._rows(path), start=1):
+                if document := self.document(name, f"{path} row {number}", row):
                     documents.append(document)
         return row_corpus(documents, len(files), self.glob)
 
-    def _values(self, path: Path) -> Iterator[object]:
-        parquet = need("pyarrow.parquet", "data")
+    def _rows(self, path: Path) -> Iterator[dict[str, object]]:
+        parquet, columns = need("pyarrow.parquet", "data"), self.columns()
         try:
             with parquet.ParquetFile(path) as file:
-                if self.column not in file.schema_arrow.names:
-                    raise missing_column(self.column, str(path), file.schema_arrow.names)
-                for batch in file.iter_batches(columns=[self.column]):
-                    yield from batch.column(0).to_pylist()
+                for column in columns:
+                    if column not in file.schema_arrow.names:
+                        raise missing_column(column, str(path), file.schema_arrow.names)
+                for batch in file.iter_batches(columns=columns):
+                    yield from batch.to_pylist()
         except (OSError, ValueError) as error:  # ArrowInvalid and UnicodeDecodeError are ValueErrors
             raise ConfigError(
                 f"data.source: {path} cannot be read as Parquet ({one_line(error)}); "

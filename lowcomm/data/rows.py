@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 
+from lowcomm.data.chat import ChatFormat, chat_document
 from lowcomm.data.errors import bad
-from lowcomm.data.source import Corpus, Document
+from lowcomm.data.source import Corpus, Document, Source
 from lowcomm.types import ConfigError
 
 
-def row_document(file: str, place: str, value: object) -> Document | None:
+@dataclass(frozen=True, kw_only=True)
+class RowSource(Source):
+    """Files whose rows are texts or conversations."""
+
+    column: str = "text"
+    """Column with the text; not used with `chat`."""
+    chat: ChatFormat | None = None
+    """How a row holds a conversation (Messages or Instructions); None: rows are plain texts."""
+    label_column: str | None = None
+    """Column that partitions go by (a site, a topic); None: the top folder of the file."""
+
+    def check(self) -> None:
+        if self.chat is not None:
+            self.chat.check()
+
+    def columns(self) -> list[str]:
+        """All columns that are read, each once."""
+        own = [self.column] if self.chat is None else list(self.chat.columns())
+        return list(dict.fromkeys([*own, *([self.label_column] if self.label_column is not None else [])]))
+
+    def document(self, file: str, place: str, row: Mapping[str, object]) -> Document | None:
+        """None for an empty text; raises ConfigError for a row without a column, and for one that is not text."""
+        for column in self.columns():
+            if column not in row:
+                raise missing_column(column, place, row.keys())
+        label = "" if self.label_column is None else _label(row[self.label_column], place, self.label_column)
+        if self.chat is not None:
+            return chat_document(file, place, self.chat.messages(row, place), label)
+        return row_document(file, place, row[self.column], label)
+
+
+def row_document(file: str, place: str, value: object, label: str = "") -> Document | None:
     """A row's text as a document, None if empty; the split goes by the text, since one file has many rows.
 
     `place` says where the row is ("a.jsonl line 3"). Raises ConfigError if the value is not text.
@@ -24,7 +57,13 @@ def row_document(file: str, place: str, value: object) -> Document | None:
             f"data.source: {place} is not UTF-8 text (position {error.start}); "
             "legal: Unicode text; fix: repair or drop the row"
         ) from error
-    return Document(file, sha256(text).digest(), text) if text else None
+    return Document(file, sha256(text).digest(), text, (), label, place) if text else None
+
+
+def _label(value: object, place: str, column: str) -> str:
+    if not isinstance(value, str | int | float) or value == "":
+        raise bad("source.label_column", column, "a text or a number in every row", f"{place} has {value!r}: add it")
+    return str(value)
 
 
 def missing_column(column: str, place: str, columns: Collection[str]) -> ConfigError:

@@ -21,7 +21,7 @@ class Shard(ABC):
 
     @abstractmethod
     def next_batch(self) -> tuple[Tensor, Tensor]:
-        """int64 (inputs, targets), each [batch_size, seq_len]; targets are the inputs one token later."""
+        """int64 (inputs, targets), each [batch_size, seq_len]; targets are the inputs one token later, or IGNORED."""
 
     @property
     @abstractmethod

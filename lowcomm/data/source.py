@@ -8,6 +8,14 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
     """One text. `text` is valid UTF-8: bytes are kept so that the byte tokenizer copies nothing."""
 
@@ -16,6 +24,17 @@ class Document:
     key: bytes
     """Documents with equal keys fall on the same side of the train/validation split."""
     text: bytes
+    messages: tuple[Message, ...] = ()
+    """The turns of a conversation, whose text is `text`; losses count the assistant's only. Empty: plain text."""
+    label: str = ""
+    """What partitions go by; empty: the top folder of `file`."""
+    place: str = ""
+    """Where it was read ("a.jsonl line 3"), for messages; empty: `file`."""
+
+    @property
+    def group(self) -> str:
+        """The label, or the top folder."""
+        return self.label or self.file.partition("/")[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ from typing import Literal
 from lowcomm.data.errors import bad
 from lowcomm.data.source import Corpus, Document
 
-Salt = Literal["validation", "tuning"]
+Salt = Literal["validation", "tuning", "rows"]
 
 
 def fraction_of(key: bytes, salt: Salt) -> float:
-    """A number in [0, 1) from SHA-256 of the key; the two salts give independent numbers."""
+    """A number in [0, 1) from SHA-256 of the key; salts give independent numbers."""
     return int.from_bytes(sha256(salt.encode() + b"\0" + key).digest()[:6], "big") / 2**48
 
 

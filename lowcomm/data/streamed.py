@@ -18,6 +18,7 @@ from lowcomm.data.source import Document
 from lowcomm.data.split import Salt, is_held_out
 from lowcomm.data.stream import StreamShard
 from lowcomm.data.tokenizer import Tokenizer
+from lowcomm.data.windows import TextWindows
 from lowcomm.types import ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ Keep = Callable[[bytes], bool]
 
 def build_streamed(config: DataConfig, source: HFDataset, islands: int, cache_dir: Path) -> Data:
     """Reads the head of the stream for the validation windows; training rows are read by the shards."""
+    if config.partition is not None:
+        fix = "pass --data.source.no-streaming, or leave data.partition out"
+        raise bad("partition", config.partition, "None for a dataset that is streamed", fix)
     dataset = source.open(source.split)
     if config.sharding == "by_file" and dataset.num_shards % islands:
         raise bad(
@@ -65,7 +69,7 @@ def build_streamed(config: DataConfig, source: HFDataset, islands: int, cache_di
         config,
         islands=islands,
         tokenizer=tokenizer,
-        validation=validation,
+        validation=TextWindows(validation, config.seq_len),
         stats=stats,
         make_shard=make_shard,
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,10 +26,23 @@ class Tokenizer(ABC):
     vocab_size: int
     key: str | None
     end_of_text_id: int
+    chat_template: str | None
+    """Jinja template of conversations; None: it has none."""
+    special_tokens: Mapping[str, str] = MappingProxyType({})
+    """Names that a chat template uses for special tokens ("eos_token"), and what they are."""
+    special_ids: Mapping[str, int] = MappingProxyType({})
+    """Tokens that only a chat template may spell, with their ids."""
 
     @abstractmethod
     def encode(self, documents: Sequence[bytes]) -> Iterator[np.ndarray]:
         """One integer array [tokens] per UTF-8 document, with one end-of-text token after it."""
+
+    @abstractmethod
+    def locate(self, text: str, special: bool) -> tuple[np.ndarray, np.ndarray]:
+        """int64 (ids, begins) [tokens] of a text, nothing added; begins: where each token begins, in characters.
+
+        special: text that spells a special token is that token; otherwise it is plain text.
+        """
 
     @abstractmethod
     def token_bytes(self) -> np.ndarray:
@@ -65,8 +79,13 @@ class BackendTokenizer(Tokenizer):
         end_of_text: int,
         special: frozenset[int],
         save: Callable[[Path], None],
+        chat_template: str | None,
+        special_tokens: Mapping[str, str],
     ) -> None:
         self._backend = backend
+        self.chat_template, self.special_tokens = chat_template, special_tokens
+        added = backend.get_added_tokens_decoder().items()
+        self.special_ids = {token.content: index for index, token in added if token.special}
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = True
@@ -82,6 +101,13 @@ class BackendTokenizer(Tokenizer):
             texts = [text.decode("utf-8") for text in chunk]
             for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False):
                 yield np.array([*encoding.ids, self.end_of_text_id], dtype=np.int32)
+
+    def locate(self, text: str, special: bool) -> tuple[np.ndarray, np.ndarray]:
+        self._backend.encode_special_tokens = not special
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        self._backend.encode_special_tokens = True
+        begins = [begin for begin, _ in encoding.offsets]
+        return np.array(encoding.ids, dtype=np.int64), np.array(begins, dtype=np.int64)
 
     def token_bytes(self) -> np.ndarray:
         """Exact for byte-level and byte-fallback vocabularies; a normaliser that lowers case is not undone."""

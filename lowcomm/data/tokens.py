@@ -22,6 +22,14 @@ class Tokens:
     """uint16 or int32 [tokens]."""
     lengths: np.ndarray
     """int64 [documents]: tokens of each document, end-of-text included."""
+    answers: np.ndarray | None = None
+    """bool [tokens]: the tokens of conversations that are learnt; None: plain text, all are."""
+
+    def kept(self, documents: np.ndarray) -> Tokens:
+        """Those of some documents: bool [documents]."""
+        inside = np.repeat(documents, self.lengths)
+        answers = self.answers[inside] if self.answers is not None else None
+        return Tokens(stream=self.stream[inside], lengths=self.lengths[documents], answers=answers)
 
 
 def tokenise(documents: Sequence[Document], tokenizer: Tokenizer, cache_dir: Path) -> Tokens:

@@ -1,7 +1,8 @@
-"""Shards of text that is in memory: windows of one token stream in an order of its own for each epoch."""
+"""Shards of text that is in memory: windows in an order of its own for each epoch."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,31 @@ import numpy as np
 from torch import Tensor
 
 from lowcomm.data.shard import Shard, State, check_identity, count, pair
+from lowcomm.types import counted
+
+
+class Windows(ABC):
+    """Sequences of one length that can be taken in any order."""
+
+    total: int
+    """How many there are."""
+    tokens: int
+    """Tokens that they are cut from."""
+
+    @abstractmethod
+    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """int64 (inputs, targets) [len(indices), seq_len] of the windows with these indices."""
+
+
+class TextWindows(Windows):
+    """Windows of seq_len + 1 tokens of one stream, each starting on the last token of the one before."""
+
+    def __init__(self, stream: np.ndarray, seq_len: int) -> None:
+        self._stream, self._seq_len = stream, seq_len
+        self.total, self.tokens = window_count(len(stream), seq_len), len(stream)
+
+    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        return pair(gather(self._stream, indices, self._seq_len))
 
 
 def window_count(tokens: int, seq_len: int) -> int:
@@ -30,13 +56,13 @@ def evenly(total: int, most: int) -> np.ndarray:
 class WindowShard(Shard):
     """Every `islands`-th window of the epoch's permutation, from number `part` on.
 
-    All shards of one stream hold equally many windows, so islands with equal batches change epoch together;
+    All shards of the same windows hold equally many, so islands with equal batches change epoch together;
     the up to `islands - 1` windows left over differ from epoch to epoch.
     """
 
     def __init__(
         self,
-        stream: np.ndarray,
+        windows: Windows,
         *,
         seq_len: int,
         batch_size: int,
@@ -45,12 +71,11 @@ class WindowShard(Shard):
         seeds: Sequence[int],
         identity: Mapping[str, int | str],
     ) -> None:
-        """`stream` is [tokens]; `seeds` names the permutation, the epoch is added to them.
+        """`seeds` names the permutation, the epoch is added to them.
 
         `identity` is what must be equal for a stored position to be valid here.
         """
-        self._stream = stream
-        self._seq_len = seq_len
+        self._windows = windows
         self._batch_size = batch_size
         self._part = part
         self._parts = parts
@@ -60,14 +85,13 @@ class WindowShard(Shard):
             **identity,
             "seq_len": seq_len,
         }
-        self._total = window_count(len(stream), seq_len)
-        self.windows_per_epoch = self._total // parts
+        self.windows_per_epoch = windows.total // parts
         self._move(0, 0)
         self._tokens = 0
 
     def _move(self, epoch: int, position: int) -> None:
         """Only this island's part of the permutation is kept."""
-        order = np.random.default_rng([*self._seeds, epoch]).permutation(self._total)
+        order = np.random.default_rng([*self._seeds, epoch]).permutation(self._windows.total)
         used = self.windows_per_epoch * self._parts
         self._order = order[:used][self._part :: self._parts].copy()
         self._epoch, self._position = epoch, position
@@ -82,8 +106,9 @@ class WindowShard(Shard):
             self._position += len(part)
             missing -= len(part)
             taken.append(part)
-        self._tokens += self._batch_size * self._seq_len
-        return pair(gather(self._stream, np.concatenate(taken), self._seq_len))
+        inputs, targets = self._windows.batch(np.concatenate(taken))
+        self._tokens += counted(targets)
+        return inputs, targets
 
     @property
     def tokens(self) -> int:

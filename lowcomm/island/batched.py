@@ -20,11 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.adamw import adamw
 
-from lowcomm.island.plain import Batch, PlainIsland
+from lowcomm.island.plain import Batch, PlainIsland, counted_tokens
 from lowcomm.island.stacked import stack
-
-IGNORED = -100
-"""Target that cross-entropy leaves out."""
+from lowcomm.types import IGNORED
 
 
 class BatchedIslands:
@@ -49,8 +47,8 @@ class BatchedIslands:
         padded with rows and tokens that no loss counts.
         """
         first, count = self.islands[0], len(self.islands)
-        tokens = [float(sum(t.numel() for _, t in batches.get(i, ()))) for i in range(count)]
-        divisors = torch.tensor(tokens, device=first.device).clamp(min=1.0)
+        tokens = [float(counted_tokens(batches[i])) if i in batches else 1.0 for i in range(count)]
+        divisors = torch.tensor(tokens, device=first.device)
         total = torch.zeros(count, device=first.device)
         for k in range(max(len(own) for own in batches.values())):
             inputs, targets = _together([own[k] if k < len(own := batches.get(i, ())) else None for i in range(count)])

@@ -33,7 +33,7 @@ class DDPIsland(PlainIsland):
         forward: nn.Module,
         autocast_bf16: bool,
     ) -> None:
-        self.mesh = mesh
+        self.mesh, self.ranks = mesh, mesh.size
         wrapped = DistributedDataParallel(forward, process_group=mesh.inside)
         super().__init__(
             model, config, steps=steps, seed=seed, losses=losses, forward=wrapped, autocast_bf16=autocast_bf16

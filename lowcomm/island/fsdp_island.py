@@ -21,7 +21,7 @@ class FSDPIsland(PlainIsland):
     def __init__(
         self, model: nn.Module, config: InnerConfig, mesh: Mesh, *, steps: int, seed: int, losses: LossFn, bf16: bool
     ) -> None:
-        self.mesh = mesh
+        self.mesh, self.ranks = mesh, mesh.size
         shard(model, mesh, bf16)
         super().__init__(model, config, steps=steps, seed=seed, losses=losses)
         self.part = FSDPPart(mesh)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowcomm.island.inner import InnerConfig
 from lowcomm.island.mesh import Mesh
 from lowcomm.island.part import gather_texts
-from lowcomm.island.plain import Batch, LossFn, PlainIsland
+from lowcomm.island.plain import Batch, LossFn, PlainIsland, counted_tokens
 from lowcomm.island.stage import StagePart
 from lowcomm.island.stage_module import StageModule
 
@@ -30,10 +30,13 @@ class PipelineIsland(PlainIsland):
         self.mesh, self.parts = mesh, parts
         self.part = StagePart(mesh)
         self._schedules: dict[torch.Size, Any] = {}
+        self._tokens = 1.0
+        """Counted tokens of a micro-batch on average over the step."""
 
     def backward(self, batches: Sequence[Batch]) -> float:
         self._swap_in_rng()
         total = 0.0
+        self._tokens = counted_tokens(batches) / (self.parts * len(batches))
         for inputs, targets in batches:
             schedule, losses = self._schedule(inputs.shape), list[Tensor]()
             fed = (inputs.to(self.device),) if self.stage_module.first else ()
@@ -113,10 +116,10 @@ class PipelineIsland(PlainIsland):
                 group=self.mesh.inside,
             )
             # not scaled there: that would scale what earlier micro-batches of the step have left, too
-            self._schedules[shape] = Schedule1F1B(stage, self.parts, loss_fn=_mean_loss, scale_grads=False)
+            self._schedules[shape] = Schedule1F1B(stage, self.parts, loss_fn=self._loss, scale_grads=False)
         return self._schedules[shape]
 
-
-def _mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of a micro-batch: logits [batch, seq_len, vocabulary], targets int64."""
-    return nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """A micro-batch's share of the step's mean loss in nats: logits [batch, seq_len, vocabulary], targets int64."""
+        losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
+        return losses / self._tokens

@@ -10,13 +10,28 @@ from torch import Tensor, nn
 
 from lowcomm.island.inner import InnerConfig, lr_factor
 from lowcomm.island.part import Part, Whole
+from lowcomm.types import IGNORED, LowcommError, counted
 
 Batch = tuple[Tensor, Tensor]
 LossFn = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
+def counted_tokens(batches: Sequence[Batch]) -> int:
+    """Targets of a step that its loss counts. Raises LowcommError if all of them are masked."""
+    tokens = sum(counted(targets) for _, targets in batches)
+    if tokens == 0:
+        raise LowcommError(
+            f"all targets of a step are masked ({IGNORED}): there is nothing to learn from. "
+            "Fix: leave out sequences without an answer"
+        )
+    return tokens
+
+
 class PlainIsland:
     """Trains `model` on batches; keeps its own random state, so that simulated islands do not share a stream."""
+
+    ranks = 1
+    """Over how many ranks, each with rows of its own, an island's gradient is a mean."""
 
     def __init__(
         self,
@@ -43,10 +58,13 @@ class PlainIsland:
         """Gradient norm of the last step before clipping; NaN (not measured) without clipping."""
 
     def backward(self, batches: Sequence[Batch]) -> float:
-        """Accumulate the gradient of the mean loss over micro-batches; returns that loss in nats per token."""
+        """Accumulate the gradient of the mean loss over micro-batches; returns that loss in nats per counted token.
+
+        Every rank divides by its share of the island's counted tokens, however many are in its own rows.
+        """
         self._swap_in_rng()
         mine = [self.own_rows(batch) for batch in batches]
-        tokens = sum(targets.numel() for _, targets in mine)
+        tokens = counted_tokens(batches) / self.ranks
         total = 0.0
         for number, (inputs, targets) in enumerate(mine, start=1):
             context = torch.autocast("cuda", torch.bfloat16) if self.autocast_bf16 else nullcontext()

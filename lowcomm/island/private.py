@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lowcomm.island.plain import Batch, PlainIsland
+from lowcomm.island.plain import Batch, PlainIsland, counted_tokens
 
 Protect = Callable[[Sequence[Tensor]], object]
 """In place."""
@@ -34,7 +34,7 @@ class PrivateIsland(PlainIsland):
             for i in range(inputs.shape[0]):
                 one = slice(i, i + 1)
                 losses = self.losses(self.forward_model, inputs[one].to(self.device), targets[one].to(self.device))
-                loss = losses.sum() / losses.numel()
+                loss = losses.sum() / counted_tokens([(inputs[one], targets[one])])
                 found = torch.autograd.grad(loss, self.params, allow_unused=True, materialize_grads=True)
                 own = [g.float() for g in found]
                 self.clip_each(own)

@@ -15,7 +15,7 @@ from lowcomm.island.config import IslandConfig
 from lowcomm.island.ddp_island import rows_of
 from lowcomm.island.inner import InnerConfig
 from lowcomm.island.mesh import Mesh
-from lowcomm.island.plain import Batch, LossFn, PlainIsland
+from lowcomm.island.plain import Batch, LossFn, PlainIsland, counted_tokens
 from lowcomm.island.zero import EngineOptimizer, MeshUnit, ZeROPart
 from lowcomm.types import ConfigError
 
@@ -49,10 +49,11 @@ class ZeROIsland(PlainIsland):
 
     def backward(self, batches: Sequence[Batch]) -> float:
         self._swap_in_rng()
+        tokens = counted_tokens(batches) / (len(batches) * self.mesh.size)  # the engine takes means over both
         total = 0.0
         for number, batch in enumerate(batches, start=1):
             inputs, targets = self.own_rows(batch)
-            loss = self.losses(self.forward_model, inputs.to(self.device), targets.to(self.device)).mean()
+            loss = self.losses(self.forward_model, inputs.to(self.device), targets.to(self.device)).sum() / tokens
             self.engine.backward(loss)  # divides by the number of micro-batches
             total += float(loss.detach()) / len(batches)
             if number < len(batches):

@@ -1,4 +1,4 @@
-"""Reading a run directory: config.json, environment.json, metrics.jsonl, summary.json, clients.json."""
+"""Reading a run directory: config.json, environment.json, metrics.jsonl, summary.json, clients.json, partition.json."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ class Run:
     """Empty while the run is still going."""
     clients: dict[str, Any]
     """Empty where no client was evaluated."""
+    partition: dict[str, Any]
+    """Empty where text does not belong to clients."""
     events: tuple[Event, ...]
     """In file order."""
     torn: bool
@@ -76,6 +78,7 @@ def load_run(run_dir: Path) -> Run:
         environment=_read_object(run_dir / "environment.json", required=False),
         summary=summary,
         clients=_read_object(run_dir / "clients.json", required=False),
+        partition=_read_object(run_dir / "partition.json", required=False),
         events=events,
         torn=torn,
         unreadable_lines=unreadable_lines,
