@@ -141,7 +141,12 @@ def test_every_field_is_tried() -> None:
 
     walk(RunConfig(), "")
     own_tests = {"run_dir", "data.source.max_bytes", "data.partition", "sync.privacy", "sync.aggregator.most_tokens"}
-    own_tests |= {"sync.sampling", "sync.local_steps", "sync.objective", "sync.secure"}  # tests/test_clients, test_secure
+    own_tests |= {
+        "sync.sampling",
+        "sync.local_steps",
+        "sync.objective",
+        "sync.secure",
+    }  # tests/test_clients, test_secure
     own_tests |= {"data.chat_template"}  # a Literal by another name
     assert found - own_tests == {field for field, _, _ in OUT_OF_RANGE}
 
