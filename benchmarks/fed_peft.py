@@ -83,7 +83,8 @@ def _line(setting: str, method: str, mine: list[dict[str, Any]]) -> str:
     epsilon = "-" if mine[0]["epsilon"] is None else f"{mean('epsilon'):.1f}"
     return (
         f"| {setting} | {method} | {mine[0]['trainable']:,} | {mean('bytes_up') / 1e3:,.1f} "
-        f"| {mean('loss_before'):.4f} | {mean('loss_after'):.4f} | {mean('worst_10pct_loss'):.4f} | {mean('spread'):.4f} | {mean('helped'):.0%} "
+        f"| {mean('loss_before'):.4f} | {mean('loss_after'):.4f} "
+        f"| {mean('worst_10pct_loss'):.4f} | {mean('spread'):.4f} | {mean('helped'):.0%} "
         f"| {epsilon} |"
     )
 
