@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lowcomm.coverage import check_partition
 from lowcomm.fragment import Fragment
 from lowcomm.transport import base
-from lowcomm.transport.base import ordered_sum
+from lowcomm.transport.base import may_take_place, ordered_sum
 from lowcomm.types import CoverageError
 
 
@@ -96,3 +96,20 @@ def test_an_island_of_weight_0_is_skipped_even_if_it_holds_nan() -> None:
     out = torch.empty(4)
     ordered_sum([torch.full((4,), float("nan")), torch.ones(4)], [0.0, 1.0], out, torch.empty(8))
     assert torch.equal(out, torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    "weights", [[0.5, 0.5], [0.25] * 4, [0.0, 0.5, 0.5], [0.2, 0.8], [0.0, 0.3, 0.7], [1.0], [0.0, 1.0]]
+)
+def test_a_sum_may_take_the_place_of_a_vector_that_is_not_read_after_it(weights: list[float]) -> None:
+    vectors = [torch.randn(100, generator=torch.Generator().manual_seed(k)) for k in range(len(weights))]
+    wanted = torch.empty(100)
+    ordered_sum(vectors, weights, wanted, torch.empty(8192))
+    allowed = []
+    for index in range(len(weights)):
+        copies = [v.clone() for v in vectors]
+        ordered_sum(copies, weights, copies[index], torch.empty(8192))
+        right = torch.equal(copies[index], wanted)
+        assert right or not may_take_place(index, weights)
+        allowed += [index] * may_take_place(index, weights)
+    assert allowed

@@ -88,11 +88,19 @@ class Transport(ABC):
             self.received_bytes[i] += received_bytes
 
 
+def may_take_place(index: int, weights: Sequence[float]) -> bool:
+    """Whether `ordered_sum` may write its result where vector `index` lies: nothing of it is read after that."""
+    used = [k for k, w in enumerate(weights) if w != 0]
+    equal = len({weights[k] for k in used}) == 1
+    return index in used[: 2 if equal else 1]
+
+
 def ordered_sum(vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor, scratch: Tensor) -> None:
     """`out = sum_k weights[k] * vectors[k]` in order; product and sum rounded apart, so cuts do not change bits.
 
     Equal weights are multiplied once, after the sum: one pass less. All fp32, 1-D; scratch holds BLOCK elements; a
-    vector with weight 0 is skipped. `out` may be the first vector. Raises ValueError if all weights are 0.
+    vector with weight 0 is skipped. `out` may be a vector if `may_take_place` says so. Raises ValueError if all weights
+    are 0.
     """
     used = [(v, w) for v, w in zip(vectors, weights, strict=True) if w != 0]
     if not used:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch.distributed as dist
 from torch import Tensor
 
-from lowcomm.transport.base import ordered_sum
+from lowcomm.transport.base import may_take_place, ordered_sum
 
 SEGMENT = 1 << 20
 """Elements sent at a time."""
@@ -57,7 +57,10 @@ def pipelined_sum(
     for i, (cut, lane) in enumerate(lanes):
         _wait(contributions[i])
         parts = [row[: cut.stop - cut.start] for row in rows[i % slots]]
-        parts[me].copy_(mine[me][cut])  # the result may take its place
+        if may_take_place(me, weights):
+            parts[me] = mine[me][cut]
+        else:
+            parts[me].copy_(mine[me][cut])
         ordered_sum(parts, weights, results[me][cut], scratch)
         if i + slots < len(lanes):
             contributions.append(expect(i + slots))
