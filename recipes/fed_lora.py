@@ -185,10 +185,8 @@ def chat() -> RunConfig:
 
 def _private(name: str, rule: Aggregator, mechanism: Mechanism, lora: LoRA | None = None) -> RunConfig:
     base = _tiny(name, rule, lora)
-    every_island = replace(
-        base.sync, privacy=mechanism, quorum=1.0
-    )  # noise is shared by those who are sure to be there
-    return replace(base, sync=every_island, eval=EvalConfig(clients=True))  # baselines would train without noise
+    sync = replace(base.sync, privacy=mechanism, quorum=1.0)  # noise is shared by those who are sure to be there
+    return replace(base, sync=sync, eval=EvalConfig(clients=True, membership=True))
 
 
 def _tiny(name: str, rule: Aggregator, lora: LoRA | None = None, codec: Codec | None = None) -> RunConfig:
