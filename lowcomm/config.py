@@ -81,8 +81,6 @@ class EvalConfig:
     """Evaluate every island's own held-out text at the end (data.sharding by_folder or a partition): clients.json."""
     baselines: bool = False
     """With `clients`: also train on each island's data alone and on all data together, as many steps, to compare."""
-    membership: bool = False
-    """With `clients`: also try to tell training sequences from held-out ones by their loss, and say how well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,9 +162,8 @@ def check(config: RunConfig, islands: int) -> None:
     require(ok, "eval.baselines", True, "False, as data.sharding own keeps text where it is", "leave it out")
     ok = not own or config.sync.privacy is None or config.sync.privacy.level == "client"
     require(ok, "data.sharding", "own", "another with ExampleGaussian, whose epsilon needs all sizes", "use iid")
-    for name in ("baselines", "membership"):
-        ok = config.eval.clients or not getattr(config.eval, name)
-        require(ok, f"eval.{name}", True, "False without eval.clients", "pass --eval.clients")
+    ok = config.eval.clients or not config.eval.baselines
+    require(ok, "eval.baselines", True, "False without eval.clients", "pass --eval.clients")
     config.data.check(islands)
     config.model.check()
     config.inner.check()

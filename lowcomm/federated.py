@@ -27,7 +27,6 @@ from lowcomm.data import Shard
 from lowcomm.finale import holding_global_weights
 from lowcomm.island.scalars import ScalarOptimizer
 from lowcomm.island_kinds import build_island
-from lowcomm.membership_check import attack
 from lowcomm.model import token_losses
 from lowcomm.run_dir import write_json
 from lowcomm.types import counted
@@ -84,9 +83,8 @@ def report_clients(run: Run) -> None:
     table = _gathered(run, columns)
     if config.eval.baselines:
         table["centralised"] = _centralised(run, batches)
-    attacked = attack(run, fresh) if config.eval.membership else {}
     if run.world.writes:
-        _write(run, table, attacked)
+        _write(run, table)
 
 
 def _gathered(run: Run, columns: dict[str, list[float]]) -> dict[str, list[float]]:
@@ -110,7 +108,7 @@ def _centralised(run: Run, batches: Sequence[Batches]) -> list[float]:
     return transport.gather(rows)[0].tolist()
 
 
-def _write(run: Run, table: dict[str, list[float]], attacked: dict[str, list[float]]) -> None:
+def _write(run: Run, table: dict[str, list[float]]) -> None:
     known = {column: values for column, values in table.items() if not any(math.isnan(v) for v in values)}
     mean = {column: sum(values) / len(values) for column, values in known.items()}
     found: dict[str, object] = {"clients": known, "mean": mean}
@@ -118,8 +116,6 @@ def _write(run: Run, table: dict[str, list[float]], attacked: dict[str, list[flo
     found["percentiles"] = {column: percentiles(values) for column, values in known.items()}
     found["spread"] = {column: statistics.pstdev(values) for column, values in known.items()}
     found["helped"] = helped(known)
-    if attacked:
-        found["membership"] = {column: sum(values) / len(values) for column, values in attacked.items()}
     write_json(run.directory / "clients.json", found)
     text = ", ".join(f"{column} {value:.4f}" for column, value in mean.items())
     run.progress.note(f"clients' validation loss (mean over {run.sync.transport.islands}): {text}")
