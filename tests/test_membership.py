@@ -1,0 +1,97 @@
+"""Membership inference: the figures' properties, and a run that overfits beside its private run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lowcomm.aggregate import Mean
+from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
+from lowcomm.data import DataConfig, TextFiles
+from lowcomm.island import AdamW, InnerConfig
+from lowcomm.model import LoRA, ModelConfig
+from lowcomm.outer import SGD
+from lowcomm.privacy import ExampleGaussian
+from lowcomm.privacy.membership_inference import attacks, auc, tpr_at_fpr
+from lowcomm.trainer import train
+from tests.test_lora_run import write_clients
+
+
+def test_auc_of_equal_separable_and_tied_scores() -> None:
+    scores = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    assert auc(scores, scores) == 0.5
+    assert auc(scores + 100, scores) == 1.0
+    assert auc(scores - 100, scores) == 0.0
+    assert auc(torch.tensor([1.0]), torch.tensor([1.0, 0.0])) == 0.75
+    other = torch.randn(40, generator=torch.Generator().manual_seed(1))
+    pairs = (scores[:, None] > other[None]).double().mean()
+    assert auc(scores, other) == pytest.approx(float(pairs))
+    assert auc(scores.double().exp(), other.double().exp()) == auc(scores, other)
+
+
+def test_true_positives_at_one_percent() -> None:
+    outside = torch.arange(200.0)
+    assert tpr_at_fpr(torch.tensor([196.0, 197.0, 197.5, 300.0]), outside) == 0.5  # two of 200 may be above: 198, 199
+    assert tpr_at_fpr(outside[:8], outside[:8]) == 0.0
+    assert tpr_at_fpr(outside + 1000, outside) == 1.0
+
+
+def test_calibration_takes_out_how_hard_a_sequence_is() -> None:
+    hard = torch.linspace(0, 50, 20)
+    found = attacks((hard, hard - 1), (hard, hard))
+    assert found["calibrated"] == {"auc": 1.0, "tpr_at_1pct_fpr": 1.0}
+    assert found["loss"]["auc"] < 0.6
+
+
+@pytest.mark.parametrize("scores", [torch.zeros(0), torch.tensor([float("nan")])])
+def test_no_scores_are_refused(scores: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="at least one is needed"):
+        auc(scores, torch.zeros(1))
+
+
+def test_a_run_that_overfits_is_told_and_its_private_run_is_not(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    write_clients(corpus)
+    source = TextFiles(glob=str(corpus / "*" / "*.txt"))
+    plain = RunConfig(
+        islands=2,
+        steps=120,
+        threads=1,
+        transport="simulated",
+        device="cpu",
+        run_dir=tmp_path / "plain",
+        tensorboard=False,
+        data=DataConfig(
+            source=source,
+            sharding="by_folder",
+            seq_len=32,
+            batch_size=8,
+            validation_sequences=64,
+            validation_fraction=0.3,
+        ),
+        model=ModelConfig(preset="nano", tuning=LoRA(rank=16, targets=("q_proj", "v_proj", "up_proj", "down_proj"))),
+        inner=InnerConfig(optimizer=AdamW(lr=2e-2, weight_decay=0.0)),
+        sync=SyncConfig(every=30, outer=SGD(lr=1.0), aggregator=Mean(by="uniform")),
+        eval=EvalConfig(clients=True, membership=True),
+        checkpoint=CheckpointConfig(export=False),
+    )
+    noisy = dataclasses.replace(
+        plain,
+        run_dir=tmp_path / "noisy",
+        sync=dataclasses.replace(
+            plain.sync, privacy=ExampleGaussian(clip=0.1, noise_multiplier=20.0, seed=5), quorum=1.0
+        ),
+    )
+    found = []
+    for config in (plain, noisy):
+        assert train(config) == 0
+        assert config.run_dir is not None
+        found.append(json.loads((config.run_dir / "clients.json").read_text(encoding="utf-8"))["membership"])
+    print(found)
+    assert found[0]["calibrated"]["auc"] > 0.6
+    assert abs(found[1]["calibrated"]["auc"] - 0.5) < 0.1
