@@ -81,6 +81,8 @@ class EvalConfig:
     """Evaluate every island's own held-out text at the end (data.sharding by_folder or a partition): clients.json."""
     baselines: bool = False
     """With `clients`: also train on each island's data alone and on all data together, as many steps, to compare."""
+    membership: bool = False
+    """With `clients`: also how well a client's training sequences are told from its held-out ones by their loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +166,8 @@ def check(config: RunConfig, islands: int) -> None:
     require(ok, "data.sharding", "own", "another with ExampleGaussian, whose epsilon needs all sizes", "use iid")
     ok = config.eval.clients or not config.eval.baselines
     require(ok, "eval.baselines", True, "False without eval.clients", "pass --eval.clients")
+    ok = config.eval.clients or not config.eval.membership
+    require(ok, "eval.membership", True, "False without eval.clients", "pass --eval.clients")
     config.data.check(islands)
     config.model.check()
     config.inner.check()

@@ -8,7 +8,8 @@
 Losses are nats per token on each client's own held-out text; `mean` weighs clients equally, `worst` is the mean over
 the worst tenth of the clients (at least one); `percentiles`, `spread` (standard deviation) and `helped` (the fraction
 of clients that end below what they had before, or alone) say how fairly the gain is shared. Written to clients.json;
-baselines cost as much training twice again.
+baselines cost as much training twice again. `membership`: mean over the clients of attacks on the global model
+(`privacy.membership_inference`), on the sequences that a client trained first against its held-out ones.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from lowcomm.finale import holding_global_weights
 from lowcomm.island.scalars import ScalarOptimizer
 from lowcomm.island_kinds import build_island
 from lowcomm.model import token_losses
+from lowcomm.privacy.membership_inference import attacks
 from lowcomm.run_dir import write_json
 from lowcomm.types import counted
 
@@ -48,6 +50,28 @@ def mean_loss(model: nn.Module, batches: Batches, device: torch.device) -> float
         total, tokens = total + float(losses.double().sum()), tokens + counted(targets)
     model.train(training)
     return total / tokens if tokens else math.nan
+
+
+@torch.no_grad()
+def sequence_losses(model: nn.Module, batches: Batches, device: torch.device) -> Tensor:
+    """Nats per token of each sequence, fp64 [sequences]."""
+    training = model.training
+    model.eval()
+    found = [token_losses(model, x.to(device), y.to(device)).view(len(y), -1).mean(dim=1) for x, y in batches]
+    model.train(training)
+    return torch.cat(found).double().cpu()
+
+
+def trained_batches(shard: Shard, batches: int, sequences: int) -> Batches:
+    """The first `sequences` different sequences of the first `batches` batches, one by one."""
+    seen: dict[bytes, tuple[Tensor, Tensor]] = {}
+    for _ in range(batches):
+        inputs, targets = shard.next_batch()
+        for x, y in zip(inputs, targets, strict=True):
+            seen.setdefault(x.numpy().tobytes() + y.numpy().tobytes(), (x[None], y[None]))
+        if len(seen) >= sequences:
+            break
+    return list(seen.values())[:sequences]
 
 
 def train_alone(config: RunConfig, model: nn.Module, shards: Sequence[Shard], steps: int) -> None:
@@ -83,8 +107,37 @@ def report_clients(run: Run) -> None:
     table = _gathered(run, columns)
     if config.eval.baselines:
         table["centralised"] = _centralised(run, batches)
+    membership = _membership(run, batches, fresh) if config.eval.membership else {}
     if run.world.writes:
-        _write(run, table)
+        _write(run, table, membership)
+
+
+def _membership(run: Run, batches: Sequence[Batches], fresh: nn.Module) -> dict[str, dict[str, float]]:
+    """Means over the clients with held-out text of both attacks' figures; empty without any."""
+    config, transport, device = run.config, run.sync.transport, run.islands[0].device
+    keys = [(attack, figure) for attack in ("loss", "calibrated") for figure in ("auc", "tpr_at_1pct_fpr")]
+    columns = {"/".join(key): [math.nan] * transport.islands for key in keys}
+    with holding_global_weights(run.sync):
+        for k in transport.local:
+            held = sum(len(targets) for _, targets in batches[k])
+            if not held:
+                continue
+            trained = trained_batches(run.data.shard(k), config.steps * config.inner.accumulation, held)
+            models = (fresh, run.islands[0].model)
+            inside, outside = (
+                (sequence_losses(models[0], side, device), sequence_losses(models[1], side, device))
+                for side in (trained, batches[k])
+            )
+            found = attacks(inside, outside)
+            for attack, figure in keys:
+                columns[f"{attack}/{figure}"][k] = found[attack][figure]
+    means: dict[str, dict[str, float]] = {}
+    for name, values in _gathered(run, columns).items():
+        known = [v for v in values if not math.isnan(v)]
+        attack, figure = name.split("/")
+        if known:
+            means.setdefault(attack, {})[figure] = sum(known) / len(known)
+    return means
 
 
 def _gathered(run: Run, columns: dict[str, list[float]]) -> dict[str, list[float]]:
@@ -108,7 +161,7 @@ def _centralised(run: Run, batches: Sequence[Batches]) -> list[float]:
     return transport.gather(rows)[0].tolist()
 
 
-def _write(run: Run, table: dict[str, list[float]]) -> None:
+def _write(run: Run, table: dict[str, list[float]], membership: Mapping[str, Mapping[str, float]]) -> None:
     known = {column: values for column, values in table.items() if not any(math.isnan(v) for v in values)}
     mean = {column: sum(values) / len(values) for column, values in known.items()}
     found: dict[str, object] = {"clients": known, "mean": mean}
@@ -116,6 +169,10 @@ def _write(run: Run, table: dict[str, list[float]]) -> None:
     found["percentiles"] = {column: percentiles(values) for column, values in known.items()}
     found["spread"] = {column: statistics.pstdev(values) for column, values in known.items()}
     found["helped"] = helped(known)
+    if membership:
+        found["membership"] = membership
+        text = ", ".join(f"{attack} AUC {figures['auc']:.3f}" for attack, figures in membership.items())
+        run.progress.note(f"membership inference: {text}")
     write_json(run.directory / "clients.json", found)
     text = ", ".join(f"{column} {value:.4f}" for column, value in mean.items())
     run.progress.note(f"clients' validation loss (mean over {run.sync.transport.islands}): {text}")

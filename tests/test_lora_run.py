@@ -245,6 +245,7 @@ def test_an_adapter_is_loaded_and_one_of_another_base_is_refused(tmp_path: Path)
         (["--model.tuning.targets", "query"], "matches no layer"),
         (["--sync.aggregator.alpha", "4"], "sync.aggregator.alpha = 4"),
         (["--eval.baselines"], "eval.baselines"),
+        (["--eval.membership"], "eval.membership"),
         (["--eval.clients", "--data.sharding", "iid"], "eval.clients"),
         (["--islands", "3"], "by_folder"),
         (["--transport", "simulated", "--batched"], "batched"),

@@ -1,0 +1,50 @@
+"""Membership inference: can a sequence that was trained on be told from one that was held out, by its loss.
+
+Yeom et al., loss threshold, arXiv 1709.01604; Watson et al., calibrated by the untuned model, arXiv 2111.08440.
+
+    loss         score(x) = -loss_after(x)
+    calibrated   score(x) = loss_before(x) - loss_after(x): takes out how hard the sequence is for anybody
+
+A high score says member. AUC is the probability that a random member scores above a random non-member, ties counting
+half: 0.5 is guessing. The other figure is the true positive rate at the threshold with at most 1 % false positives.
+Scores: float [members] and float [nonmembers], in fp64 here. Cost: no bytes.
+Raises: ValueError without members, without non-members, or for a score that is not finite.
+An attack that fails is no guarantee: stronger ones exist. Epsilon bounds them all.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def auc(members: Tensor, nonmembers: Tensor) -> float:
+    """Probability that a member's score is above a non-member's, ties counting half."""
+    inside, outside = _checked(members), _checked(nonmembers).sort().values
+    below = torch.searchsorted(outside, inside)
+    up_to = torch.searchsorted(outside, inside, right=True)
+    return float((below + up_to).sum()) / (2 * len(inside) * len(outside))
+
+
+def tpr_at_fpr(members: Tensor, nonmembers: Tensor, fpr: float = 0.01) -> float:
+    """Fraction of members strictly above the lowest threshold that at most `fpr` of the non-members exceed."""
+    inside, outside = _checked(members), _checked(nonmembers).sort(descending=True).values
+    allowed = int(fpr * len(outside))
+    if allowed >= len(outside):
+        return 1.0
+    return float((inside > outside[allowed]).double().mean())
+
+
+def attacks(members: tuple[Tensor, Tensor], nonmembers: tuple[Tensor, Tensor]) -> dict[str, dict[str, float]]:
+    """Both attacks; each side is (losses before, losses after) of its sequences."""
+    scores = {
+        "loss": (-members[1], -nonmembers[1]),
+        "calibrated": (members[0] - members[1], nonmembers[0] - nonmembers[1]),
+    }
+    return {k: {"auc": auc(a, b), "tpr_at_1pct_fpr": tpr_at_fpr(a, b)} for k, (a, b) in scores.items()}
+
+
+def _checked(scores: Tensor) -> Tensor:
+    if not scores.numel() or not bool(scores.isfinite().all()):
+        raise ValueError(f"{scores.numel()} scores: at least one is needed, all finite")
+    return scores.double().flatten()

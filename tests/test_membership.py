@@ -1,0 +1,88 @@
+"""Membership inference: the figures' properties, and a run that writes them."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from lowcomm.aggregate import Mean
+from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
+from lowcomm.data import DataConfig, TextFiles
+from lowcomm.island import AdamW, InnerConfig
+from lowcomm.model import ModelConfig
+from lowcomm.outer import SGD
+from lowcomm.privacy.membership_inference import attacks, auc, tpr_at_fpr
+from lowcomm.trainer import train
+
+
+def test_auc_of_equal_separable_and_tied_scores() -> None:
+    scores = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    assert auc(scores, scores) == 0.5
+    assert auc(scores + 100, scores) == 1.0
+    assert auc(scores - 100, scores) == 0.0
+    assert auc(torch.tensor([1.0]), torch.tensor([1.0, 0.0])) == 0.75
+    other = torch.randn(40, generator=torch.Generator().manual_seed(1))
+    pairs = (scores[:, None] > other[None]).double().mean()
+    assert auc(scores, other) == pytest.approx(float(pairs))
+    assert auc(scores.double().exp(), other.double().exp()) == auc(scores, other)
+
+
+def test_true_positives_at_one_percent() -> None:
+    outside = torch.arange(200.0)
+    assert tpr_at_fpr(torch.tensor([196.0, 197.0, 197.5, 300.0]), outside) == 0.5  # two of 200 may be above: 198, 199
+    assert tpr_at_fpr(outside[:8], outside[:8]) == 0.0
+    assert tpr_at_fpr(outside + 1000, outside) == 1.0
+
+
+def test_calibration_takes_out_how_hard_a_sequence_is() -> None:
+    hard = torch.linspace(0, 50, 20)
+    found = attacks((hard, hard - 1), (hard, hard))
+    assert found["calibrated"] == {"auc": 1.0, "tpr_at_1pct_fpr": 1.0}
+    assert found["loss"]["auc"] < 0.6
+
+
+@pytest.mark.parametrize("scores", [torch.zeros(0), torch.tensor([float("nan")])])
+def test_no_scores_are_refused(scores: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="at least one is needed"):
+        auc(scores, torch.zeros(1))
+
+
+def test_a_run_writes_its_membership_figures(tmp_path: Path) -> None:
+    draw = random.Random(3)
+    for i in range(28):
+        path = tmp_path / "corpus" / "ab"[i % 2] / f"{i}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(draw.choices("abcdefgh", k=96)), encoding="utf-8")
+    source = TextFiles(glob=str(tmp_path / "corpus" / "*" / "*.txt"))
+    plain = RunConfig(
+        islands=2,
+        steps=10,
+        threads=1,
+        transport="simulated",
+        device="cpu",
+        run_dir=tmp_path / "plain",
+        tensorboard=False,
+        data=DataConfig(
+            source=source,
+            sharding="by_folder",
+            seq_len=32,
+            batch_size=4,
+            validation_sequences=64,
+            validation_fraction=0.5,
+        ),
+        model=ModelConfig(preset="nano"),
+        inner=InnerConfig(optimizer=AdamW(lr=1e-2, weight_decay=0.0)),
+        sync=SyncConfig(every=5, outer=SGD(lr=1.0), aggregator=Mean(by="uniform")),
+        eval=EvalConfig(clients=True, membership=True),
+        checkpoint=CheckpointConfig(export=False),
+    )
+    assert train(plain) == 0
+    found = json.loads((tmp_path / "plain" / "clients.json").read_text(encoding="utf-8"))["membership"]
+    assert set(found) == {"loss", "calibrated"}
+    for figures in found.values():
+        assert set(figures) == {"auc", "tpr_at_1pct_fpr"}
+        assert all(0 <= value <= 1 for value in figures.values())
