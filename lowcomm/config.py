@@ -164,10 +164,9 @@ def check(config: RunConfig, islands: int) -> None:
     require(ok, "eval.baselines", True, "False, as data.sharding own keeps text where it is", "leave it out")
     ok = not own or config.sync.privacy is None or config.sync.privacy.level == "client"
     require(ok, "data.sharding", "own", "another with ExampleGaussian, whose epsilon needs all sizes", "use iid")
-    ok = config.eval.clients or not config.eval.baselines
-    require(ok, "eval.baselines", True, "False without eval.clients", "pass --eval.clients")
-    ok = config.eval.clients or not config.eval.membership
-    require(ok, "eval.membership", True, "False without eval.clients", "pass --eval.clients")
+    for more in ("baselines", "membership"):
+        ok = config.eval.clients or not getattr(config.eval, more)
+        require(ok, f"eval.{more}", True, "False without eval.clients", "pass --eval.clients")
     config.data.check(islands)
     config.model.check()
     config.inner.check()

@@ -31,7 +31,7 @@ from lowcomm.island_kinds import build_island
 from lowcomm.model import token_losses
 from lowcomm.privacy.membership_inference import attacks
 from lowcomm.run_dir import write_json
-from lowcomm.types import counted
+from lowcomm.types import IGNORED, counted
 
 if TYPE_CHECKING:
     from lowcomm.config import RunConfig
@@ -54,10 +54,12 @@ def mean_loss(model: nn.Module, batches: Batches, device: torch.device) -> float
 
 @torch.no_grad()
 def sequence_losses(model: nn.Module, batches: Batches, device: torch.device) -> Tensor:
-    """Nats per token of each sequence, fp64 [sequences]."""
+    """Nats per token that counts of each sequence, fp64 [sequences]."""
     training = model.training
     model.eval()
-    found = [token_losses(model, x.to(device), y.to(device)).view(len(y), -1).mean(dim=1) for x, y in batches]
+    sums = [token_losses(model, x.to(device), y.to(device)).view(len(y), -1).double().sum(dim=1) for x, y in batches]
+    counts = [(y != IGNORED).sum(dim=1).clamp(min=1).to(device) for _, y in batches]
+    found = [total / count for total, count in zip(sums, counts, strict=True)]
     model.train(training)
     return torch.cat(found).double().cpu()
 
