@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -15,6 +16,7 @@ from lowcomm.data import DataConfig, TextFiles
 from lowcomm.island import AdamW, InnerConfig
 from lowcomm.model import ModelConfig
 from lowcomm.outer import SGD
+from lowcomm.privacy import ExampleGaussian
 from lowcomm.privacy.membership_inference import attacks, auc, tpr_at_fpr
 from lowcomm.trainer import train
 
@@ -86,3 +88,57 @@ def test_a_run_writes_its_membership_figures(tmp_path: Path) -> None:
     for figures in found.values():
         assert set(figures) == {"auc", "tpr_at_1pct_fpr"}
         assert all(0 <= value <= 1 for value in figures.values())
+
+
+def overfitting(corpus: Path, run_dir: Path) -> RunConfig:
+    """Two clients with little text, which they read many times."""
+    return RunConfig(
+        name="overfitting",
+        islands=2,
+        steps=120,
+        transport="simulated",
+        threads=1,
+        tensorboard=False,
+        run_dir=run_dir,
+        data=DataConfig(
+            source=TextFiles(glob=str(corpus / "*" / "*.txt")),
+            sharding="by_folder",
+            seq_len=16,
+            batch_size=8,
+            validation_fraction=0.5,
+        ),
+        model=ModelConfig(preset="nano"),
+        inner=InnerConfig(optimizer=AdamW(lr=1e-2, weight_decay=0.0), warmup_fraction=0.0),
+        sync=dataclasses.replace(
+            RunConfig().sync, every=20, outer=SGD(lr=1.0), aggregator=Mean(by="uniform"), quorum=1.0
+        ),
+        eval=EvalConfig(clients=True, membership=True),
+        checkpoint=CheckpointConfig(export=False),
+    )
+
+
+def write_noise(folder: Path) -> Path:
+    """Random letters: what is learnt of them is learnt by heart."""
+    letters = random.Random(0)
+    for client in "ab":
+        (folder / client).mkdir(parents=True)
+        for k in range(8):
+            text = "".join(letters.choice("abcdefghijklmnopqrstuvwxyz ") for _ in range(170))
+            (folder / client / f"{k}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_an_overfitted_model_tells_its_members_and_noise_hides_them(tmp_path: Path) -> None:
+    corpus = write_noise(tmp_path / "corpus")
+    plain = overfitting(corpus, tmp_path / "plain")
+    mechanism = ExampleGaussian(clip=0.1, noise_multiplier=30.0, seed=0)
+    private = overfitting(corpus, tmp_path / "private")
+    private = dataclasses.replace(private, sync=dataclasses.replace(private.sync, privacy=mechanism))
+    found = {}
+    for config in (plain, private):
+        assert train(config) == 0
+        found[config.directory.name] = json.loads((config.directory / "clients.json").read_text(encoding="utf-8"))
+    known, hidden = (found[name]["membership"] for name in ("plain", "private"))
+    assert known["loss"]["auc"] > 0.9 and known["calibrated"]["auc"] > 0.9
+    assert abs(hidden["calibrated"]["auc"] - 0.5) < 0.2  # some forty sequences a side: one standard deviation is 0.07
+    assert known["calibrated"]["tpr_at_1pct_fpr"] > hidden["calibrated"]["tpr_at_1pct_fpr"] + 0.2
