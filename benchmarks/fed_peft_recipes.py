@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lowcomm.config import RunConfig
-from lowcomm.data import Iid
+from lowcomm.data import Iid, Packages
 from lowcomm.privacy import ExampleGaussian
 from recipes import fed_peft
 
@@ -19,7 +19,8 @@ def _private(base: RunConfig) -> RunConfig:
 
 
 def _alike(base: RunConfig) -> RunConfig:
-    return replace(base, data=replace(base.data, sharding="iid", partition=Iid()))
+    source = Packages(names=("numpy", "rich", "torch", "transformers"), max_bytes_each=200_000, held_out=0.3)
+    return replace(base, data=replace(base.data, source=source, sharding="iid", partition=Iid()))
 
 
 def full_alike() -> RunConfig:
