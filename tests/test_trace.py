@@ -159,8 +159,8 @@ EVENTS = st.lists(
 @given(events=EVENTS)
 def test_lanes_never_overlap_whatever_the_lines_say(events: list[dict[str, Any]]) -> None:
     run = Run(
-        path=Path(), name="r", status="done", config={}, environment={}, summary={}, events=tuple(events),
-        torn=False, unreadable_lines=0,
+        path=Path(), name="r", status="done", config={}, environment={}, summary={}, clients={}, partition={},
+        events=tuple(events), torn=False, unreadable_lines=0,
     )  # fmt: skip
     for lanes in lanes_of(run).values():
         for lane in (lanes.compute, lanes.link):

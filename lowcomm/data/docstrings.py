@@ -33,7 +33,7 @@ class Docstrings(PackageSource):
     max_rows_each: int | None = 400
     """About so many pairs of each package, at most a tenth of them from one file; None: all of them."""
     max_chars: int = 600
-    """Question and answer have at most so many characters together; longer functions are left out."""
+    """Number of characters that question and answer have together at most; longer functions are left out."""
     first_paragraph: bool = True
     """The question is the docstring's first paragraph; otherwise all of it."""
 

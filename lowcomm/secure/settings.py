@@ -38,7 +38,7 @@ class SecureSum:
     bits: Literal[32, 64] = 32
     """Bits of each entry on the wire."""
     limit: float = 4.0
-    """Largest size of an entry of a pseudo-gradient; larger ones are cut to it."""
+    """Largest entry of a pseudo-gradient, a number above 0; larger ones are cut to it."""
     threshold: float = 0.67
     """Fraction of a round's parties whose shares unmask the sum: more than half, so that there is only one sum."""
 

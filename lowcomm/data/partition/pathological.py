@@ -28,7 +28,7 @@ class Pathological(Partition):
     """k labels per client."""
 
     labels_per_client: int = 2
-    """Labels of each client."""
+    """Number of labels of each client."""
 
     def check(self, islands: int) -> None:
         if self.labels_per_client < 1:

@@ -27,7 +27,7 @@ class Quantity(Partition):
     alpha: float = 0.5
     """Concentration: 0.1 gives one large client and many small ones, 100 almost equal ones."""
     min_rows: int = 2
-    """Rows of every client at least."""
+    """Number of rows that every client gets at least."""
 
     def check(self, islands: int) -> None:
         check_positive("alpha", self.alpha, "0.1 to 1 are usual")
