@@ -10,6 +10,9 @@ again at the time that the link model says:
 A packet that would wait longer than `queue_ms` for a line is dropped, as by a router with a full buffer; so are one in
 1 / `loss` and all on a link in `cut`. CONTROL.json is read again when it changes:
 {"rate_mbit": 1000, "delay_ms": 25, "loss": 0.0, "queue_ms": 200, "cut": [[1, 2]]}. `delay_ms` is one way.
+
+Packets are as large as a line carries in PACKET_MS, for Python to keep up with a fast one, and no smaller than
+Ethernet's: 65 kB would hold a line of 0.75 Mbit/s for 0.7 s, and TCP took that for losses.
 """
 
 from __future__ import annotations
@@ -29,8 +32,14 @@ from pathlib import Path
 from typing import Any
 
 _TUNSETIFF, _TUN_WITHOUT_HEADER = 0x400454CA, 0x0001 | 0x1000
-MTU_BYTES = 65000
-"""Large packets: few of them, so that Python keeps up with 1 Gbit/s."""
+PACKET_MS = 2.0
+SMALLEST_MTU_BYTES, LARGEST_MTU_BYTES = 1500, 65000
+
+
+def mtu_bytes(rate_mbit: float | None) -> int:
+    """Of a line of that speed each way (None, 0: unlimited)."""
+    fits = LARGEST_MTU_BYTES if not rate_mbit else int(rate_mbit * 1e3 / 8 * PACKET_MS)
+    return max(SMALLEST_MTU_BYTES, min(fits, LARGEST_MTU_BYTES))
 
 
 def open_host(number: int) -> int:
@@ -41,7 +50,7 @@ def open_host(number: int) -> int:
     for command in (
         f"netns add {name}",
         f"link set {device} netns {name}",
-        f"-n {name} link set {device} name tun0 mtu {MTU_BYTES} txqueuelen 64",
+        f"-n {name} link set {device} name tun0 mtu {LARGEST_MTU_BYTES} txqueuelen 64",
         f"-n {name} addr add 10.78.0.{number}/24 dev tun0",
         f"-n {name} link set lo up",
         f"-n {name} link set tun0 up",
@@ -57,6 +66,7 @@ class Router:
         self.control, self.settings, self.changed_ns = control, dict[str, Any](), 0
         self.numbers = {open_host(i): i for i in range(1, hosts + 1)}
         self.descriptors = {number: fd for fd, number in self.numbers.items()}
+        self.mtu_bytes = LARGEST_MTU_BYTES
         self.out_free_s = dict.fromkeys(self.descriptors, 0.0)
         self.in_free_s = dict.fromkeys(self.descriptors, 0.0)
         self.waiting: list[tuple[float, int, int, bytes]] = []
@@ -82,6 +92,11 @@ class Router:
         changed = self.control.stat().st_mtime_ns
         if changed != self.changed_ns:
             self.settings, self.changed_ns = json.loads(self.control.read_text(encoding="utf-8")), changed
+            size = mtu_bytes(self.settings.get("rate_mbit"))
+            if size != self.mtu_bytes:
+                self.mtu_bytes = size
+                for number in self.descriptors:
+                    subprocess.run(["ip", "-n", f"lowcomm{number}", *f"link set tun0 mtu {size}".split()], check=True)
 
     def take(self, descriptor: int) -> None:
         """Read up to 64 packets of one host."""
