@@ -5,7 +5,10 @@ bits that do not depend on the ring. Results go to scratch first: a failed colle
 On the CPU vectors go by paired sends and receives: gloo's own all-gather of 60 MB between two processes took 100 ms on
 the loopback device where these take 27 ms.
 `streams` process groups share what is large: each has its own TCP connections, and on a link with a long round trip one
-connection's window does not fill it. NCCL has channels of its own, so tensors on a GPU always go by the one group.
+connection's window does not fill it. Roll calls and digests go by another connection than these: what TCP learns from
+their short round trips makes it take a queue that a large transfer fills for a loss, and send everything twice (0.46 MB
+at 0.75 Mbit/s with a queue of seconds took 7 to 10 s by one connection, 5.3 s by two). NCCL has channels of its own, so
+tensors on a GPU always go by the one group.
 """
 
 from __future__ import annotations
@@ -42,14 +45,15 @@ class Collective(Transport):
     ) -> None:
         """group: one rank of each island, in island order; beside: gloo, the ranks of this island, if it has several.
 
-        streams: TCP connections between each pair of islands; timeout_s: of the groups made here (None: torch's).
+        streams: TCP connections between each pair of islands for large transfers, beside one for small ones.
+        timeout_s: of the groups made here (None: torch's).
         """
         require(1 <= streams <= 64, "streams", streams, "1 to 64", "4 to 8 suit a round trip of 50 ms")
         self.group = group
         has_cpu = "cpu:" in str(dist.get_backend_config(group))
         # a loop on GPUs often has an NCCL group only; roll calls and CPU-offloaded syncs need gloo beside it
         self._cpu_group = group if has_cpu else _gloo_group(group, timeout_s)
-        self._lanes = [self._cpu_group, *(_gloo_group(group, timeout_s) for _ in range(streams - 1))]
+        self._lanes = [_gloo_group(group, timeout_s) for _ in range(streams)]
         self.islands = dist.get_world_size(group)
         self.local = (dist.get_rank(group),)
         self._beside, self.ranks = beside, 1 if beside is None else dist.get_world_size(beside)
