@@ -23,7 +23,7 @@ from lowcomm.island.part import prove_shares
 from lowcomm.lora_sync import check_lora, loosen
 from lowcomm.replica import Replica
 from lowcomm.scratch import Scratch
-from lowcomm.secure_sum import check_maskable, check_secure
+from lowcomm.secure_checks import check_maskable, check_secure
 from lowcomm.transport.base import Transport
 from lowcomm.types import DivergenceError, require
 from lowcomm.version import __version__
