@@ -30,7 +30,7 @@ def write_corpus(pieces: int = 60) -> None:
     shutil.rmtree(CORPUS, ignore_errors=True)
     for name in ("numpy", "rich"):
         read = Packages(names=(name,), max_bytes_each=200_000).read(CORPUS)
-        text = "".join(d.text.decode() for d in [*read.documents, *read.validation])
+        text = "".join(d.text.decode() for d in [*read.documents, *(read.validation or ())])
         cut = [text[i : i + PIECE] for i in range(0, len(text) - PIECE + 1, PIECE)]
         (CORPUS / name).mkdir(parents=True)
         for i, piece in enumerate(random.Random(0).sample(cut, pieces)):

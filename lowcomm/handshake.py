@@ -99,6 +99,7 @@ def prepare(
     check_clients(*settings)
     parts = _partition(sync, first, coverage)
     compare(sync.transport, [_facts(sync, r, c) for r, c in zip(sync.replicas, coverages, strict=True)])
+    sync.transport.goes_on = sync.clients.secure is not None  # now that all are known to have it alike
     device = torch.device(outer_device) if outer_device is not None else next(iter(first.held.values())).device
     islands = sync.transport.islands
     scratch = Scratch(device)

@@ -88,7 +88,6 @@ class LocalSGD:
         self.schedule, self.aggregator = schedule or EveryH(), aggregator or Mean()
         check_parts(self, models)
         self.transport = transport or find_transport(len(models), island)
-        self.transport.goes_on = self.clients.secure is not None
         check_counts(len(models), len(inners), self.transport)
         self.replicas = [Replica(m, i, island or Whole()) for m, i in zip(models, inners, strict=True)]
         self.step, self.round, self.guard = 0, 0, Guard(privacy, self.transport, quorum, self.clients.sampling)
