@@ -27,7 +27,7 @@ from lowcomm.privacy import Mechanism
 from lowcomm.sampling import Sampling
 from lowcomm.schedule import EveryH, Schedule
 from lowcomm.secure import SecureSum
-from lowcomm.secure_sum import check_secure
+from lowcomm.secure_checks import check_secure
 from lowcomm.types import ConfigError, require
 from lowcomm.zeroth_order import check_zeroth_order
 

@@ -143,10 +143,10 @@ def _membership(run: Run, batches: Sequence[Batches], fresh: nn.Module) -> dict[
 
 
 def _gathered(run: Run, columns: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Each island's own entry of each column, from whoever has it."""
+    """Each island's own entry of each column, from whoever has it, but for islands that are lost."""
     transport = run.sync.transport
     rows = [torch.tensor([columns[c][k] for c in columns], dtype=torch.float64) for k in transport.local]
-    found = transport.gather(rows).tolist()
+    found = transport.gather(rows)[transport.present].tolist()
     return {column: [row[i] for row in found] for i, column in enumerate(columns)}
 
 

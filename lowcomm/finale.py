@@ -74,7 +74,8 @@ def evaluate(run: Run) -> Evaluation:
     transport = run.sync.transport
     own = run.config.data.sharding == "own"
     alone = own or len(transport.local) == transport.islands
-    mine = range(len(batches)) if alone else range(transport.local[0], len(batches), transport.islands)
+    there = transport.present
+    mine = range(len(batches)) if alone else range(there.index(transport.local[0]), len(batches), len(there))
     island = run.islands[0]
     island.model.eval()
     sums = torch.zeros(len(batches), 3, dtype=torch.float64)
@@ -140,7 +141,7 @@ def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation |
     elements = run.islands[0].parameter_counts() if alike else (None, None)
     table = torch.stack(rows)
     if evaluation is not None:
-        table = transport.gather(rows)
+        table = transport.gather(rows)[transport.present]
     if not run.world.writes:
         return
     tokens, sent, received, blocked_s, sync_s, wall, _, waited_s, _, _ = table.mean(dim=0).tolist()
@@ -154,7 +155,7 @@ def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation |
             "parameters_trainable": elements[1],
             "val_loss": evaluation.loss if evaluation else None,
             "val_bpb": evaluation.bits_per_byte if evaluation else None,
-            "tokens": round(tokens * transport.islands),
+            "tokens": round(tokens * (len(table) if len(table) > len(rows) else transport.islands)),
             "steps": sync.step,
             "rounds": sync.round,
             "islands": transport.islands,

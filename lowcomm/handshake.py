@@ -23,7 +23,7 @@ from lowcomm.island.part import prove_shares
 from lowcomm.lora_sync import check_lora, loosen
 from lowcomm.replica import Replica
 from lowcomm.scratch import Scratch
-from lowcomm.secure_sum import check_maskable, check_secure
+from lowcomm.secure_checks import check_maskable, check_secure
 from lowcomm.transport.base import Transport
 from lowcomm.types import DivergenceError, require
 from lowcomm.version import __version__
@@ -99,6 +99,7 @@ def prepare(
     check_clients(*settings)
     parts = _partition(sync, first, coverage)
     compare(sync.transport, [_facts(sync, r, c) for r, c in zip(sync.replicas, coverages, strict=True)])
+    sync.transport.goes_on = sync.clients.secure is not None  # now that all are known to have it alike
     device = torch.device(outer_device) if outer_device is not None else next(iter(first.held.values())).device
     islands = sync.transport.islands
     scratch = Scratch(device)

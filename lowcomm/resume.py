@@ -33,6 +33,11 @@ def save_now(run: Run, name: str, time_s: float) -> None:
 
     Raises CheckpointError; nothing older is touched.
     """
+    if run.sync.transport.lost:
+        raise CheckpointError(
+            f"a checkpoint would lack the part of islands {sorted(run.sync.transport.lost)}, which are gone. "
+            "Fix: let the run end, or --resume with all islands from the last checkpoint"
+        )
     root = run.directory / "checkpoints"
     sharded = run.members.mesh is not None
     for i, island in enumerate(run.islands):

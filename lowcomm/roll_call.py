@@ -66,13 +66,16 @@ def call_roll(
         torch.tensor([float(round.index), arrival_s, t, n, *vote], dtype=torch.float64)
         for t, n in zip(tokens, norms, strict=True)
     ]
-    table = transport.gather([_of_island(transport, row) for row in rows]).tolist()
-    expected_round = sorted(row[0] for row in table)[len(table) // 2]
+    table, gone = _gather(transport, [_of_island(transport, row) for row in rows])
+    rounds = sorted(row[0] for k, row in enumerate(table) if k not in gone)
+    expected_round = rounds[len(rounds) // 2]
     dropped: dict[int, str] = {}
     for island, (index, _, count, norm, *_) in enumerate(table):
         if expected is not None and island not in expected:
             continue
-        if index != expected_round:
+        if island in gone:
+            dropped[island] = "its process is gone"
+        elif index != expected_round:
             dropped[island] = f"it is in round {int(index)}, the others in {int(expected_round)}"
         elif not math.isfinite(norm):
             dropped[island] = f"its pseudo-gradient is not finite (norm {norm})"
@@ -89,6 +92,20 @@ def call_roll(
         stopping=[k for k, row in enumerate(table) if any(row[4:])],
         expected=expected,
     )
+
+
+def _gather(transport: Transport, rows: Sequence[torch.Tensor]) -> tuple[list[list[float]], set[int]]:
+    """The table, with zeros for islands whose process is gone, and these: who is lost to one is left out by all."""
+    if not transport.goes_on:
+        return transport.gather(rows).tolist(), set()
+    came = transport.gather_present(rows)
+    islands = range(transport.islands)
+    lost = torch.tensor([k in transport.lost for k in islands], dtype=torch.uint8)
+    said = [row for row in transport.gather_present([lost] * len(rows)) if row is not None]
+    gone = {k for k in islands if any(row[k] for row in said)}
+    empty = torch.zeros_like(rows[0])
+    # whoever is lost in the second gather only was heard by all in the first
+    return [(empty if row is None or k in gone else row).tolist() for k, row in enumerate(came)], gone
 
 
 def _of_island(transport: Transport, row: torch.Tensor) -> torch.Tensor:

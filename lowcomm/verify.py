@@ -35,23 +35,26 @@ def verify_all(transport: Transport, fragments: Sequence[Fragment], landed: dict
 def verify_equal(transport: Transport, fragment: Fragment, digests: Sequence[bytes], round: Round) -> None:
     """Compare the islands' global weights (16 bytes each); DivergenceError names the first tensor that differs."""
     try:
-        table = transport.gather([torch.frombuffer(bytearray(d), dtype=torch.uint8) for d in digests])
+        rows = [torch.frombuffer(bytearray(d), dtype=torch.uint8) for d in digests]
+        came = transport.gather_present(rows) if transport.goes_on else list(transport.gather(rows))
     except SyncError as error:
         cause = str(error).partition(". Nothing was committed")[0]
         raise SyncError(
             f"round {round.index} was committed here, but its weights could not be compared with the other islands': "
             f"they may have discarded it. Resume from the last checkpoint unless the next sync succeeds. ({cause})"
         ) from error
-    if bool((table == table[0]).all()):
+    there = [k for k, row in enumerate(came) if row is not None]
+    heard = [row for row in came if row is not None]
+    if all(torch.equal(row, heard[0]) for row in heard):
         return
     parts = [digest(view) for view in fragment.views(fragment.weights).values()]
     own = torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.uint8)
     table = transport.gather([own] * len(transport.local)).view(transport.islands, -1, 16)
     for index, name in enumerate(fragment.names):
-        differing = [i for i in range(transport.islands) if bool((table[i, index] != table[0, index]).any())]
+        differing = [i for i in there if bool((table[i, index] != table[there[0], index]).any())]
         if differing:
             raise DivergenceError(
                 f"after round {round.index} (step {round.step}) the global weights differ: {name} on islands "
-                f"{differing} is not what island 0 has. The run stops; resume from the last checkpoint."
+                f"{differing} is not what island {there[0]} has. The run stops; resume from the last checkpoint."
             )
     raise DivergenceError(f"after round {round.index} the digests of the global weights differ but no tensor does")

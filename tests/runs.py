@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +132,18 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+def forkserver() -> ForkServerContext:
+    """Where processes are forked; the first use in a session decides what it has loaded."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lowcomm.trainer", "transformers.models.llama.modeling_llama", "tests.runs"])
+    return context
+
+
 def start(
     function: Callable[..., int | None], args: Sequence[Any], log: Path, environment: dict[str, str] | None = None
 ) -> ForkServerProcess:
     """Run `function(*args)` in a process forked from a clean one; its exit code is what the function returns."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lowcomm.trainer", "transformers.models.llama.modeling_llama", "tests.runs"])
-    child = context.Process(target=_child, args=(function, tuple(args), str(log), dict(environment or {})))
+    child = forkserver().Process(target=_child, args=(function, tuple(args), str(log), dict(environment or {})))
     child.start()
     return child
 

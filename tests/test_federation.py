@@ -31,7 +31,7 @@ from lowcomm.federation.mailbox import Mailbox, Outcome
 from lowcomm.transport.relay import KINDS, Answer, Request
 from lowcomm.transport.relayed import Relayed
 from lowcomm.types import PayloadError, SyncError, TransportError
-from tests.runs import ROOT, summary, write_corpus
+from tests.runs import ROOT, run_islands, summary, write_corpus
 from tests.test_launch import is_refusal, launch
 
 if TYPE_CHECKING:
@@ -553,14 +553,14 @@ def prepare(directory: Path) -> Path:
 
 @needs_flower
 @pytest.mark.slow
-def test_three_organisations_train_what_one_process_would(tmp_path: Path) -> None:
+def test_three_organisations_train_what_torchrun_would(tmp_path: Path) -> None:
     prepare(tmp_path)
     with federation(tmp_path, 3, free_port(5), "three") as process:
         out, _ = process.communicate(timeout=220)
     logs = "\n".join(path.read_text() for path in (tmp_path / "runs").glob("*.log"))
     assert process.returncode == 0, out + logs
-    command = ["simulate", f"{tmp_path / 'recipe.py'}:three", "--islands", "3", "--run-dir", str(tmp_path / "one")]
-    assert main(command) == 0
+    arguments = ["train", f"{tmp_path / 'recipe.py'}:three", "--run-dir", str(tmp_path / "one")]
+    assert run_islands(arguments, 3, tmp_path / "log") == [0, 0, 0], (tmp_path / "log").read_text()
     expected = summary(tmp_path / "one")
     assert f"done: 3 clients, weights_sha256 {expected['weights_sha256']}" in out
     for k in range(3):

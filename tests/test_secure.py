@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import os
+import signal
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 
 pytest.importorskip("cryptography")
 
+from lowcomm import checkpoint
 from lowcomm.aggregate import Mean
 from lowcomm.aggregate.lora import FedEx, FLoRA
 from lowcomm.clients import Clients
@@ -26,8 +27,9 @@ from lowcomm.secure import SecureSum, dtype_of, from_fixed, to_fixed
 from lowcomm.secure.party import Party
 from lowcomm.secure.shamir import combine, split
 from lowcomm.secure.unmask import masks_left
-from lowcomm.secure_sum import check_secure
-from lowcomm.sync import LocalSGD
+from lowcomm.secure_checks import check_secure
+from lowcomm.sync import LocalSGD, SyncReport
+from lowcomm.trainer import train
 from lowcomm.transport import Collective, Simulated
 from lowcomm.transport.base import Arrival
 from lowcomm.types import ConfigError, SyncError
@@ -164,7 +166,7 @@ def client_main(k: int, wire: Connection, dies: bool) -> None:
 
 
 def test_real_processes_one_of_which_dies() -> None:
-    context = multiprocessing.get_context("forkserver")
+    context = runs.forkserver()
     pipes = [context.Pipe() for _ in range(N)]
     children = [context.Process(target=client_main, args=(k, p[1], k == 2)) for k, p in enumerate(pipes)]
     for child, pipe in zip(children, pipes, strict=True):
@@ -217,6 +219,132 @@ def test_processes_give_the_simulations_bits_and_bytes(tmp_path: Path) -> None:
     for k in range(3):
         seen = json.loads((tmp_path / f"{k}.json").read_text(encoding="utf-8"))
         assert seen == {"weights": weights, "sent": sync.transport.sent_bytes[k]}
+
+
+class Doomed(Collective):
+    """Kills its process in its exchange number `last` of those that survive a death, having sent it to `told` only."""
+
+    last, told, done = 0, (), 0
+
+    def _swap_living(
+        self, sends: Sequence[torch.Tensor], receives: Sequence[torch.Tensor]
+    ) -> list[list[torch.Tensor | None]]:
+        self.done += 1
+        if self.done == self.last:
+            works = [torch.distributed.isend(sends[k], group_dst=k) for k in self.told]
+            for work in works:
+                assert work is not None
+                work.wait()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._swap_living(sends, receives)
+
+
+def doomed_main(out: str, last: int, told: tuple[int, ...]) -> int:
+    transport = Doomed.open(torch.device("cpu"), 20.0)
+    assert isinstance(transport, Doomed)
+    torch.set_num_threads(1)
+    sync = build(transport, SecureSum())  # pyright: ignore[reportArgumentType]
+    if transport.local[0] == VICTIM:
+        transport.last, transport.told = transport.done + last, told
+    reports: list[SyncReport] = []
+    sync.listeners.append(reports.append)
+    dealt: list[Party] = []
+    with pytest.MonkeyPatch.context() as patch:
+        start = Party.__init__
+        patch.setattr(Party, "__init__", lambda self, *args: (dealt.append(self), start(self, *args))[1])
+        weights = [one_round(sync).tolist() for _ in range(2)]
+    told_of = [list(p._told or ()) for p in dealt]  # pyright: ignore[reportPrivateUsage]
+    seen = {"weights": weights, "dropped": [r.dropped for r in reports], "told": told_of}
+    Path(out, f"{transport.local[0]}.json").write_text(json.dumps(seen), encoding="utf-8")
+    transport.close()
+    return 0
+
+
+ROLL, HEARD, KEYS, SEALED, MASKED, ROUND_OF_BAD, SUMS, CONFIRM, SHARES, VERIFY = range(1, 11)
+VICTIM = 2
+
+
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [
+        *((ROLL, (0,)), (HEARD, ()), (KEYS, (0,)), (SEALED, (3,)), (MASKED, ()), (MASKED, (0,)), (ROUND_OF_BAD, (3,))),
+        *((SUMS, ()), (SUMS, (0,)), (CONFIRM, (0,)), (SHARES, (3,)), (VERIFY, (0,))),
+    ],
+)
+def test_a_process_that_is_killed_in_the_exchange_is_recovered(tmp_path: Path, last: int, told: tuple[int]) -> None:
+    """Whenever it dies and whoever still heard it, the others commit one sum, and the next one without it."""
+    log = tmp_path / "log"
+    arguments = (str(tmp_path), last, told)
+    started = [runs.start(doomed_main, arguments, log, e) for e in runs.islands_environment(N)]
+    codes = [runs.wait(child, log) for child in started]
+    text = log.read_text(encoding="utf-8")
+    assert codes == [0, 0, -signal.SIGKILL, 0], text
+    seen = [json.loads((tmp_path / f"{k}.json").read_text(encoding="utf-8")) for k in (0, 1, 3)]
+    assert seen[0]["weights"] == seen[1]["weights"] == seen[2]["weights"]
+    counted = last >= CONFIRM  # its vector and its part of the sum were everywhere
+    left = range(N) if counted else [0, 1, 3]
+    got = torch.tensor(seen[0]["weights"][0])
+    if last == ROLL:
+        torch.testing.assert_close(got, plain_sum(left, SecureSum()), rtol=1e-6, atol=1e-7)  # weights of three
+    else:
+        assert torch.equal(got, plain_sum(left, SecureSum()))
+    for found in seen:
+        assert [list(d) for d in found["dropped"]] == [[] if counted else [str(VICTIM)], [str(VICTIM)]]
+        assert found["dropped"][1] == {str(VICTIM): "its process is gone"}
+        *unused, first, second = found["told"]
+        assert (first, second) == (list(left), [0, 1, 3])
+        assert unused == ([[]] if last in (HEARD, KEYS, SEALED) else []), "new keys if its own had not reached all"
+
+
+def doomed_run(corpus: str, run_dir: str, victim: int) -> int:
+    """`lowcomm train`; the victim dies in the second masked exchange, before its masked vector is away."""
+    swap, exchanges = Collective._swap_living, []  # pyright: ignore[reportPrivateUsage]
+
+    def doomed(
+        self: Collective, sends: Sequence[torch.Tensor], receives: Sequence[torch.Tensor]
+    ) -> list[list[torch.Tensor | None]]:
+        masked = sends[0].numel() > 10_000
+        exchanges.extend([1] if masked else [])
+        if masked and len(exchanges) == 3 and self.local[0] == victim:  # vectors and sums take turns
+            os.kill(os.getpid(), signal.SIGKILL)
+        return swap(self, sends, receives)
+
+    config = runs.small(Path(corpus), Path(run_dir), islands=None, transport="collective")
+    config = dataclasses.replace(config, sync=dataclasses.replace(config.sync, secure=SecureSum()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Collective, "_swap_living", doomed)
+        try:
+            return train(config)
+        except SyncError as error:
+            print(error)
+            return 1
+
+
+@pytest.mark.parametrize("victim", [2, 0])
+def test_a_run_goes_on_without_a_site_that_died_but_not_without_the_one_that_writes(
+    tmp_path: Path, victim: int
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    corpus, run_dir, log = runs.write_corpus(tmp_path / "corpus"), tmp_path / "run", tmp_path / "log"
+    arguments = (str(corpus), str(run_dir), victim)
+    started = [runs.start(doomed_run, arguments, log, e) for e in runs.islands_environment(N)]
+    codes = [runs.wait(child, log) for child in started]
+    said = log.read_text(encoding="utf-8")
+    assert codes == [-signal.SIGKILL if k == victim else int(victim == 0) for k in range(N)], said
+    if victim == 0:
+        assert "island 0, which writes what the run leaves behind, is gone: the run stops" in said
+        return
+    lines, found = runs.metrics(run_dir), runs.summary(run_dir)
+    lost = [line for line in lines if line["event"] == "lost"]
+    assert sorted((line["round"], line["island"]) for line in lost) == [(2, 0), (2, 1), (2, 3)]
+    assert all("island 2 is gone: the run goes on without it, and without checkpoints" in x["note"] for x in lost)
+    notes = {line["note"] for line in lines if line["event"] == "note"}
+    assert {n for n in notes if "left out" in n} == {
+        f"island 2 was left out of round {k}: its process is gone" for k in (1, 2)
+    }
+    assert (found["status"], found["rounds"]) == ("done", 3)
+    assert found["tokens"] == 3 * 12 * 64, "what the survivors trained"
+    assert checkpoint.names(run_dir / "checkpoints") == ["000001"], "one without its part could not be resumed from"
 
 
 def test_what_needs_each_contribution_is_refused() -> None:

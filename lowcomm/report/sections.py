@@ -246,7 +246,7 @@ def notes(runs: Sequence[Run], names: Sequence[str]) -> str:
     """What happened during the runs: resumed, contribution dropped and so on; the last ones of each run."""
     rows, left_out = [], 0
     for run, name in zip(runs, names, strict=True):
-        lines = [event for event in run.events if event.get("event") in ("note", "deadline")]
+        lines = [event for event in run.events if event.get("event") in ("note", "deadline", "lost")]
         left_out += max(0, len(lines) - _NOTES_SHOWN)
         for line in lines[-_NOTES_SHOWN:]:
             first = f'<td class="name">{text(name)}</td>' if len(runs) > 1 else ""

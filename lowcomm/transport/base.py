@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -30,6 +31,10 @@ class Transport(ABC):
     received_bytes: list[int]
     ranks: int = 1
     """Ranks of each island that sync a part of it; this transport joins those that hold the same part."""
+    goes_on: bool = False
+    """Whether `gather` leaves out the islands that are lost, with zeros for them. Set it alike on all islands."""
+    lost: Mapping[int, str] = MappingProxyType({})
+    """Islands whose process was found gone by `gather_present` or `swap_present`, with the cause."""
     link_bytes_per_s: float | None = None
     """Bytes that this process sends per second, from its latest large exchanges; None: not measured."""
 
@@ -61,6 +66,21 @@ class Transport(ABC):
     def swap_rows(self, rows: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]) -> list[list[Tensor]]:
         """`start_swap` and wait."""
         return self.start_swap(rows, sizes)()
+
+    def gather_present(self, rows: Sequence[Tensor]) -> list[Tensor | None]:
+        """`gather`, CPU only, that goes on if processes die in it: they are then `lost`, and None stands for a row."""
+        return list(self.gather(rows))
+
+    def swap_present(
+        self, rows: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]
+    ) -> list[list[Tensor | None]]:
+        """`swap_rows`, CPU only, that goes on if processes die in it: they are then `lost`, None stands for a row."""
+        return [list(came) for came in self.swap_rows(rows, sizes)]
+
+    @property
+    def present(self) -> list[int]:
+        """The islands that are not lost."""
+        return [k for k in range(self.islands) if k not in self.lost]
 
     @abstractmethod
     def broadcast(self, tensors: Sequence[Tensor]) -> None:

@@ -14,7 +14,7 @@ tensors on a GPU always go by the one group.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lowcomm.transport.base import BLOCK, Arrival, Transport, ordered_sum
 from lowcomm.transport.pipelined import pipelined_sum, window
+from lowcomm.transport.survivors import swap_living
 from lowcomm.types import AbandonedError, TransportError, require
 
 STRIPE_BYTES = 1 << 17
@@ -59,6 +60,7 @@ class Collective(Transport):
         self._beside, self.ranks = beside, 1 if beside is None else dist.get_world_size(beside)
         self.sent_bytes = [0]
         self.received_bytes = [0]
+        self.lost: Mapping[int, str] = {}
         self._received: Tensor | None = None
         self._scratch: Tensor | None = None
 
@@ -71,6 +73,7 @@ class Collective(Transport):
 
     def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
         (vector,) = vectors
+        self._need_all("sum")
         n, size, on_cpu = self.islands, out.numel(), out.device.type == "cpu"
         received, scratch = self._buffers(window(size, n, len(self._lanes)) if on_cpu else size, out.device)
         crossing_bytes = 2 * (n - 1) * (size // n) * 4
@@ -87,6 +90,8 @@ class Collective(Transport):
 
     def gather(self, rows: Sequence[Tensor]) -> Tensor:
         (row,) = rows
+        if self.goes_on:
+            return self._gather_among_present(row)
         out = torch.empty(self.islands * row.numel(), dtype=row.dtype, device=row.device)
         size_bytes = row.numel() * row.element_size()
         if row.device.type == "cpu" and size_bytes > STRIPE_BYTES:
@@ -110,11 +115,12 @@ class Collective(Transport):
     def start_swap(self, rows: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]) -> Arrival:
         (sends,), (expected,), me = rows, sizes, self.local[0]
         device = sends[me].device
-        arrived = [torch.empty(n if k != me else 0, dtype=torch.uint8, device=device) for k, n in enumerate(expected)]
+        coming = [n if k != me and k not in self.lost else 0 for k, n in enumerate(expected)]
+        arrived = [torch.empty(n, dtype=torch.uint8, device=device) for n in coming]
         wait = self._start("all-to-all", sends, arrived)
         arrived[me] = sends[me]
         own_bytes = sends[me].numel()
-        self.count(sum(row.numel() for row in sends) - own_bytes, sum(expected) - expected[me])
+        self.count(sum(row.numel() for row in sends) - own_bytes, sum(coming))
 
         def result() -> list[list[Tensor]]:
             wait()
@@ -122,8 +128,55 @@ class Collective(Transport):
 
         return result
 
+    def gather_present(self, rows: Sequence[Tensor]) -> list[Tensor | None]:
+        (row,) = rows
+        (came,) = self._swap_living(
+            [row.contiguous()] * self.islands, [torch.empty_like(row) for _ in range(self.islands)]
+        )
+        return came
+
+    def swap_present(
+        self, rows: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]
+    ) -> list[list[Tensor | None]]:
+        (sends,), (expected,) = rows, sizes
+        return self._swap_living(sends, [torch.empty(n, dtype=torch.uint8) for n in expected])
+
+    def _swap_living(self, sends: Sequence[Tensor], receives: Sequence[Tensor]) -> list[list[Tensor | None]]:
+        """Raises TransportError if nobody else is left of several."""
+        me = self.local[0]
+        peers = [k for k in self.present if k != me]
+        out = [(k, lane, part) for k in peers for lane, part in stripes(self._lanes, sends[k])]
+        into = [(k, lane, part) for k in peers for lane, part in stripes(self._lanes, receives[k])]
+        gone = swap_living(out, into)
+        if peers and len(gone) == len(peers):
+            raise TransportError(
+                f"island {me} has lost all others: {next(iter(gone.values()))}. Nothing was committed: local weights "
+                "are kept and the pseudo-gradient stays pending."
+            )
+        self.lost = {**self.lost, **gone}
+        self.count(sum(_bytes(sends[k]) for k in peers), sum(_bytes(receives[k]) for k in self.present if k != me))
+        arrived = {**{k: receives[k] for k in self.present}, me: sends[me]}
+        return [[arrived.get(k) for k in range(self.islands)]]
+
+    def _gather_among_present(self, row: Tensor) -> Tensor:
+        before = len(self.lost)
+        came = self.gather_present([row.cpu()])
+        if len(self.lost) > before:
+            raise TransportError(
+                f"islands {sorted(self.lost)} are gone: {list(self.lost.values())[-1]}. Nothing was committed: local "
+                "weights are kept and the pseudo-gradient stays pending."
+            )
+        return torch.stack([torch.zeros_like(row) if r is None else r.to(row.device) for r in came])
+
+    def _need_all(self, what: str) -> None:
+        if self.lost:
+            raise TransportError(
+                f"the {what} needs all {self.islands} islands, and {sorted(self.lost)} are gone. Nothing was committed."
+            )
+
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         (tensor,) = tensors
+        self._need_all("broadcast")
         copy = tensor.detach().clone()
         self._run("broadcast", lambda: dist.broadcast(copy, group_src=0, group=self._group(copy)))
         tensor.copy_(copy)
@@ -171,7 +224,7 @@ class Collective(Transport):
 
         Calling the result waits. It holds the tensors, which gloo reads and writes meanwhile.
         """
-        peers = [k for k in range(self.islands) if k != self.local[0]]
+        peers = [k for k in self.present if k != self.local[0]]
         pairs = [(sends[k], receives[k], k) for k in peers]
         works: list[dist.Work] = []
         began = time.perf_counter()
@@ -222,6 +275,10 @@ def stripes(lanes: Sequence[dist.ProcessGroup | None], row: Tensor) -> list[tupl
     used = max(1, min(len(lanes), row.numel() * row.element_size() // STRIPE_BYTES))
     step = -(-row.numel() // used)
     return [(lane, row[i * step : (i + 1) * step]) for i, lane in enumerate(lanes[:used])]
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _gloo_group(group: dist.ProcessGroup | None, timeout_s: float | None) -> dist.ProcessGroup:
