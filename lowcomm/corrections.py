@@ -12,6 +12,7 @@ from lowcomm.aggregate.lora.rule import LoraRule
 from lowcomm.codec.in_turn import InTurn
 from lowcomm.codec.parts import Parts
 from lowcomm.island.scalars import ScalarOptimizer
+from lowcomm.local import Objective
 from lowcomm.present_sum import sum_present
 from lowcomm.types import ConfigError
 
@@ -33,7 +34,8 @@ class Corrections:
         """Inner steps that are in `sums`."""
         if self.objective is None:
             return
-        _check_fits(sync, type(self.objective).__name__)
+        _check_fits(sync, self.objective)
+        self.objective.check_names(sync.replicas[0].params)
         if self.objective.sends:
             self.common = [torch.zeros_like(f.weights) for f in sync.fragments]
             self.own = [[torch.zeros_like(c) for c in self.common] for _ in sync.replicas]
@@ -50,13 +52,11 @@ class Corrections:
             starts = fragment.views(fragment.weights)
             sums = fragment.views(self.sums[i][index]) if self.common else {}
             controls = fragment.views(self.common[index] - self.own[i][index]) if self.common else {}
-            for name, start in starts.items():
-                grad = replica.params[name].grad if name in replica.params else None
-                if grad is None:
-                    continue
-                if sums:
-                    sums[name].add_(grad)
-                self.objective.correct(grad, replica.held[name], start, controls.get(name))
+            grads = {n: g for n in starts if n in replica.params and (g := replica.params[n].grad) is not None}
+            for name in grads if sums else ():
+                sums[name].add_(grads[name])
+            local = {n: replica.held[n] for n in starts if n in replica.held}  # averaged buffers are not
+            self.objective.correct(grads, local, starts, controls)
 
     @torch.no_grad()
     def exchange(self, sync: LocalSGD, index: int, weights: Sequence[float]) -> list[Tensor]:
@@ -121,7 +121,8 @@ def _fill(flat: Tensor, saved: Tensor) -> None:
     flat[: saved.numel()].copy_(saved)
 
 
-def _check_fits(sync: LocalSGD, name: str) -> None:
+def _check_fits(sync: LocalSGD, objective: Objective) -> None:
+    name = type(objective).__name__
     mesh, rule, codec = sync.replicas[0].part.mesh, sync.aggregator, sync.codec
     own_ranks = isinstance(rule, LoraRule) and rule.ranks is not None
     own_factors = isinstance(codec, Parts) and not isinstance(codec, InTurn)
@@ -130,7 +131,7 @@ def _check_fits(sync: LocalSGD, name: str) -> None:
         why = f"island.size = {mesh.size}", "its islands have one rank", "island.size 1"
     elif isinstance(sync.replicas[0].inner, ScalarOptimizer):
         why = "inner.optimizer = ZerothOrder", "it changes gradients", "an optimizer with a backward pass"
-    elif own_ranks or own_factors:
+    elif objective.anchored and (own_ranks or own_factors):
         what = "sync.aggregator.ranks" if own_ranks else f"sync.codec = {type(codec).__name__}"
         why = what, "clients do not begin a round with the global factors", "equal ranks and codecs that send all"
     if why is not None:

@@ -28,6 +28,7 @@ from lowcomm.codec import Codec, EitherFactor, ErrorFeedback, Fp32, Int4, InTurn
 from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig, Dirichlet, Docstrings, Packages
 from lowcomm.island import AdamW, InnerConfig
+from lowcomm.local import RankDecay
 from lowcomm.model import LoRA, ModelConfig
 from lowcomm.outer import SGD
 from lowcomm.privacy import AdaptiveClip, ExampleGaussian, Mechanism
@@ -84,8 +85,9 @@ def hlora() -> RunConfig:
 
 
 def hetlora() -> RunConfig:
-    """HetLoRA: zero-padded means weighted by the size of each client's update, ranks 8, 4, 4 and 2."""
-    return _tiny("hetlora", HetLoRA(rank=RANK, ranks=RANKS))
+    """HetLoRA: zero-padded means weighted by the size of each client's update, ranks 8, 4, 4 and 2; last rows decay."""
+    base = _tiny("hetlora", HetLoRA(rank=RANK, ranks=RANKS))
+    return replace(base, sync=replace(base.sync, objective=RankDecay()))
 
 
 def fedsa() -> RunConfig:

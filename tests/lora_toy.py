@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowcomm.aggregate import Aggregator
 from lowcomm.aggregate.lora import LoraRule
+from lowcomm.clients import Clients
 from lowcomm.codec import Codec
 from lowcomm.model import LoRA
 from lowcomm.model.tuning import Tuning
@@ -113,6 +114,7 @@ class Islands:
         codec: Codec | None = None,
         outer: Outer | None = None,
         lr: float = 0.05,
+        clients: Clients | None = None,
     ) -> None:
         self.models = list(models)
         inners = [torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=lr) for m in models]
@@ -120,7 +122,9 @@ class Islands:
         self.starts: list[dict[str, Tensor]] = []
         for i, inner in enumerate(inners):  # before LocalSGD's own hook
             inner.register_step_post_hook(lambda *_, i=i: self.local.__setitem__(i, effective(self.models[i])))
-        self.sync = LocalSGD(self.models, inners, every=every, outer=outer or SGD(lr=1.0), aggregator=rule, codec=codec)
+        self.sync = LocalSGD(
+            self.models, inners, every=every, outer=outer or SGD(lr=1.0), aggregator=rule, codec=codec, clients=clients
+        )
         self.reports: list[Any] = []
         self.sync.listeners.append(self.reports.append)
         self.tokens = [float(1 + i) for i in range(len(models))]

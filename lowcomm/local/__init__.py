@@ -8,6 +8,7 @@ from lowcomm.local.estimate import Estimate
 from lowcomm.local.fedprox import FedProx
 from lowcomm.local.objective import Objective
 from lowcomm.local.one_byte import OneByte
+from lowcomm.local.rank_decay import RankDecay
 from lowcomm.local.scaffold import Scaffold
 
-__all__ = ["Baffle", "Estimate", "FedProx", "Objective", "OneByte", "Probe", "Scaffold", "move"]
+__all__ = ["Baffle", "Estimate", "FedProx", "Objective", "OneByte", "Probe", "RankDecay", "Scaffold", "move"]

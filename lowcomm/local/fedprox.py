@@ -18,10 +18,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from lowcomm.local.objective import Objective
-from lowcomm.types import require
+from lowcomm.types import Delta, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +29,12 @@ class FedProx(Objective):
     mu: float = 0.01
     """Strength of the proximal term, 0 or more; the paper tries 0.001 to 1."""
 
-    def correct(self, grad: Tensor, local: Tensor, start: Tensor, control: Tensor | None) -> None:
-        if self.mu:
-            grad.add_(local.detach() - start.to(local.device, local.dtype), alpha=self.mu)
+    def correct(self, grads: Delta, local: Delta, start: Delta, controls: Delta) -> None:
+        if not self.mu:
+            return
+        for name, grad in grads.items():
+            w = local[name].detach()
+            grad.add_(w - start[name].to(w.device, w.dtype), alpha=self.mu)
 
     def check(self) -> None:
         ok = math.isfinite(self.mu) and self.mu >= 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
+from lowcomm.types import Delta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,14 +17,21 @@ class Objective(ABC):
     sends: ClassVar[bool] = False
     """Whether it has control variates, which cross the link beside the Delta."""
 
-    @abstractmethod
-    def correct(self, grad: Tensor, local: Tensor, start: Tensor, control: Tensor | None) -> None:
-        """Change one gradient in place, after clipping, just before the inner optimizer reads it.
+    anchored: ClassVar[bool] = True
+    """Whether it looks at the weights that a round began with, which must then be the global ones."""
 
-        local: the weight; start: the global weight at the beginning of the round, fp32; control: c - c_k of a method
-        that sends control variates, fp32. All of one shape.
+    @abstractmethod
+    def correct(self, grads: Delta, local: Delta, start: Delta, controls: Delta) -> None:
+        """Change gradients in place, after clipping, just before the inner optimizer reads them.
+
+        By name, of one shape each. grads: of the parameters that have one in this step; local: all weights; start: the
+        global weights at the beginning of the round, fp32; controls: c - c_k of a method that sends control variates,
+        fp32, else nothing.
         """
 
     @abstractmethod
     def check(self) -> None:
         """Raise ConfigError for a setting out of range."""
+
+    def check_names(self, names: Collection[str]) -> None:  # noqa: B027  # nothing to check is a good default
+        """Raise ConfigError for trained parameters that it can't work with."""

@@ -22,9 +22,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from lowcomm.local.objective import Objective
+from lowcomm.types import Delta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +32,9 @@ class Scaffold(Objective):
 
     sends: ClassVar[bool] = True
 
-    def correct(self, grad: Tensor, local: Tensor, start: Tensor, control: Tensor | None) -> None:
-        if control is not None:
-            grad.add_(control.to(grad.device, grad.dtype))
+    def correct(self, grads: Delta, local: Delta, start: Delta, controls: Delta) -> None:
+        for name, grad in grads.items():
+            grad.add_(controls[name].to(grad.device, grad.dtype))
 
     def check(self) -> None:
         return None

@@ -11,8 +11,8 @@ Bytes: 4 r_k (in + out) up and down per layer and client.
 Aggregates: s B A of the weighted means; the error against sum_k p_k s_k B_k A_k is reported, as it is FedIT's and more.
 Raises: ConfigError for a gamma out of range.
 Deviates: p_k (tokens) is part of the weight, where the paper has equal clients; factors are brought to one scale
-before they are averaged. Inside a run ranks are fixed (`ranks`): the paper's regulariser of the local loss is not here,
-and `pruned` is for loops of one's own.
+before they are averaged. The regulariser of the local loss is `local.RankDecay`. Inside a run ranks are fixed
+(`ranks`); `pruned` is for loops of one's own.
 Reduces to: FedIT, for equal ||dW_k||; gamma = 1 prunes nothing.
 """
 
