@@ -46,7 +46,7 @@ shift
 launch_command() { # ISLAND MASTER
   local place=${places[$1]}
   quoted sky launch --yes --detach-run --retry-until-up --cluster "$run-$1" --infra "$place" --num-nodes "$nodes" \
-    --gpus "$gpus" --env "ISLAND=$1" --env "ISLANDS=$islands" --env "MASTER=$2" --env "RUN=$run" \
+    --gpus "$gpus" --workdir "$(dirname "$here")" --env "ISLAND=$1" --env "ISLANDS=$islands" --env "MASTER=$2" --env "RUN=$run" \
     --env "RECIPE=$recipe" --env "FLAGS=$([ $# -lt 3 ] || quoted "${@:3}")" "$here/skypilot.yaml"
 }
 # The cluster's own word for its first node; island 0 waits for the others, up to half an hour.

@@ -7,8 +7,8 @@
 #   --dir DIR           where the code goes, below the home directory there (default: lowcomm-launch)
 #   --wheel FILE        install this wheel there instead of the code of this checkout
 #   --no-copy           what is there stays as it is
-#   --tar               copy with tar, as where rsync is missing
-#   --python PATH       an interpreter there that has the dependencies (default: python3)
+#   --tar               copy with tar, as where rsync is missing, here or there
+#   --python PATH       an interpreter there that has the dependencies, seen from DIR (default: python3)
 #   --port P            of the rendezvous on the first machine (default: 29500)
 #   --ssh-config FILE   as of ssh -F
 #   --behind-firewall   start also on machines that have a public address
@@ -107,8 +107,9 @@ fi
 connect=(ssh -o BatchMode=yes -o ServerAliveInterval=15 -o ServerAliveCountMax=8)
 [ -z "$ssh_config" ] || connect+=(-F "$ssh_config")
 left_out=(.git .venv runs build dist '*.egg-info' __pycache__ .pytest_cache .ruff_cache .hypothesis '*.partial')
-paths="$dir:$dir/kernels"
-[ -z "$wheel" ] || paths="$dir/site"
+paths="$dir:$dir/kernels" only=""
+# python -m looks into the working directory first: a checkout that lies there from before would run instead of the wheel
+[ -z "$wheel" ] || paths="$dir/site" only="PYTHONSAFEPATH=1 "
 
 node_command() { # NUMBER [OPTION]: what runs on a machine
   local i=$1 address=${addresses[$1]} words
@@ -120,25 +121,29 @@ node_command() { # NUMBER [OPTION]: what runs on a machine
 }
 flags=("$@")
 
-start_command() { # NUMBER: relative paths are those of the home directory, where ssh starts
+start_command() { # NUMBER: DIR is seen from the home directory, where ssh starts
   local gpu_free=""
   [ "${gpus[$1]}" -gt 0 ] || gpu_free="CUDA_VISIBLE_DEVICES= "
   # the directory is given whole: lowcomm's own working directory is the copied one
-  echo "cd $dir && PYTHONPATH=\$HOME/${paths//:/:\$HOME/} ${gpu_free}exec bash launch/node.sh $(node_command "$1" --watch-stdin)"
+  echo "cd $dir && PYTHONPATH=\$HOME/${paths//:/:\$HOME/} ${only}${gpu_free}exec bash launch/node.sh $(node_command "$1" --watch-stdin)"
 }
 
 copy_commands() { # NUMBER: one line each, run here
-  local name=${names[$1]} to excludes=() pattern
+  local name=${names[$1]} to excludes=() pattern by_tar by_rsync file install
   to=$(quoted "${connect[@]}" "$name")
   for pattern in "${left_out[@]}"; do excludes+=("--exclude=$pattern"); done
+  # with tar, what was removed here stays there
+  by_tar="tar -C $(quoted "$root") $(quoted "${excludes[@]}") -czf - . | $to $(quoted "mkdir -p $dir && tar -C $dir -xzf -")"
+  by_rsync="rsync -az --delete $(quoted "${excludes[@]}") --exclude=launched -e $(quoted "$(quoted "${connect[@]}")") $(quoted "$root/" "$name:$dir/")"
   if [ -n "$wheel" ]; then
+    file=$(basename "$wheel")
+    install="rm -rf site && $python -m pip install --quiet --no-deps --no-index --target site $(quoted "$file")"
     echo "tar -C $(quoted "$root") -cf - launch | $to $(quoted "mkdir -p $dir && tar -C $dir -xf -")"
-    echo "$to $(quoted "cat > $dir/$(basename "$wheel")") < $(quoted "$wheel")"
-    echo "$to $(quoted "$python -m pip install --quiet --no-deps --upgrade --target $dir/site $dir/$(basename "$wheel")")"
+    echo "$to $(quoted "cd $dir && cat > $(quoted "$file") && $install") < $(quoted "$wheel")"
   elif [ -n "$use_rsync" ]; then
-    echo "rsync -az --delete $(quoted "${excludes[@]}") --exclude=launched -e $(quoted "$(quoted "${connect[@]}")") $(quoted "$root/" "$name:$dir/")"
-  else # what was removed here stays there
-    echo "tar -C $(quoted "$root") $(quoted "${excludes[@]}") -czf - . | $to $(quoted "mkdir -p $dir && tar -C $dir -xzf -")"
+    echo "case \$($to 'command -v rsync || echo none') in none) echo launch: no rsync there, so tar copies; $by_tar ;; *) $by_rsync ;; esac"
+  else
+    echo "$by_tar"
   fi
   if [ -n "$extra" ]; then
     echo "$to $(quoted "mkdir -p $dir/launched && cat > $dir/launched/$(basename "$extra")") < $(quoted "$extra")"
@@ -169,7 +174,7 @@ prefix() { # NAME
 copy_to() { # NUMBER
   local line
   while IFS= read -r line; do
-    bash -o pipefail -c "$line" || { echo "launch: error: the copy to ${names[$1]} failed" && return 1; }
+    bash -o pipefail -c "$line" </dev/null || { echo "launch: error: the copy to ${names[$1]} failed" && return 1; }
   done < <(copy_commands "$1")
 }
 

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -222,6 +225,58 @@ def test_skypilots_own_variables_start_the_nodes() -> None:
     assert "ip -o -4 addr show to 10.2.0.2" in done.stdout
     assert "--nnodes 4 --nproc-per-node 8 --node-rank 3 --master-addr 10.1.0.1" in done.stdout
     assert "--islands 2 --island.size 16 --name 'two words' --run-dir /runs/lowcomm" in done.stdout
+
+
+# In a process of its own: SkyPilot's import is slow and brings servers along.
+SKY_READS = """
+import json, shlex, sys
+from sky.client.cli import command
+from sky.task import Task
+
+path, *lines = json.loads(sys.argv[1])
+task = Task.from_yaml(path)
+task.expand_and_validate_workdir()  # validate() asks the internet for a catalogue of GPUs
+task.expand_and_validate_file_mounts()
+(resources,) = task.resources
+found = [task.name, task.num_nodes, task.workdir, resources.use_spot, resources.accelerators, resources.ports]
+found += [{mount: store.name for mount, store in task.storage_mounts.items()}, task.envs]
+for line in lines:
+    name, *words = shlex.split(line)[1:]
+    parsed = {"launch": command.launch, "exec": command.exec}[name].make_context(name, words).params
+    found.append({key: parsed[key] for key in ("cluster", "entrypoint", "num_nodes", "infra", "gpus", "workdir", "env")})
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sky") is None, reason="skypilot is not installed")
+def test_skypilot_reads_the_task_and_the_command_lines(tmp_path: Path) -> None:
+    """With SkyPilot's own schema and parser, nothing is started; passed with skypilot 0.12.3.post1."""
+    regions = ("--regions", "gcp/us-central1,aws/eu-west-1", "--nodes", "2")
+    done = launch("launch/skypilot.sh", *regions, "--dry-run", "diloco.py:pretrain", "--name", "two words")
+    first, asks, second = done.stdout.splitlines()
+    asked = re.search(r"sky exec \S+ --num-nodes 1 '[^']*'", asks)
+    assert asked is not None
+    lines = [str(LAUNCH / "skypilot.yaml"), first, asked[0], second]
+    read = subprocess.run(
+        [sys.executable, "-c", SKY_READS, json.dumps(lines)],
+        cwd=ROOT,
+        env={**os.environ, "HOME": str(tmp_path), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert read.returncode == 0, read.stderr
+    name, nodes, workdir, spot, accelerators, ports, stores, envs, *parsed = json.loads(read.stdout.splitlines()[-1])
+    assert (name, nodes, spot, accelerators, ports) == ("lowcomm-island", 1, True, {"A100": 8}, None)
+    assert Path(workdir) == ROOT and stores == {"/runs": "lowcomm-runs"}
+    for island, place, line in ((0, "gcp/us-central1", parsed[0]), (1, "aws/eu-west-1", parsed[2])):
+        assert (line["cluster"], line["infra"], line["num_nodes"]) == (f"lowcomm-{island}", place, 2)
+        assert line["workdir"] == str(ROOT) and line["entrypoint"] == [str(LAUNCH / "skypilot.yaml")]
+        assert dict(line["env"]).keys() == envs.keys()
+        assert (dict(line["env"])["ISLAND"], dict(line["env"])["FLAGS"]) == (str(island), "--name 'two words'")
+    assert (parsed[1]["cluster"], parsed[1]["num_nodes"]) == ("lowcomm-0", 1)
+    assert parsed[1]["entrypoint"] == ["echo address $SKYPILOT_NODE_IPS"]
 
 
 NODES = ("launch/node.sh", "--nodes", "2", "--master", "10.0.0.1")

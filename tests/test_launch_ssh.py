@@ -18,11 +18,12 @@ import pytest
 from benchmarks.netlab import Lab, why_not
 from tests.runs import ROOT, write_corpus
 from tests.test_launch_node import RECIPE, left_behind, wait_for
+from tests.test_package import build_wheel
 
 SSHD = shutil.which("sshd", path=f"/usr/sbin:/usr/local/sbin:{os.environ['PATH']}")
 REASON = why_not() or (None if SSHD else "sshd is not installed") or (None if shutil.which("ssh") else "ssh is missing")
 pytestmark = [pytest.mark.skipif(REASON is not None, reason=f"no ssh between hosts here: {REASON}"), pytest.mark.slow]
-# Each host has a home of its own; ssh starts in it.
+# Each host has a home of its own; ssh starts in it. South has rsync unless there is a directory of programs without it.
 SSHD_CONFIG = """
 Port 2222
 ListenAddress 10.78.0.{host}
@@ -32,7 +33,7 @@ PidFile none
 StrictModes no
 PasswordAuthentication no
 SetEnv HOME={base}/home{host} LAUNCH_TEST={base} OMP_NUM_THREADS=1
-ForceCommand cd "$HOME" && eval "$SSH_ORIGINAL_COMMAND"
+ForceCommand cd "$HOME" && if [ -d programs ]; then PATH=$HOME/programs; fi && eval "$SSH_ORIGINAL_COMMAND"
 """
 SSH_CONFIG = """
 Host {name}
@@ -44,6 +45,21 @@ Host {name}
   IdentitiesOnly yes
   UserKnownHostsFile {base}/known_hosts
   StrictHostKeyChecking yes
+"""
+# Where a wheel is all there is, there are no tests to import.
+WHEEL_RECIPE = """
+import lowcomm
+from lowcomm.config import CheckpointConfig, RunConfig, SyncConfig
+from lowcomm.data import DataConfig, TextFiles
+from lowcomm.model import ModelConfig
+
+def two():
+    print("lowcomm is that of", lowcomm.__file__)
+    data = DataConfig(source=TextFiles(glob={corpus!r}), seq_len=32, batch_size=2, validation_sequences=8)
+    return RunConfig(
+        steps=4, device="cpu", data=data, model=ModelConfig(preset="nano"), sync=SyncConfig(every=4),
+        transport="collective", checkpoint=CheckpointConfig(every_rounds=1, export=False),
+    )
 """
 FLAGS = ("--run-dir", "runs/lab", "--threads", "1", "--no-tensorboard")
 
@@ -78,11 +94,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 PORTS = itertools.count(29600)
 
 
-def start(base: Path, *flags: str) -> subprocess.Popen[str]:
+def start(
+    base: Path, *flags: str, options: tuple[str | Path, ...] = (), recipe: str = "tiny.py"
+) -> subprocess.Popen[str]:
     """The launcher on host 3, in a session of its own as in a terminal."""
-    command = ["bash", "launch/ssh.sh", "--hosts", base / "hosts", "--ssh-config", base / "config"]
+    command = ["bash", "launch/ssh.sh", "--hosts", base / "hosts", "--ssh-config", base / "config", *options]
     # a port for each: the one before may not have been let go yet
-    command += ["--port", str(next(PORTS)), "--python", sys.executable, f"{base}/tiny.py:two", *FLAGS, *flags]
+    command += ["--port", str(next(PORTS)), "--python", sys.executable, f"{base}/{recipe}:two", *FLAGS, *flags]
     return subprocess.Popen(
         # a suite in the background ignores Ctrl-C, and a shell cannot trap what it was born to ignore
         ["ip", "netns", "exec", "lowcomm3", "env", "--default-signal=INT", *command],
@@ -117,6 +135,52 @@ def test_two_hosts_train_to_the_end_with_equal_weights(base: Path) -> None:
     assert weights[0] == weights[1]
     assert "[north] " in out
     assert left_behind(str(base)) == []
+
+
+def test_a_wheel_is_what_runs_whatever_lies_there(base: Path) -> None:
+    """The checkout of the run before is still there, and both hosts train with the wheel's code all the same."""
+    for k in (1, 2):
+        home = base / f"home{k}" / "lowcomm-launch"
+        (home / "lowcomm").mkdir(parents=True, exist_ok=True)
+        (home / "lowcomm" / "__init__.py").write_text("raise ImportError('the code of a checkout')", encoding="utf-8")
+        shutil.rmtree(home / "runs", ignore_errors=True)
+    recipe = WHEEL_RECIPE.format(corpus=f"{base}/corpus/*.txt")
+    (base / "wheel.py").write_text(recipe, encoding="utf-8")
+    (base / "built").mkdir()
+    process = start(base, options=("--wheel", build_wheel(base / "built")), recipe="wheel.py")
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, out
+    for k, name in enumerate(("north", "south"), 1):
+        assert f"[{name}] lowcomm is that of {base}/home{k}/lowcomm-launch/site/lowcomm/__init__.py" in out
+    weights = [global_weights(base / f"home{k}", "000001") for k in (1, 2)]
+    assert len(weights[0]) == 1
+    assert weights[0] == weights[1]
+
+
+def programs_without(name: str, into: Path) -> None:
+    """A directory for PATH with links to all that is on this one's, but for one program."""
+    into.mkdir()
+    for folder in os.environ["PATH"].split(os.pathsep):
+        for program in Path(folder).glob("*"):
+            if program.name != name and not (into / program.name).exists():
+                (into / program.name).symlink_to(program)
+
+
+def test_a_host_without_rsync_gets_the_code_by_tar(base: Path) -> None:
+    """Host south has none, host north has: each gets the checkout in its way."""
+    for k in (1, 2):
+        shutil.rmtree(base / f"home{k}" / "lowcomm-launch", ignore_errors=True)
+    programs_without("rsync", base / "home2" / "programs")
+    try:
+        process = start(base, "--steps", "4")
+        out, _ = process.communicate(timeout=200)
+    finally:
+        shutil.rmtree(base / "home2" / "programs")
+    assert process.returncode == 0, out
+    assert "[south] launch: no rsync there, so tar copies" in out and "[north] launch: no rsync" not in out
+    weights = [global_weights(base / f"home{k}", "000001") for k in (1, 2)]
+    assert len(weights[0]) == 1
+    assert weights[0] == weights[1]
 
 
 def test_ctrl_c_saves_everywhere_and_leaves_no_process(base: Path) -> None:
