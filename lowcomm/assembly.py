@@ -18,7 +18,7 @@ from lowcomm.island import BatchedIslands, PlainIsland
 from lowcomm.island_kinds import build_island
 from lowcomm.membership import Membership, World, count_islands, join
 from lowcomm.model import build_model
-from lowcomm.privacy_spent import Ledger, ledger_of, secure
+from lowcomm.privacy_spent import Ledger, ledger_of, secure, training_shards
 from lowcomm.report.metrics import Metrics
 from lowcomm.report.progress import Progress
 from lowcomm.run_dir import available_cores, check_directory, lock
@@ -114,8 +114,7 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
     """Build models, join the group, shake hands, create the run directory. relayed: what joins the islands instead."""
     assert config.islands is not None
     simulated = config.transport == "simulated"
-    processes_here = 1 if simulated else world.local_size
-    torch.set_num_threads(config.threads or max(1, available_cores() // processes_here))
+    torch.set_num_threads(config.threads or max(1, available_cores() // (1 if simulated else world.local_size)))
     device = pick_device(config, world)
     models = build_models(config, data, config.islands if simulated else 1, device)
     members = join(config, world, device, relayed)
@@ -139,16 +138,17 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
         quorum=config.sync.quorum,
         privacy=config.sync.privacy,
         on_late=config.sync.on_late,
+        late_tolerance_s=config.sync.late_tolerance_s,
         clients=config.sync.clients,
     )
-    secure(islands, sync)
+    secure(islands, sync, config.data.batch_size)
     handle = lock(config.directory, world.rank, config.resume) if world.local_rank == 0 else None
     session = _agree_on_session(members)  # and the directory exists
     return Run(
         config=config,
         world=world,
         data=data,
-        shards=[data.shard(k) for k in transport.local],
+        shards=training_shards(data, sync),
         islands=islands,
         batched=batched,
         sync=sync,

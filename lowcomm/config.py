@@ -16,6 +16,7 @@ from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.clients import Clients, check_clients
 from lowcomm.codec import Codec, Fp32
 from lowcomm.data import DataConfig
+from lowcomm.deadline import LATE_TOLERANCE_S, check_late
 from lowcomm.exchange import check_fit
 from lowcomm.guard import check_privacy
 from lowcomm.island import InnerConfig, IslandConfig
@@ -60,6 +61,8 @@ class SyncConfig:
     """Seconds after which a silent peer fails an exchange."""
     on_late: Literal["wait", "stop"] = "wait"
     """When an exchange has not arrived by its deadline: wait for it, or stop at the next one with all islands saved."""
+    late_tolerance_s: float = LATE_TOLERANCE_S
+    """With "stop": seconds that training may wait for one late exchange; every wait is reported all the same."""
     streams: int = 1
     """TCP connections between two islands that share large transfers on the CPU: several for long round trips."""
 
@@ -208,7 +211,7 @@ def _check_sync(config: RunConfig) -> None:
         alone = config.island.size in (None, 1)
         require(alone, "island.size", config.island.size, "1, as sync.privacy clips whole updates", "leave it out")
     require(0 < sync.quorum <= 1, "sync.quorum", sync.quorum, "0 < quorum <= 1", "0.5 needs half of the islands")
-    require(sync.on_late in ("wait", "stop"), "sync.on_late", sync.on_late, "wait or stop", "wait")
+    check_late(sync.on_late, sync.late_tolerance_s, "sync.")
     timeout_ok = 0 < sync.timeout_s < float("inf")
     require(timeout_ok, "sync.timeout_s", sync.timeout_s, "a finite number above 0", "1800 is half an hour")
     require(1 <= sync.streams <= 64, "sync.streams", sync.streams, "1 to 64", "4 to 8 suit a round trip of 50 ms")
@@ -245,17 +248,8 @@ def to_dict(value: Any) -> Any:
 
 
 MAY_CHANGE = {
-    "run_dir",
-    "resume",
-    "log_every",
-    "tensorboard",
-    "transport",
-    "batched",
-    "threads",
-    "checkpoint",
-    "eval",
-    "device",
-}
+    "run_dir", "resume", "log_every", "tensorboard", "transport", "batched", "threads", "checkpoint", "eval", "device",
+}  # fmt: skip
 """Fields that a resumed run may set anew; everything else would change what is being trained."""
 
 
@@ -267,7 +261,8 @@ def check_resumable(config: RunConfig, islands: int) -> None:
         _add_defaults(stored, config)
         now = to_dict(dataclasses.replace(config, islands=islands))
         for values in (stored, now):
-            values["sync"].pop("on_late", None)  # changes nothing of what is trained
+            for name in ("on_late", "late_tolerance_s"):  # they change nothing of what is trained
+                values["sync"].pop(name, None)
             for name in ("sampling", "local_steps", "objective", "secure"):  # older runs have none of them
                 if values["sync"].get(name) is None:
                     values["sync"].pop(name, None)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lowcomm.sync import LocalSGD
 
 OnLate = Literal["wait", "stop"]
+LATE_TOLERANCE_S = 0.5
+"""A packet that is lost and sent again takes TCP 0.2 s and a round trip: no reason to end a run."""
 Cause = Literal["slow link", "slow peer", "dead peer"]
 
 
@@ -38,12 +40,21 @@ class Late:
     """What was measured, on one line."""
 
 
+def check_late(on_late: str, tolerance_s: float, prefix: str = "") -> None:
+    """Raise ConfigError for a choice or a tolerance that there is not."""
+    require(on_late in ("wait", "stop"), f"{prefix}on_late", on_late, "wait or stop", "wait")
+    ok = 0 <= tolerance_s < float("inf")
+    require(ok, f"{prefix}late_tolerance_s", tolerance_s, "a finite number from 0", f"{LATE_TOLERANCE_S} is usual")
+
+
 class Deadlines:
     """Lands exchanges of one process, and keeps count of those that were late."""
 
-    def __init__(self, on_late: OnLate) -> None:
-        require(on_late in ("wait", "stop"), "on_late", on_late, "wait or stop", "wait")
+    def __init__(self, on_late: OnLate, tolerance_s: float = LATE_TOLERANCE_S) -> None:
+        check_late(on_late, tolerance_s)
         self.on_late: OnLate = on_late
+        self.tolerance_s = tolerance_s
+        """Longest wait after which an island does not want to stop."""
         self.misses = 0
         self.waited_s = 0.0
         self.peak_bytes_per_s: float | None = None
@@ -69,9 +80,10 @@ class Deadlines:
         if roll.stopping:
             self._wants_stop = False
             raise SyncError(
-                f"islands {roll.stopping} waited for an exchange past its deadline, and sync.on_late = 'stop': the run "
-                "stops at the same place everywhere. Fix: a longer sync.schedule.delay, a smaller payload, or --resume "
-                "with --sync.on-late wait"
+                f"islands {roll.stopping} waited for an exchange past its deadline for longer than "
+                f"sync.late_tolerance_s = {self.tolerance_s:g}, and sync.on_late = 'stop': the run stops at the same "
+                "place everywhere. Fix: a longer sync.schedule.delay, a smaller payload, a larger tolerance, or "
+                "--resume with --sync.on-late wait"
             )
         return roll
 
@@ -94,7 +106,7 @@ class Deadlines:
         if not there:
             waited_s = time.perf_counter() - start
             self._tell(flight, waited_s, *explain(flight, sync.transport.local[0], waited_s))
-            self._wants_stop = True
+            self._wants_stop |= waited_s > self.tolerance_s
         return done
 
     def _tell(self, flight: Flight, waited_s: float, cause: Cause, detail: str) -> None:

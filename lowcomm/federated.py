@@ -30,6 +30,7 @@ from lowcomm.island.scalars import ScalarOptimizer
 from lowcomm.island_kinds import build_island
 from lowcomm.model import token_losses
 from lowcomm.privacy.membership_inference import attacks
+from lowcomm.privacy_spent import training_shards
 from lowcomm.run_dir import write_json
 from lowcomm.types import IGNORED, counted
 
@@ -77,8 +78,9 @@ def trained_batches(shard: Shard, batches: int, sequences: int) -> Batches:
 
 
 def train_alone(config: RunConfig, model: nn.Module, shards: Sequence[Shard], steps: int) -> None:
-    """Train a model without any sync, on one batch of each shard per step."""
-    island = build_island(dataclasses.replace(config, steps=steps), model, 0, False, None)
+    """Train a model without any sync and without noise, on one batch of each shard per step."""
+    plain = dataclasses.replace(config, steps=steps, sync=dataclasses.replace(config.sync, privacy=None))
+    island = build_island(plain, model, 0, False, None)
     for step in range(steps):
         island.backward([shard.next_batch() for shard in shards])
         if isinstance(island.inner, ScalarOptimizer) and island.inner.row is not None:
@@ -120,11 +122,13 @@ def _membership(run: Run, batches: Sequence[Batches], fresh: nn.Module) -> dict[
     keys = [(attack, figure) for attack in ("loss", "calibrated") for figure in ("auc", "tpr_at_1pct_fpr")]
     columns = {"/".join(key): [math.nan] * transport.islands for key in keys}
     with holding_global_weights(run.sync):
-        for k in transport.local:
+        for k, shard in zip(transport.local, training_shards(run.data, run.sync), strict=True):
             held = sum(len(targets) for _, targets in batches[k])
             if not held:
                 continue
-            trained = trained_batches(run.data.shard(k), config.steps * config.inner.accumulation, held)
+            trained = trained_batches(shard, config.steps * config.inner.accumulation, held)
+            if not trained:  # Poisson batches may all be empty
+                continue
             models = (fresh, run.islands[0].model)
             inside, outside = (
                 (sequence_losses(models[0], side, device), sequence_losses(models[1], side, device))

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = 1 << 32
 """Numbers of draws inside an island begin here, those of releases between islands below."""
+BATCHES = 1 << 48
+"""Numbers of draws of batches begin here."""
 
 
 class Guard:
@@ -190,3 +192,8 @@ def check_protectable(sync: LocalSGD, averaged: Sequence[str]) -> None:
 def example_seed(sync: LocalSGD, local: int, tensors: Sequence[Tensor]) -> int:
     """Seed of the noise on what a local island's inner step adds up."""
     return sync.guard.seed(local, EXAMPLES + sync.replicas[local].steps, tensors)
+
+
+def batch_seed(sync: LocalSGD, local: int, number: int) -> int:
+    """Seed of which sequences are in a local island's batch `number`."""
+    return sync.guard.seed(local, BATCHES + number, [])

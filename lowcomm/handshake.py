@@ -37,6 +37,7 @@ Facts = Mapping[str, str | int | float | Mapping[str, str]]
 
 def check_parts(sync: LocalSGD, models: Sequence[nn.Module]) -> None:
     """Raise ConfigError for settings out of range or parts that do not fit; ready the models for a LoRA rule."""
+    require(0 < sync.quorum <= 1, "quorum", sync.quorum, "0 < quorum <= 1", "0.5 needs half of the islands")
     for part in (sync.outer, sync.codec, sync.aggregator):
         part.check()
     check_fit(sync.codec, sync.aggregator)

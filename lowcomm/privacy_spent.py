@@ -9,19 +9,20 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lowcomm.codec import Codec, ErrorFeedback, Rqm
-from lowcomm.data import Data
+from lowcomm.data import Data, Shard
 from lowcomm.data.windows import WindowShard
-from lowcomm.guard import EXAMPLES, example_seed
+from lowcomm.guard import EXAMPLES, batch_seed, example_seed
 from lowcomm.island import PrivateIsland
 from lowcomm.privacy import Mechanism, Released, RqmAccountant, add_noise, clip_to, epsilon, load_dp_accounting
+from lowcomm.privacy.noise import generator_of
 from lowcomm.sampling import Sampling
-from lowcomm.types import ConfigError
+from lowcomm.types import ConfigError, require
 
 if TYPE_CHECKING:
     from lowcomm.config import RunConfig
     from lowcomm.sync import LocalSGD
 
-__all__ = ["DELTA", "EXAMPLES", "Ledger", "Spent", "ledger_of", "privacy_spent", "secure"]
+__all__ = ["DELTA", "EXAMPLES", "Ledger", "Spent", "ledger_of", "privacy_spent", "secure", "training_shards"]
 
 DELTA = 1e-5
 """Delta at which epsilon is reported for codecs."""
@@ -71,6 +72,8 @@ class Ledger:
         Under Poisson sampling a round is amplified; a second release with the same sample counts as if not sampled.
         """
         z = self.mechanism.noise_multiplier
+        if self.mechanism.by_chance:
+            return [Released(noise_multiplier=z, count=counts.steps, probability=self.per_step / min(self.windows))]
         if self.mechanism.level == "example":
             return max((participations(w, self.per_step, counts.steps, z) for w in self.windows), key=_square)
         if self.sampling is not None and self.sampling.independent:
@@ -141,6 +144,9 @@ def ledger_of(config: RunConfig, data: Data, islands: int) -> Ledger | None:
     if mechanism is None:
         return None
     load_dp_accounting()
+    once_only = config.inner.accumulation == 1 or not mechanism.by_chance
+    legal, fix = "1 with Poisson batches, or a sequence could be in a step twice", "raise data.batch_size instead"
+    require(once_only, "inner.accumulation", config.inner.accumulation, legal, fix)
     per_step = config.data.batch_size * config.inner.accumulation
     windows: list[int] = []
     for island in range(islands if mechanism.level == "example" else 0):
@@ -167,12 +173,26 @@ def ledger_of(config: RunConfig, data: Data, islands: int) -> Ledger | None:
     return ledger
 
 
-def secure(islands: Sequence[object], sync: LocalSGD) -> None:
-    """Give islands that train privately their clip and their noise."""
+def training_shards(data: Data, sync: LocalSGD) -> list[Shard]:
+    """New readers of the local islands' training text, with the batches that their mechanism accounts for."""
+    by_chance = sync.privacy is not None and sync.privacy.by_chance
+    shards: list[Shard] = []
+    for i, island in enumerate(sync.transport.local):
+        shard = data.shard(island)
+        if by_chance:
+            assert isinstance(shard, WindowShard)  # ledger_of has seen to it
+            shard = shard.by_chance(lambda number, k=i: generator_of(batch_seed(sync, k, number)))
+        shards.append(shard)
+    return shards
+
+
+def secure(islands: Sequence[object], sync: LocalSGD, per_step: int) -> None:
+    """Give islands that train privately their clip, their noise and what sums are divided by."""
     mechanism = sync.privacy
     for i, island in enumerate(islands):
         if isinstance(island, PrivateIsland) and mechanism is not None:
             clip = mechanism.sensitivity
+            island.expected = per_step if mechanism.by_chance else None
             island.clip_each = partial(clip_to, clip=clip)
             std = clip * mechanism.noise_multiplier
             island.add_noise = lambda sums, k=i, s=std: add_noise(sums, s, example_seed(sync, k, sums))

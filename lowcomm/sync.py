@@ -19,7 +19,7 @@ from lowcomm.clients import Clients, expected, rests
 from lowcomm.codec import Codec, Fp32
 from lowcomm.corrections import Corrections
 from lowcomm.coverage import BufferRule
-from lowcomm.deadline import Deadlines, OnLate
+from lowcomm.deadline import LATE_TOLERANCE_S, Deadlines, OnLate
 from lowcomm.departure import depart
 from lowcomm.exchange import Exchanged, aggregate_into_mean, mean_may_overwrite
 from lowcomm.flight import Flight, Worker, may_overlap
@@ -54,7 +54,8 @@ class LocalSGD:
         outer_device: where global weights and outer state live (None: with the parameters); fp32 either way.
         seed: 64-bit seed from which each round's randomness derives; equal on every island.
         quorum: fraction of the islands that must be usable for a round to be committed.
-        on_late: "wait" goes on when a late exchange arrives; "stop" ends in a SyncError at the next one, everywhere.
+        on_late: "wait" goes on when a late exchange arrives; "stop" ends in a SyncError at the next one, everywhere,
+            after a wait of more than late_tolerance_s.
         clients: who is sampled, local steps, local objective, secure aggregation.
 
     Raises CoverageError or DivergenceError at construction, SyncError from the step that could not sync.
@@ -78,11 +79,11 @@ class LocalSGD:
         quorum: float = 0.5,
         privacy: Mechanism | None = None,
         on_late: OnLate = "wait",
+        late_tolerance_s: float = LATE_TOLERANCE_S,
         clients: Clients | None = None,
     ) -> None:
         models = [model] if isinstance(model, nn.Module) else list(model)
         inners = [inner] if isinstance(inner, Optimizer) else list(inner)
-        require(0 < quorum <= 1, "quorum", quorum, "0 < quorum <= 1", "0.5 needs half of the islands")
         self.every, self.seed, self.quorum, self.privacy = every, seed, quorum, privacy
         self.outer, self.codec, self.clients = outer or Nesterov(), codec or Fp32(), clients or Clients()
         self.schedule, self.aggregator = schedule or EveryH(), aggregator or Mean()
@@ -97,7 +98,11 @@ class LocalSGD:
         self.sync_s, self.blocked_s, self.gradients_s, self.gradient_steps = 0.0, 0.0, 0.0, 0
         self.must_rebase = self._last = False
         self._averaged_step: int | None = None
-        self.pace, self.step_clock, self.deadlines = Pace(every=every), StepClock(), Deadlines(on_late)
+        self.pace, self.step_clock, self.deadlines = (
+            Pace(every=every),
+            StepClock(),
+            Deadlines(on_late, late_tolerance_s),
+        )
         self.flights: dict[int, Flight] = {}
         """Exchanges that have started and not landed, by fragment, in the order of starting."""
         self._worker = Worker(beside=may_overlap(self.transport, self.codec, [r.held for r in self.replicas]))

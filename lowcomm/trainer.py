@@ -15,7 +15,7 @@ from lowcomm.journal import Journal
 from lowcomm.privacy_spent import Counts
 from lowcomm.resume import load_newest, save_now, start_files
 from lowcomm.transport.base import Transport
-from lowcomm.types import CheckpointError, LowcommError, SyncError, counted
+from lowcomm.types import CheckpointError, LowcommError, SyncError
 
 DONE, FAILED, STOPPED = 0, 1, 3
 """Exit codes; 2 (bad input) is given by the command line before anything starts."""
@@ -143,7 +143,7 @@ class Loop:
                 )
             self.journal.losses[i] += loss
             self.journal.trained[i] += 1
-            sync.count_tokens(run.members.share(sum(counted(targets) for _, targets in batches[i])), i)
+            sync.count_tokens(run.members.share(island.told_tokens(batches[i])), i)
             if not average and run.batched is None:
                 island.update(step)
         if average:

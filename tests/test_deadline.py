@@ -67,12 +67,19 @@ def test_unknown_choice_is_refused_before_anything_starts(tmp_path: Path) -> Non
         check(config, 2)
     with pytest.raises(ConfigError, match="on_late = 'panic'"):
         toy.build(2, on_late="panic")  # pyright: ignore[reportArgumentType]
+    for tolerance_s in (-0.1, float("inf"), float("nan")):
+        config = dataclasses.replace(runs.small(tmp_path, None), sync=SyncConfig(every=4, late_tolerance_s=tolerance_s))
+        with pytest.raises(ConfigError, match=r"sync\.late_tolerance_s = \S+ is not allowed: .* from 0\. Fix: 0\.5"):
+            check(config, 2)
+        with pytest.raises(ConfigError, match="late_tolerance_s = "):
+            toy.build(2, late_tolerance_s=tolerance_s)
 
 
 def island(
-    me: int, hub: Hub, wire_s: Callable[[int], float] = lambda _: 0.0, on_late: Any = "wait"
+    me: int, hub: Hub, wire_s: Callable[[int], float] = lambda _: 0.0, on_late: Any = "wait", tolerance_s: float = 0.5
 ) -> tuple[LocalSGD, list[Late]]:
-    sync = toy.build(1, schedule=SCHEDULE, transport=Threaded(hub, me, wire_s), on_late=on_late)
+    wire = Threaded(hub, me, wire_s)
+    sync = toy.build(1, schedule=SCHEDULE, transport=wire, on_late=on_late, late_tolerance_s=tolerance_s)
     assert sync._worker.beside
     told: list[Late] = []
     sync.deadlines.listeners.append(told.append)
@@ -124,7 +131,7 @@ def test_stop_ends_all_islands_at_the_same_place() -> None:
     hub, errors, rounds = Hub(2), ["", ""], [0, 0]
 
     def body(me: int) -> None:
-        sync, told = island(me, hub, on_late="stop")
+        sync, told = island(me, hub, on_late="stop", tolerance_s=0.1)
         for step in range(STEPS):
             if me == 1 and step == 3:
                 time.sleep(0.4)
@@ -142,8 +149,27 @@ def test_stop_ends_all_islands_at_the_same_place() -> None:
     run_threads(2, body)
     assert rounds == [1, 1]
     for text in errors:
-        assert "islands [0] waited for an exchange past its deadline, and sync.on_late = 'stop'" in text
+        assert (
+            "islands [0] waited for an exchange past its deadline for longer than sync.late_tolerance_s = 0.1" in text
+        )
+        assert "and sync.on_late = 'stop'" in text
         assert "Fix: " in text and "\n" not in text
+
+
+def test_a_wait_within_the_tolerance_is_told_and_ends_no_run() -> None:
+    """Every exchange is late by the 50 ms that the wire takes, and the run goes on to the same weights."""
+    hub, told, ends = Hub(2), [list[Late]() for _ in range(2)], ["", ""]
+
+    def body(me: int) -> None:
+        sync, told[me] = island(me, hub, lambda _: 0.05, on_late="stop", tolerance_s=60.0)
+        for step in range(STEPS):
+            toy.train_step(sync, step)
+        sync.finish()
+        ends[me] = sha256_weights(sync.weights())
+
+    run_threads(2, body)
+    assert ends == [expected()] * 2
+    assert all(len(late) >= 2 and all(one.waited_s > 0 for one in late) for late in told)
 
 
 def test_islands_must_agree_on_what_happens() -> None:
@@ -268,7 +294,7 @@ def test_run_with_late_exchanges_says_so_and_stops_if_told(tmp_path: Path) -> No
         ]
         return [runs.wait(child, log) for child in started]
 
-    assert train("--sync.on-late", "stop", wire_s=0.8) == [1, 1], log.read_text()
+    assert train("--sync.on-late", "stop", "--sync.late-tolerance-s", "0.1", wire_s=0.8) == [1, 1], log.read_text()
     late = [m for m in runs.metrics(directory) if m["event"] == "deadline"]
     assert [(m["cause"], m["fragment"], m["round"]) for m in late] == [("slow link", 0, 0)] * 2
     assert {m["island"] for m in late} == {0, 1} and all(m["waited_s"] > 0.1 for m in late)

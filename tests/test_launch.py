@@ -243,7 +243,7 @@ found += [{mount: store.name for mount, store in task.storage_mounts.items()}, t
 for line in lines:
     name, *words = shlex.split(line)[1:]
     parsed = {"launch": command.launch, "exec": command.exec}[name].make_context(name, words).params
-    found.append({key: parsed[key] for key in ("cluster", "entrypoint", "num_nodes", "infra", "gpus", "workdir", "env")})
+    found.append({key: parsed[key] for key in ("cluster", "entrypoint", "num_nodes", "infra", "workdir", "env")})
 print(json.dumps(found))
 """
 

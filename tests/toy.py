@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lowcomm.codec import Codec, Fp32
-from lowcomm.deadline import OnLate
+from lowcomm.deadline import LATE_TOLERANCE_S, OnLate
 from lowcomm.digest import sha256_weights
 from lowcomm.island import Inner
 from lowcomm.outer import Nesterov, Outer
@@ -67,6 +67,7 @@ def build(
     transport: Transport | None = None,
     every: int = EVERY,
     on_late: OnLate = "wait",
+    late_tolerance_s: float = LATE_TOLERANCE_S,
     inner: Inner | None = None,
 ) -> LocalSGD:
     """LocalSGD over `islands` local models (1 under torch.distributed)."""
@@ -80,6 +81,7 @@ def build(
         codec=codec or Fp32(),
         transport=transport,
         on_late=on_late,
+        late_tolerance_s=late_tolerance_s,
     )
 
 

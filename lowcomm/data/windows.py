@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lowcomm.data.poisson import Draw, PoissonShard
 from lowcomm.data.shard import Shard, State, check_identity, count, pair
 from lowcomm.types import counted
 
@@ -95,6 +96,11 @@ class WindowShard(Shard):
         used = self.windows_per_epoch * self._parts
         self._order = order[:used][self._part :: self._parts].copy()
         self._epoch, self._position = epoch, position
+
+    def by_chance(self, draw: Draw) -> PoissonShard:
+        """Batches drawn from the windows of the first epoch instead, of batch_size on average."""
+        self._move(0, 0)
+        return PoissonShard(self._windows, self._order, batch_size=self._batch_size, draw=draw, identity=self._identity)
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
         taken: list[np.ndarray] = []

@@ -77,6 +77,10 @@ class PlainIsland:
         self._swap_out_rng()
         return total
 
+    def told_tokens(self, batches: Sequence[Batch]) -> int:
+        """Tokens that the island says it trained on in a step, by which it weighs: targets that the loss counts."""
+        return sum(counted(targets) for _, targets in batches)
+
     def own_rows(self, batch: Batch) -> Batch:
         """The part of an island's batch that this rank trains on."""
         return batch

@@ -24,9 +24,14 @@ class PrivateIsland(PlainIsland):
     """Clips the gradient of one sequence."""
     add_noise: Protect
     """Adds noise to the sum over all sequences of a step."""
+    expected: int | None = None
+    """Sequences of a step on average, where they are drawn by chance; None: as many as there are."""
 
     def backward(self, batches: Sequence[Batch]) -> float:
-        """The private gradient of the mean loss; returns the loss itself, in nats per token, which is not private."""
+        """The private gradient of the mean loss; returns the loss itself, in nats per token, which is not private.
+
+        Both are sums over the expected number of sequences, where there is one: means are right on average only.
+        """
         self._swap_in_rng()
         sums = [torch.zeros_like(p, dtype=torch.float32) for p in self.params]
         total, count = 0.0, 0
@@ -42,8 +47,14 @@ class PrivateIsland(PlainIsland):
                     s.add_(g)
                 total, count = total + float(loss.detach()), count + 1
         self.add_noise(sums)
+        count = max(count, 1) if self.expected is None else self.expected
         for p, s in zip(self.params, sums, strict=True):
-            mean = s.div_(max(count, 1)).to(p.dtype)
+            mean = s.div_(count).to(p.dtype)
             p.grad = mean if p.grad is None else p.grad.add_(mean)
         self._swap_out_rng()
-        return total / max(count, 1)
+        return total / count
+
+    def told_tokens(self, batches: Sequence[Batch]) -> int:
+        """All tokens of as many sequences as there always are: others must not learn what is in these."""
+        sequences = sum(len(inputs) for inputs, _ in batches) if self.expected is None else self.expected
+        return sequences * batches[0][0].shape[1]

@@ -45,6 +45,11 @@ class Mechanism(ABC):
     """Whether its state changes with what islands tell."""
 
     @property
+    def by_chance(self) -> bool:
+        """Whether an island's sequences are in a step's batch by independent chance."""
+        return False
+
+    @property
     @abstractmethod
     def sensitivity(self) -> float:
         """Largest L2 norm of what one of them adds to a sum, at the start."""
