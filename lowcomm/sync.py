@@ -96,12 +96,10 @@ class LocalSGD:
         """Fragments whose exchange was due and has not been committed."""
         self.listeners: list[Callable[[SyncReport], None]] = []
         self.sync_s, self.blocked_s, self.gradients_s, self.gradient_steps = 0.0, 0.0, 0.0, 0
-        self.must_rebase = self._last = False
+        self.must_rebase, self._last, self.step_clock = False, False, StepClock()
         self._averaged_step: int | None = None
-        self.pace, self.step_clock, self.deadlines = (
-            Pace(every=every),
-            StepClock(),
-            Deadlines(on_late, late_tolerance_s),
+        self.pace, self.deadlines = Pace(every=every), Deadlines(on_late, late_tolerance_s)
+,
         )
         self.flights: dict[int, Flight] = {}
         """Exchanges that have started and not landed, by fragment, in the order of starting."""

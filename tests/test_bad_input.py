@@ -106,6 +106,7 @@ OUT_OF_RANGE = [
     ("sync.quorum", "nan", "0 < quorum <= 1"),
     ("sync.timeout_s", "0", "a finite number above 0"),
     ("sync.timeout_s", "inf", "a finite number above 0"),
+    ("sync.late_tolerance_s", "-1", "a finite number from 0"),
     ("sync.streams", "0", "1 to 64"),
     ("sync.streams", "65", "1 to 64"),
     ("eval.every", "0", "1 or more, or None for off"),
