@@ -99,8 +99,6 @@ class LocalSGD:
         self.must_rebase, self._last, self.step_clock = False, False, StepClock()
         self._averaged_step: int | None = None
         self.pace, self.deadlines = Pace(every=every), Deadlines(on_late, late_tolerance_s)
-,
-        )
         self.flights: dict[int, Flight] = {}
         """Exchanges that have started and not landed, by fragment, in the order of starting."""
         self._worker = Worker(beside=may_overlap(self.transport, self.codec, [r.held for r in self.replicas]))
