@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from benchmarks.common import write_result
-from lowcomm.assembly import World, assemble, preflight
 from lowcomm.config import CheckpointConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig
 from lowcomm.model import ModelConfig
+from lowcomm.run.assembly import World, assemble, preflight
 from lowcomm.trainer import Loop
 
 CELLS = [  # islands, sequences per island and step, tokens per sequence, steps as a fraction of those asked for

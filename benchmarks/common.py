@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lowcomm.run_dir import git_commit, hardware, write_json
+from lowcomm.run.run_dir import git_commit, hardware, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

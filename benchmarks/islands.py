@@ -33,12 +33,12 @@ from benchmarks.tables import islands_table
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4
 from lowcomm.config import RunConfig
 from lowcomm.data import DataConfig
-from lowcomm.doctor_host import free_ports
+from lowcomm.doctor.host import free_ports
 from lowcomm.island import InnerConfig, IslandConfig, Mesh, PlainIsland
 from lowcomm.island_kinds import build_island
 from lowcomm.model import ModelConfig, build_model
 from lowcomm.outer import Nesterov
-from lowcomm.run_dir import git_commit
+from lowcomm.run.run_dir import git_commit
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Collective, Simulated
 

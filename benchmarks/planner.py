@@ -32,8 +32,8 @@ from benchmarks.planner_recipes import DELAY, EVERY, FRAGMENTS, PRESET
 from benchmarks.planner_table import planner_table
 from lowcomm.plan.codecs import FP32, INT4
 from lowcomm.plan.runtime import Job, Link, Prediction, Settings, predict
-from lowcomm.planner_inputs import preset_parameters
-from lowcomm.run_dir import write_json
+from lowcomm.planner.inputs import preset_parameters
+from lowcomm.run.run_dir import write_json
 
 RATES_MBIT = (10.0, 100.0)
 RTTS_MS = (10.0, 100.0)

@@ -31,12 +31,12 @@ from benchmarks.common import ROOT, write_result
 from benchmarks.netlab import Lab, Link
 from lowcomm.aggregate import Mean
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, Int8, TopK, TwoBit
-from lowcomm.exchange import aggregate_into_mean, call_roll
-from lowcomm.fragment import Fragment
 from lowcomm.outer import Nesterov
 from lowcomm.plan.codecs import CODECS
 from lowcomm.plan.runtime import LOCAL_S_PER_PARAMETER
 from lowcomm.plan.traffic import traffic
+from lowcomm.round.exchange import aggregate_into_mean, call_roll
+from lowcomm.round.fragment import Fragment
 from lowcomm.transport import Collective
 from lowcomm.types import Round
 

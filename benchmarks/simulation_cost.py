@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import write_result
-from lowcomm.assembly import Run, World, assemble, preflight
 from lowcomm.config import CheckpointConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig
 from lowcomm.model import ModelConfig, token_losses
+from lowcomm.run.assembly import Run, World, assemble, preflight
 from lowcomm.trainer import Loop
 
 

@@ -26,8 +26,8 @@ from benchmarks.common import write_result
 from benchmarks.netlab import Lab, Link
 from lowcomm.aggregate import Mean
 from lowcomm.codec import Codec, Int4, Int8
-from lowcomm.exchange import aggregate_into_mean, call_roll
-from lowcomm.fragment import Fragment
+from lowcomm.round.exchange import aggregate_into_mean, call_roll
+from lowcomm.round.fragment import Fragment
 from lowcomm.transport import Collective
 from lowcomm.types import Round
 

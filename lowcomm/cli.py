@@ -79,9 +79,9 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
         _parse(RunConfig(), ["--help"], "lowcomm train FILE.py:FUNCTION")
     import torch
 
-    from lowcomm.assembly import World, build_models, preflight
     from lowcomm.model import Full, Scratch
     from lowcomm.recipe import load
+    from lowcomm.run.assembly import World, build_models, preflight
 
     overrides = [*extra, *arguments[1:]]
     default = load(arguments[0])
@@ -97,7 +97,7 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
     plain = isinstance(model.origin, Scratch) and isinstance(model.tuning, Full)
     if model.directory is not None or not plain:
         build_models(checked, data, 1, torch.device("cpu"))  # a model that does not fit is seen before a process starts
-    from lowcomm.launch import launch
+    from lowcomm.run.launch import launch
 
     world_flags = ["--islands", str(checked.islands), "--island.size", str(checked.island.size)]
     return launch(checked, ["train", arguments[0], *overrides, *world_flags])
@@ -155,13 +155,13 @@ def _federation(arguments: Sequence[str]) -> int:
 
 
 def _plan(arguments: Sequence[str]) -> int:
-    from lowcomm.planner import run_planner
+    from lowcomm.planner.command import run_planner
 
     return run_planner(arguments)
 
 
 def _sweep(arguments: Sequence[str]) -> int:
-    from lowcomm.sweep_command import sweep
+    from lowcomm.sweep.command import sweep
 
     return sweep(arguments, _parse)
 
@@ -207,7 +207,7 @@ def _doctor(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path, default=None, help="also write the findings to this file")
     parser.add_argument("--run-dir", type=Path, default=Path("runs"), help="where runs would be written")
     options = parser.parse_args(arguments)
-    from lowcomm.doctor import run_doctor
+    from lowcomm.doctor.command import run_doctor
 
     return run_doctor(json_path=options.json, run_dir=options.run_dir)
 

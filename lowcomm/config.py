@@ -16,19 +16,19 @@ from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.clients import Clients, check_clients
 from lowcomm.codec import Codec, Fp32
 from lowcomm.data import DataConfig
-from lowcomm.deadline import LATE_TOLERANCE_S, check_late
-from lowcomm.exchange import check_fit
-from lowcomm.guard import check_privacy
 from lowcomm.island import InnerConfig, IslandConfig
 from lowcomm.local import Objective
-from lowcomm.lora_sync import check_lora, check_tuning
 from lowcomm.model import Full, ModelConfig
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.privacy import Mechanism
+from lowcomm.round.deadline import LATE_TOLERANCE_S, check_late
+from lowcomm.round.exchange import check_fit
+from lowcomm.round.guard import check_privacy
+from lowcomm.round.lora_sync import check_lora, check_tuning
+from lowcomm.round.secure_checks import check_secure
 from lowcomm.sampling import Sampling
 from lowcomm.schedule import EveryH, Schedule
 from lowcomm.secure import SecureSum
-from lowcomm.secure_checks import check_secure
 from lowcomm.types import ConfigError, require
 from lowcomm.zeroth_order import check_zeroth_order
 

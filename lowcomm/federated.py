@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lowcomm.assembly import Run, build_models
 from lowcomm.data import Shard
-from lowcomm.finale import holding_global_weights
 from lowcomm.island.scalars import ScalarOptimizer
 from lowcomm.island_kinds import build_island
 from lowcomm.model import token_losses
 from lowcomm.privacy.membership_inference import attacks
-from lowcomm.privacy_spent import training_shards
-from lowcomm.run_dir import write_json
+from lowcomm.run.assembly import Run, build_models
+from lowcomm.run.finale import holding_global_weights
+from lowcomm.run.privacy_spent import training_shards
+from lowcomm.run.run_dir import write_json
 from lowcomm.types import IGNORED, counted
 
 if TYPE_CHECKING:

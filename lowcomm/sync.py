@@ -17,27 +17,27 @@ from torch.optim import Optimizer
 from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.clients import Clients, expected, rests
 from lowcomm.codec import Codec, Fp32
-from lowcomm.corrections import Corrections
-from lowcomm.coverage import BufferRule
-from lowcomm.deadline import LATE_TOLERANCE_S, Deadlines, OnLate
-from lowcomm.departure import depart
-from lowcomm.exchange import Exchanged, aggregate_into_mean, mean_may_overwrite
-from lowcomm.flight import Flight, Worker, may_overlap
-from lowcomm.gradients import average_gradients, rebase
-from lowcomm.guard import Guard, tell_all
-from lowcomm.handshake import check_counts, check_parts, prepare
 from lowcomm.island.part import Part, Whole
-from lowcomm.landing import SyncReport, commit, pass_over
-from lowcomm.lora_sync import install
 from lowcomm.outer import Nesterov, Outer
-from lowcomm.pacing import StepClock
 from lowcomm.privacy import Mechanism
-from lowcomm.replica import Replica
+from lowcomm.round.corrections import Corrections
+from lowcomm.round.coverage import BufferRule
+from lowcomm.round.deadline import LATE_TOLERANCE_S, Deadlines, OnLate
+from lowcomm.round.departure import depart
+from lowcomm.round.exchange import Exchanged, aggregate_into_mean, mean_may_overwrite
+from lowcomm.round.flight import Flight, Worker, may_overlap
+from lowcomm.round.gradients import average_gradients, rebase
+from lowcomm.round.guard import Guard, tell_all
+from lowcomm.round.handshake import check_counts, check_parts, prepare
+from lowcomm.round.landing import SyncReport, commit, pass_over
+from lowcomm.round.lora_sync import install
+from lowcomm.round.pacing import StepClock
+from lowcomm.round.replica import Replica
+from lowcomm.round.together import find_transport, together
+from lowcomm.round.verify import check_still_covered, verify_all
 from lowcomm.schedule import Action, EveryH, Pace, Schedule
-from lowcomm.together import find_transport, together
 from lowcomm.transport import Transport
 from lowcomm.types import Round, SyncError, require
-from lowcomm.verify import check_still_covered, verify_all
 
 
 class LocalSGD:

@@ -31,7 +31,7 @@ class TinyBase(Origin):
             return found
         import torch
 
-        from lowcomm.assembly import World
+        from lowcomm.run.assembly import World
         from lowcomm.trainer import train
 
         alone = World(rank=0, size=1, local_rank=0, local_size=1)  # though this process may be one of several

@@ -6,14 +6,14 @@ import math
 
 import torch
 
-from lowcomm.assembly import Run, World, assemble, preflight
-from lowcomm.clock import start_together
 from lowcomm.config import RunConfig
 from lowcomm.federated import report_clients
-from lowcomm.finale import Evaluation, evaluate, export, holding_global_weights, write_summary
-from lowcomm.journal import Journal
-from lowcomm.privacy_spent import Counts
-from lowcomm.resume import load_newest, save_now, start_files
+from lowcomm.run.assembly import Run, World, assemble, preflight
+from lowcomm.run.clock import start_together
+from lowcomm.run.finale import Evaluation, evaluate, export, holding_global_weights, write_summary
+from lowcomm.run.journal import Journal
+from lowcomm.run.privacy_spent import Counts
+from lowcomm.run.resume import load_newest, save_now, start_files
 from lowcomm.transport.base import Transport
 from lowcomm.types import CheckpointError, LowcommError, SyncError
 

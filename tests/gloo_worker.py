@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from lowcomm.clock import start_together
-from lowcomm.deadline import Late
 from lowcomm.outer import SGD
+from lowcomm.round.deadline import Late
+from lowcomm.run.clock import start_together
 from lowcomm.schedule import Streaming
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Collective, Simulated

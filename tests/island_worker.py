@@ -22,14 +22,14 @@ from torch.distributed.tensor import Shard
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, TopK, TwoBit
 from lowcomm.config import RunConfig
 from lowcomm.data import DataConfig
-from lowcomm.digest import sha256_weights
 from lowcomm.island import AdamW, InnerConfig, IslandConfig, Mesh, PlainIsland
 from lowcomm.island_kinds import build_island
 from lowcomm.model import ModelConfig, build_model
 from lowcomm.outer import Nesterov
+from lowcomm.round.digest import sha256_weights
+from lowcomm.round.sync_state import global_part, island_part, load_global, load_island
 from lowcomm.schedule import EveryH, EveryStep, Schedule, Streaming
 from lowcomm.sync import LocalSGD
-from lowcomm.sync_state import global_part, island_part, load_global, load_island
 from lowcomm.transport import Collective, Transport
 from lowcomm.transport.base import Arrival
 from lowcomm.types import IGNORED, SyncError, TransportError

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lowcomm.codec import ErrorFeedback, Graded, Int4, Int8, PowerSGD, Sign, TwoBit
+from lowcomm.round.sync_state import global_part, load_global
 from lowcomm.schedule import Adaptive, EveryH, Measured, Pace
 from lowcomm.sync import LocalSGD, SyncReport
-from lowcomm.sync_state import global_part, load_global
 from lowcomm.transport import Simulated
 from lowcomm.types import ConfigError, PayloadError, Round
 from tests import toy

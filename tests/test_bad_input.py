@@ -13,7 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 import lowcomm.island
-import lowcomm.launch
+import lowcomm.run.launch
 from lowcomm.cli import main
 from lowcomm.config import RunConfig, to_dict
 from lowcomm.island import IslandConfig
@@ -33,7 +33,7 @@ def _nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> int:
         raise AssertionError("something was started")
 
-    monkeypatch.setattr(lowcomm.launch, "launch", fail)
+    monkeypatch.setattr(lowcomm.run.launch, "launch", fail)
     monkeypatch.setattr(dist, "init_process_group", fail)
 
 
@@ -386,7 +386,7 @@ def test_two_runs_in_one_directory(refuse: Refuse, tmp_path: Path, resume: list[
 
 def test_a_run_that_came_and_went_meanwhile(tmp_path: Path) -> None:
     """The lock is free again, but the directory is not."""
-    from lowcomm.run_dir import check_directory, lock
+    from lowcomm.run.run_dir import check_directory, lock
     from lowcomm.types import ConfigError
 
     check_directory(tmp_path, resume=False)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lowcomm import LocalSGD, segments
+from lowcomm import LocalSGD
 from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.codec import (
     BF16,
@@ -38,11 +38,12 @@ from lowcomm.codec import (
 )
 from lowcomm.codec.dense import Dense
 from lowcomm.codec.wire import HEADER_BYTES
-from lowcomm.compressed_sum import cut
 from lowcomm.config import RunConfig, SyncConfig, check
-from lowcomm.exchange import RollCall, aggregate_into_mean, call_roll
-from lowcomm.fragment import Fragment
 from lowcomm.outer import Nesterov
+from lowcomm.round import segments
+from lowcomm.round.compressed_sum import cut
+from lowcomm.round.exchange import RollCall, aggregate_into_mean, call_roll
+from lowcomm.round.fragment import Fragment
 from lowcomm.sync import SyncReport
 from lowcomm.transport import Collective, Simulated, Transport, collective, pipelined
 from lowcomm.transport.base import Arrival

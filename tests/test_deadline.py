@@ -16,13 +16,13 @@ import pytest
 
 from lowcomm.cli import main
 from lowcomm.config import SyncConfig, check
-from lowcomm.deadline import Late, explain
-from lowcomm.digest import sha256_weights
-from lowcomm.exchange import RollCall
-from lowcomm.flight import Flight, Worker
 from lowcomm.report.load import load_run
 from lowcomm.report.progress import Progress
 from lowcomm.report.series import warnings_of
+from lowcomm.round.deadline import Late, explain
+from lowcomm.round.digest import sha256_weights
+from lowcomm.round.exchange import RollCall
+from lowcomm.round.flight import Flight, Worker
 from lowcomm.schedule import OneStepDelay, Streaming
 from lowcomm.sync import LocalSGD
 from lowcomm.types import ConfigError, DivergenceError, Round, SyncError

@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowcomm import doctor, doctor_host, doctor_links, doctor_network
-from lowcomm.doctor_links import Links
-from lowcomm.doctor_network import Choice, Interface
+from lowcomm.doctor import command as doctor
+from lowcomm.doctor import host as doctor_host
+from lowcomm.doctor import links as doctor_links
+from lowcomm.doctor import network as doctor_network
+from lowcomm.doctor.links import Links
+from lowcomm.doctor.network import Choice, Interface
 from lowcomm.types import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +60,7 @@ def test_alone_it_reports_and_writes_nothing_but_the_json(tmp_path: Path, capsys
 def test_three_ranks_measure_every_pair(tmp_path: Path) -> None:
     driver = tmp_path / "driver.py"
     driver.write_text(
-        "import sys\nfrom pathlib import Path\nfrom lowcomm.doctor import run_doctor\n"
+        "import sys\nfrom pathlib import Path\nfrom lowcomm.doctor.command import run_doctor\n"
         "sys.exit(run_doctor(Path(sys.argv[1]), Path(sys.argv[2]), 200_000))\n"
     )
     target = tmp_path / "links.json"

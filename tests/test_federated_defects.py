@@ -53,12 +53,12 @@ from lowcomm.cli import main
 from lowcomm.clients import Clients
 from lowcomm.codec import Fp32
 from lowcomm.config import EvalConfig
-from lowcomm.guard import check_privacy
 from lowcomm.island import AdamW, InnerConfig, PlainIsland
 from lowcomm.local import Scaffold
 from lowcomm.model import LoRA
 from lowcomm.outer import SGD, Outer
 from lowcomm.privacy import ClientGaussian
+from lowcomm.round.guard import check_privacy
 from lowcomm.schedule import EveryH
 from lowcomm.sync import LocalSGD
 from lowcomm.trainer import train

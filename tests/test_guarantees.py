@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 import lowcomm as lc
 from lowcomm.codec import ErrorFeedback, Int4, PowerSGD
-from lowcomm.coverage import check_partition, prove
 from lowcomm.outer import SGD, FedAdam, Nesterov
+from lowcomm.round.coverage import check_partition, prove
+from lowcomm.round.verify import verify_equal
 from lowcomm.schedule import OneStepDelay, Streaming
 from lowcomm.sync import LocalSGD, SyncReport
 from lowcomm.transport import Simulated
 from lowcomm.transport.base import ordered_sum
 from lowcomm.types import CoverageError, DivergenceError, SyncError
-from lowcomm.verify import verify_equal
 from tests import toy
 
 

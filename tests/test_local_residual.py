@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lowcomm.codec import ErrorFeedback, Fp8, Int4, LocalResidual, TopK
 from lowcomm.outer import SGD
+from lowcomm.round.sync_state import island_part
 from lowcomm.schedule import EveryH, LateMerge, OneStepDelay, Schedule, Streaming
 from lowcomm.sync import LocalSGD
-from lowcomm.sync_state import island_part
 from lowcomm.transport import Simulated
 from lowcomm.types import ConfigError, Round, SyncError
 from tests import toy

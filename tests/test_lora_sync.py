@@ -28,9 +28,9 @@ from lowcomm.aggregate.lora import (
 )
 from lowcomm.codec import EitherFactor, ErrorFeedback, Int8, InTurn, LargestLayers, Shared, TopK
 from lowcomm.outer import SGD, Nesterov
+from lowcomm.round.sync_state import global_part, island_part
 from lowcomm.schedule import Streaming
 from lowcomm.sync import LocalSGD
-from lowcomm.sync_state import global_part, island_part
 from lowcomm.types import ConfigError, CoverageError
 from tests import lora_toy as toy
 
@@ -230,7 +230,7 @@ def test_frozen_base_is_neither_sent_nor_saved_but_a_changed_one_is_saved() -> N
 
 def test_restored_state_goes_on_with_the_same_bits() -> None:
     """Base weights that a rule changed come back too; a base model loaded anew has the old ones."""
-    from lowcomm.sync_state import load_global, load_island
+    from lowcomm.round.sync_state import load_global, load_island
 
     for rule, codec in ((FedEx(rank=2), None), (FedRand(rank=2), EitherFactor()), (RoLoRA(rank=2), InTurn())):
         whole, halves = islands(rule, codec=codec), islands(rule, codec=codec)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lowcomm.doctor_host import EXTRAS
+from lowcomm.doctor.host import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -73,7 +73,7 @@ def test_wheel_imports_outside_the_checkout(wheel: zipfile.ZipFile, tmp_path: Pa
     wheel.extractall(tmp_path / "site")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
-        "import lowcomm, lowcomm.doctor, lowcomm_kernels, lowcomm_recipes\n"
+        "import lowcomm, lowcomm.doctor.command, lowcomm_kernels, lowcomm_recipes\n"
         "from importlib.resources import files\n"
         "print(lowcomm.__file__, sorted(p.name for p in files('lowcomm_recipes').iterdir()))"
     )

@@ -26,7 +26,7 @@ from lowcomm.plan.penalty import loss_penalty, outer_lr, outside
 from lowcomm.plan.runtime import Job, Link, Settings, exchange_s, predict
 from lowcomm.plan.traffic import traffic
 from lowcomm.plan.what_if import PAPER_GBIT, SIZES, needed
-from lowcomm.planner_inputs import doctor_link, model_of, preset_parameters
+from lowcomm.planner.inputs import doctor_link, model_of, preset_parameters
 from lowcomm.schedule import Streaming
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Simulated

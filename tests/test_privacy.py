@@ -15,7 +15,7 @@ from dp_accounting.pld import PLDAccountant
 from lowcomm.data.windows import TextWindows, WindowShard
 from lowcomm.island import InnerConfig, PlainIsland, PrivateIsland
 from lowcomm.privacy import AdaptiveClip, ClientGaussian, Draw, Mechanism, Released, add_noise, clip_to, epsilon, norm
-from lowcomm.privacy_spent import participations
+from lowcomm.run.privacy_spent import participations
 from lowcomm.types import ConfigError, Delta
 from tests.methods import MECHANISMS
 

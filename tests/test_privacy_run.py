@@ -20,10 +20,10 @@ from lowcomm.cli import main
 from lowcomm.codec import Codec, ErrorFeedback, Int8, LocalResidual, Rqm, TopK
 from lowcomm.config import CheckpointConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig, TextFiles
-from lowcomm.guard import check_privacy
 from lowcomm.model import LoRA, ModelConfig
 from lowcomm.outer import SGD
 from lowcomm.privacy import AdaptiveClip, ClientGaussian, ExampleGaussian, Mechanism, Released, epsilon
+from lowcomm.round.guard import check_privacy
 from lowcomm.schedule import EveryH, EveryStep, Schedule, Streaming
 from lowcomm.trainer import train
 from lowcomm.types import ConfigError, SyncError
@@ -192,7 +192,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     def fail(*_: object) -> int:
         raise AssertionError("something was started")
 
-    monkeypatch.setattr("lowcomm.launch.launch", fail)
+    monkeypatch.setattr("lowcomm.run.launch.launch", fail)
     monkeypatch.setattr(dist, "init_process_group", fail)
     code = main(["train", f"{recipe_file}:clients", "--run-dir", str(tmp_path / "new"), *arguments])
     captured = capsys.readouterr()

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lowcomm.aggregate.lora import FFA, FedSB, LoraRule
 from lowcomm.codec import Codec
-from lowcomm.digest import sha256_weights
 from lowcomm.outer import SGD
+from lowcomm.round.digest import sha256_weights
 from lowcomm.schedule import EveryStep, Schedule, Streaming
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Simulated, Transport

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lowcomm.outer import Nesterov
+from lowcomm.round.scratch import Scratch
 from lowcomm.schedule import Streaming
-from lowcomm.scratch import Scratch
 from lowcomm.sync import LocalSGD
 from lowcomm.transport.pipelined import SEGMENT, SMALLEST, segmentation, window
 

@@ -22,12 +22,12 @@ from lowcomm.aggregate.lora import FedEx, FLoRA
 from lowcomm.clients import Clients
 from lowcomm.codec import Fp32, TopK
 from lowcomm.outer import SGD
+from lowcomm.round.secure_checks import check_secure
 from lowcomm.schedule import EveryH, EveryStep
 from lowcomm.secure import SecureSum, dtype_of, from_fixed, to_fixed
 from lowcomm.secure.party import Party
 from lowcomm.secure.shamir import combine, split
 from lowcomm.secure.unmask import masks_left
-from lowcomm.secure_checks import check_secure
 from lowcomm.sync import LocalSGD, SyncReport
 from lowcomm.trainer import train
 from lowcomm.transport import Collective, Simulated

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lowcomm.codec import Codec, ErrorFeedback, Int4, PowerSGD, Zstd
-from lowcomm.flight import Worker
 from lowcomm.outer import SGD
+from lowcomm.round.flight import Worker
 from lowcomm.schedule import EveryH, Schedule, Streaming
 from lowcomm.schedule.layers import by_size, strided
 from lowcomm.sync import LocalSGD, SyncReport

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from lowcomm import sweep as sweep_module
 from lowcomm.cli import main
 from lowcomm.model import ModelConfig, build_model
-from lowcomm.sweep_command import law_of
+from lowcomm.sweep import grid as sweep_module
+from lowcomm.sweep.command import law_of
 from lowcomm.types import ConfigError
 from tests import runs
 
@@ -67,7 +67,7 @@ def test_what_is_done_is_not_repeated(swept: Path, recipe: Path, monkeypatch: py
         ran.append(cell.name)
         return original(cell)
 
-    monkeypatch.setattr("lowcomm.sweep_command.run_cell", counted)
+    monkeypatch.setattr("lowcomm.sweep.command.run_cell", counted)
     before = result(swept)
     assert main(arguments(recipe, swept)) == 0
     assert ran == []

@@ -387,7 +387,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     def fail(*_: object) -> int:
         raise AssertionError("something was started")
 
-    monkeypatch.setattr("lowcomm.launch.launch", fail)
+    monkeypatch.setattr("lowcomm.run.launch.launch", fail)
     monkeypatch.setattr(dist, "init_process_group", fail)
     code = main(["train", f"{recipe_file}:one_byte", "--run-dir", str(tmp_path / "new"), *arguments])
     captured = capsys.readouterr()

@@ -10,10 +10,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lowcomm.codec import Codec, Fp32
-from lowcomm.deadline import LATE_TOLERANCE_S, OnLate
-from lowcomm.digest import sha256_weights
 from lowcomm.island import Inner
 from lowcomm.outer import Nesterov, Outer
+from lowcomm.round.deadline import LATE_TOLERANCE_S, OnLate
+from lowcomm.round.digest import sha256_weights
 from lowcomm.schedule import EveryH, Schedule
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Transport

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from benchmarks.peers.session import Session, run
-from lowcomm.assembly import assemble
-from lowcomm.resume import start_files
+from lowcomm.run.assembly import assemble
+from lowcomm.run.resume import start_files
 from lowcomm.trainer import Loop
 
 

@@ -26,13 +26,13 @@ from torch.distributed import TCPStore
 
 from benchmarks.netlab.lab import Link, reshape
 from benchmarks.peers.interface import PeakRate, interface_bytes
-from lowcomm.assembly import World, build_models, preflight
 from lowcomm.config import RunConfig
 from lowcomm.data import Data, Shard
 from lowcomm.island import PlainIsland
 from lowcomm.model import token_losses
 from lowcomm.recipe import load
-from lowcomm.run_dir import write_json
+from lowcomm.run.assembly import World, build_models, preflight
+from lowcomm.run.run_dir import write_json
 
 PORT_STEP = 1
 """The session's own store listens this far above MASTER_PORT."""

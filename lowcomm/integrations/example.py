@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor
 
 from lowcomm.data import Data, DataConfig, PythonCorpus, TextFiles, build_data
-from lowcomm.digest import sha256_weights
 from lowcomm.model import ModelConfig, build_model
+from lowcomm.round.digest import sha256_weights
 from lowcomm.sync import LocalSGD
 
 if TYPE_CHECKING:

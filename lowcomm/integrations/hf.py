@@ -34,15 +34,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lowcomm.aggregate import Aggregator
 from lowcomm.codec import Codec
-from lowcomm.coverage import BufferRule
-from lowcomm.finale import holding_global_weights
 from lowcomm.integrations import saved
 from lowcomm.integrations.accelerate import bare, check_accelerator, confine, gather_inside
 from lowcomm.integrations.groups import IslandGroups
 from lowcomm.integrations.log import log_line
 from lowcomm.integrations.settings import Settings
-from lowcomm.landing import SyncReport
 from lowcomm.outer import Outer
+from lowcomm.round.coverage import BufferRule
+from lowcomm.round.landing import SyncReport
+from lowcomm.run.finale import holding_global_weights
 from lowcomm.schedule import Schedule
 from lowcomm.sync import LocalSGD
 from lowcomm.types import CheckpointError, ConfigError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lowcomm.landing import SyncReport
+from lowcomm.round.landing import SyncReport
 from lowcomm.sync import LocalSGD
 
 

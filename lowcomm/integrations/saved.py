@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 
 from lowcomm import checkpoint
+from lowcomm.round.sync_state import global_part, island_part, load_global, load_island
 from lowcomm.sync import LocalSGD
-from lowcomm.sync_state import global_part, island_part, load_global, load_island
 from lowcomm.types import CheckpointError
 
 Facts = Mapping[str, str | int]

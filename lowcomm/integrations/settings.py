@@ -11,11 +11,11 @@ from torch.optim import Optimizer
 
 from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.codec import Codec, Fp32
-from lowcomm.coverage import BufferRule
-from lowcomm.exchange import check_fit
 from lowcomm.integrations.groups import IslandGroups
 from lowcomm.island import DDPPart, Part
 from lowcomm.outer import Nesterov, Outer
+from lowcomm.round.coverage import BufferRule
+from lowcomm.round.exchange import check_fit
 from lowcomm.schedule import EveryH, Schedule
 from lowcomm.sync import LocalSGD
 from lowcomm.types import require

@@ -1,0 +1,1 @@
+"""`lowcomm doctor`."""

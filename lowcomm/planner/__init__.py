@@ -1,0 +1,1 @@
+"""`lowcomm plan`: the command around the model in lowcomm.plan."""

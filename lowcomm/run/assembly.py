@@ -1,0 +1,168 @@
+"""Builds the parts of a run from its configuration. Whatever bad input can be found is found before a group starts."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+import torch
+from torch import nn
+
+from lowcomm.config import RunConfig, check, check_resumable
+from lowcomm.data import Data, Shard, build_data
+from lowcomm.island import BatchedIslands, PlainIsland
+from lowcomm.island_kinds import build_island
+from lowcomm.membership import Membership, World, count_islands, join
+from lowcomm.model import build_model
+from lowcomm.report.metrics import Metrics
+from lowcomm.report.progress import Progress
+from lowcomm.run.privacy_spent import Ledger, ledger_of, secure, training_shards
+from lowcomm.run.run_dir import available_cores, check_directory, lock
+from lowcomm.run.signals import StopFlag
+from lowcomm.sync import LocalSGD
+from lowcomm.transport.base import Transport
+from lowcomm.types import ConfigError
+
+
+@dataclass(kw_only=True)
+class Run:
+    """Everything that the trainer orders; lists have one entry per local island."""
+
+    config: RunConfig
+    world: World
+    data: Data
+    shards: list[Shard]
+    islands: list[PlainIsland]
+    batched: BatchedIslands | None
+    """What trains all islands at once; None: one after another."""
+    sync: LocalSGD
+    members: Membership
+    metrics: Metrics
+    progress: Progress
+    stop: StopFlag
+    ledger: Ledger | None
+    """What the run's privacy costs; None: it has no mechanism."""
+    lock: IO[str] | None
+    session: str
+    """Equal on all islands, new in each process group: ties the parts of a checkpoint together."""
+    resumes: int = 0
+    base_time_s: float = 0.0
+    start: float = 0.0
+    """time.perf_counter() at which the run's clock, which all islands share, stood at 0."""
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return self.config.directory
+
+
+def preflight(config: RunConfig, world: World) -> tuple[RunConfig, Data]:
+    """Find bad input: ranges, combinations, run directory, text, tokenizer. Starts nothing and writes no run.
+
+    Returns the configuration with its number of islands and their size filled in, and the data.
+    """
+    islands, size = count_islands(config, world)
+    config = dataclasses.replace(config, islands=islands, island=dataclasses.replace(config.island, size=size))
+    check(config, islands)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device = 'cuda' is not allowed: torch sees no GPU here. Fix: pass --device cpu")
+    check_directory(config.directory, config.resume)
+    if config.resume:
+        check_resumable(config, islands)
+    data = build_data(config.data, islands, config.seed)
+    for island in range(islands):
+        data.shard(island)  # an empty shard is bad input too
+        if config.eval.clients and not data.own_validation_batches(island):
+            raise ConfigError(
+                f"eval.clients = True is not allowed: island {island} has no held-out sequence of its own. "
+                "Fix: raise data.validation_fraction, shorten data.seq_len or add text"
+            )
+    ledger_of(config, data, islands)
+    return config, data
+
+
+def pick_device(config: RunConfig, world: World) -> torch.device:
+    """The device of this process's models."""
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def build_models(config: RunConfig, data: Data, count: int, device: torch.device) -> list[nn.Module]:
+    """One model per local island, all from the same seed."""
+    first = cast(
+        "nn.Module",
+        build_model(
+            config.model,
+            vocab_size=data.vocab_size,
+            max_tokens=config.data.seq_len,
+            seed=config.seed,
+            eos_id=data.eos_id,
+        ),
+    )
+    first.to(device)
+    return [first, *(copy.deepcopy(first) for _ in range(count - 1))]
+
+
+def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | None = None) -> Run:
+    """Build models, join the group, shake hands, create the run directory. relayed: what joins the islands instead."""
+    assert config.islands is not None
+    simulated = config.transport == "simulated"
+    torch.set_num_threads(config.threads or max(1, available_cores() // (1 if simulated else world.local_size)))
+    device = pick_device(config, world)
+    models = build_models(config, data, config.islands if simulated else 1, device)
+    members = join(config, world, device, relayed)
+    transport = members.transport
+    together = config.batched and len(models) > 1  # one island alone is faster as it is
+    alone = config.model.compile and not together
+    islands = [build_island(config, m, k, alone, members.mesh) for m, k in zip(models, transport.local, strict=True)]
+    batched = BatchedIslands(islands, compile=config.model.compile) if together else None
+    sync = LocalSGD(
+        [i.model for i in islands],
+        [i.inner for i in islands],
+        island=islands[0].part if members.mesh is not None else None,
+        every=config.sync.every,
+        outer=config.sync.outer,
+        codec=config.sync.codec,
+        schedule=config.sync.schedule,
+        aggregator=config.sync.aggregator,
+        transport=transport,
+        outer_device=None if config.sync.outer_device == "model" else "cpu",
+        seed=config.seed,
+        quorum=config.sync.quorum,
+        privacy=config.sync.privacy,
+        on_late=config.sync.on_late,
+        late_tolerance_s=config.sync.late_tolerance_s,
+        clients=config.sync.clients,
+    )
+    secure(islands, sync, config.data.batch_size)
+    handle = lock(config.directory, world.rank, config.resume) if world.local_rank == 0 else None
+    session = _agree_on_session(members)  # and the directory exists
+    return Run(
+        config=config,
+        world=world,
+        data=data,
+        shards=training_shards(data, sync),
+        islands=islands,
+        batched=batched,
+        sync=sync,
+        members=members,
+        metrics=Metrics(config.directory, config.tensorboard),
+        progress=Progress(name=config.name, steps=config.steps, enabled=world.writes),
+        stop=StopFlag(),
+        ledger=ledger_of(config, data, config.islands),
+        lock=handle,
+        session=session,
+    )
+
+
+def _agree_on_session(members: Membership) -> str:
+    own = torch.frombuffer(bytearray(os.urandom(8)), dtype=torch.uint8)
+    everyone = members.everyone
+    return bytes(everyone.gather([own] * len(everyone.local))[0].numpy()).hex()

@@ -1,0 +1,198 @@
+"""Evaluation of the global weights, export, and the summary of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lowcomm.island.part import gather_texts
+from lowcomm.model import merge_tuning
+from lowcomm.round.digest import sha256_weights
+from lowcomm.round.lora_sync import at_server_scale
+from lowcomm.run.assembly import Run, build_models
+from lowcomm.run.privacy_spent import privacy_spent
+from lowcomm.run.run_dir import write_json
+from lowcomm.sync import LocalSGD
+from lowcomm.types import IGNORED, CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Loss in nats per token and bits per byte of the text that the tokens stand for."""
+
+    loss: float
+    bits_per_byte: float
+
+
+@contextmanager
+def holding_global_weights(sync: LocalSGD) -> Iterator[None]:
+    """Within, the first model holds the global weights: fragments come at different steps and may have trained on."""
+    sync.wait()
+    own = [p for f in sync.fragments for p in sync.replicas[0].tensors(f)]
+    merged = [view for f in sync.fragments for view in f.outer_params]
+    # weights that are the global ones (training by scalars) need no copy
+    pairs = zip(own, merged, strict=True)
+    kept = [p.detach() if p.data_ptr() == view.data_ptr() else p.detach().clone() for p, view in pairs]
+    with torch.no_grad():
+        for p, view in zip(own, merged, strict=True):
+            p.copy_(view)
+    _written(sync)
+    try:
+        with at_server_scale(sync):
+            yield
+    finally:
+        with torch.no_grad():
+            for p, old in zip(own, kept, strict=True):
+                p.copy_(old)
+        _written(sync)
+
+
+def _written(sync: LocalSGD) -> None:
+    for fragment in sync.fragments:
+        sync.replicas[0].written(fragment)
+
+
+@torch.no_grad()
+def evaluate(run: Run) -> Evaluation:
+    """Validation loss; the batches are shared out over the processes and summed in batch order: the same bits.
+
+    Sites that keep their data each take all of their own, summed in island order.
+    """
+    batches = run.data.validation_batches()
+    transport = run.sync.transport
+    own = run.config.data.sharding == "own"
+    alone = own or len(transport.local) == transport.islands
+    there = transport.present
+    mine = range(len(batches)) if alone else range(there.index(transport.local[0]), len(batches), len(there))
+    island = run.islands[0]
+    island.model.eval()
+    sums = torch.zeros(len(batches), 3, dtype=torch.float64)
+    for index, (inputs, targets) in enumerate(batches):
+        if index in mine:
+            losses = island.token_losses(inputs, targets)
+            learnt = targets[targets != IGNORED]
+            text_bytes = run.data.token_bytes[learnt].sum()
+            sums[index] = torch.tensor([float(losses.double().sum()), float(learnt.numel()), float(text_bytes)])
+    island.model.train()
+    sums = sums.sum(dim=0, keepdim=True) if own else sums
+    zeros = torch.zeros_like(sums)
+    rows = [sums.flatten()] + [zeros.flatten()] * (len(transport.local) - 1)
+    total = transport.gather(rows).sum(dim=0).view_as(sums).sum(dim=0)
+    nats, tokens, text_bytes = total.tolist()
+    return Evaluation(loss=nats / tokens, bits_per_byte=nats / math.log(2) / max(text_bytes, 1.0))
+
+
+def export(run: Run) -> None:
+    """Write the global weights and the tokenizer as a transformers directory (island 0, its first rank).
+
+    Raises CheckpointError if it can't be written.
+    """
+    if not run.config.checkpoint.export:
+        return
+    first = run.sync.transport.local[0] == 0
+    state = run.islands[0].whole_state() if first else None
+    if not run.world.writes:
+        return
+    from transformers.utils import logging
+
+    directory: Path = run.directory / "export"
+    model = _exportable(run, state)
+    logging.disable_progress_bar()  # one shard of weights needs no bar of its own
+    try:
+        model.save_pretrained(directory)
+        run.data.save_tokenizer(directory)
+    except (OSError, SafetensorError) as error:
+        cause = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(
+            f"the export could not be written to {directory}: {cause}. Fix: free some space and continue with --resume"
+        ) from error
+
+
+def _exportable(run: Run, state: dict[str, Tensor] | None) -> PreTrainedModel:
+    """The model with the weights of an island that holds them in parts (`state`), or the one that was trained."""
+    if state is None:
+        return cast("PreTrainedModel", merge_tuning(run.islands[0].model))
+    whole = build_models(run.config, run.data, 1, torch.device("cpu"))[0]
+    whole.load_state_dict(state)
+    return cast("PreTrainedModel", merge_tuning(whole))
+
+
+def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation | None = None) -> None:
+    """summary.json. With an evaluation every island takes part, since means over islands are asked for."""
+    sync, transport, mesh = run.sync, run.sync.transport, run.members.mesh
+    rows = _counted(run, wall_s)
+    weights_sha256 = sha256_weights(sync.weights())
+    if mesh is not None and status != "failed":  # of a failure the other ranks may know nothing
+        rows = [_of_island(mesh.rows(row)) for row in rows]
+        weights_sha256 = sha256("".join(gather_texts(mesh, weights_sha256)).encode()).hexdigest()
+    alike = mesh is None or status != "failed"
+    elements = run.islands[0].parameter_counts() if alike else (None, None)
+    table = torch.stack(rows)
+    if evaluation is not None:
+        table = transport.gather(rows)[transport.present]
+    if not run.world.writes:
+        return
+    tokens, sent, received, blocked_s, sync_s, wall, _, waited_s, _, _ = table.mean(dim=0).tolist()
+    misses, peak, link = int(table[:, 6].sum()), float(table[:, 8].max()), float(table[:, 9].min())
+    write_json(
+        run.directory / "summary.json",
+        {
+            "status": status,
+            "name": run.config.name,
+            "parameters": elements[0],
+            "parameters_trainable": elements[1],
+            "val_loss": evaluation.loss if evaluation else None,
+            "val_bpb": evaluation.bits_per_byte if evaluation else None,
+            "tokens": round(tokens * (len(table) if len(table) > len(rows) else transport.islands)),
+            "steps": sync.step,
+            "rounds": sync.round,
+            "islands": transport.islands,
+            "bytes_sent": round(sent),
+            "bytes_received": round(received),
+            "wall_s": wall,
+            "blocked_s": blocked_s,
+            "sync_s": sync_s,
+            "utilisation": 1 - blocked_s / wall if wall > 0 else None,
+            "deadline_misses": misses,
+            "deadline_waited_s": waited_s,
+            "peak_bytes_per_s": peak or None,
+            "link_bytes_per_s": link if math.isfinite(link) else None,
+            "weights_sha256": weights_sha256,
+            "privacy": privacy_spent(sync, run.ledger),
+        },
+    )
+
+
+def _counted(run: Run, wall_s: float) -> list[Tensor]:
+    """One row per local island, or of this rank: what `write_summary` brings together."""
+    sync, transport, late = run.sync, run.sync.transport, run.sync.deadlines
+    return [
+        torch.tensor(
+            [
+                *(r.tokens, transport.sent_bytes[i], transport.received_bytes[i], sync.blocked_s, sync.sync_s, wall_s),
+                *(late.misses, late.waited_s, late.peak_bytes_per_s or 0.0, transport.link_bytes_per_s or math.inf),
+            ],
+            dtype=torch.float64,
+        )
+        for i, r in enumerate(sync.replicas)
+    ]
+
+
+def _of_island(rows: Tensor) -> Tensor:
+    """One row for an island of several ranks: tokens, bytes and misses of all, the longest times, the slowest link."""
+    worst = torch.cat([rows[:, :9].amax(dim=0), rows[:, 9:].amin(dim=0)])
+    summed = torch.tensor([0, 1, 2, 6])
+    worst[summed] = rows[:, summed].sum(dim=0)
+    return worst

@@ -1,0 +1,101 @@
+"""What a run leaves on disk while it goes on, and how it comes back from it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from lowcomm import checkpoint
+from lowcomm.config import to_dict
+from lowcomm.round.sync_state import global_part, island_part, load_global, load_island
+from lowcomm.run.assembly import Run
+from lowcomm.run.clock import start_together
+from lowcomm.run.run_dir import environment, write_json
+from lowcomm.types import CheckpointError
+
+
+def start_files(run: Run) -> None:
+    """Write config.json, environment.json and, of clients, partition.json (once per node)."""
+    if run.world.local_rank != 0:
+        return
+    # a summary there is of the stop that this run resumes from: until it ends, this one has no outcome
+    (run.directory / "summary.json").unlink(missing_ok=True)
+    write_json(run.directory / "config.json", to_dict(run.config))
+    write_json(run.directory / "environment.json", environment())
+    if run.data.partition is not None:
+        write_json(run.directory / "partition.json", run.data.partition)
+
+
+def save_now(run: Run, name: str, time_s: float) -> None:
+    """Save this process's islands, or its part of one, as checkpoint `name`.
+
+    Raises CheckpointError; nothing older is touched.
+    """
+    if run.sync.transport.lost:
+        raise CheckpointError(
+            f"a checkpoint would lack the part of islands {sorted(run.sync.transport.lost)}, which are gone. "
+            "Fix: let the run end, or --resume with all islands from the last checkpoint"
+        )
+    root = run.directory / "checkpoints"
+    sharded = run.members.mesh is not None
+    for i, island in enumerate(run.islands):
+        number = run.members.everyone.local[i]
+        tensors, values = island_part(run.sync, i)
+        tensors["rng.cpu"] = island.cpu_rng
+        if island.cuda_rng is not None:
+            tensors["rng.cuda"] = island.cuda_rng
+        values = {**values, "data": run.shards[i].state_dict(), "time_s": time_s, "resumes": run.resumes}
+        parts: dict[str, checkpoint.Part] = {"island": (tensors, values)}
+        if sharded or (run.world.local_rank == 0 and i == 0):  # of several ranks each has its own shard of it
+            parts["global"] = global_part(run.sync)
+        checkpoint.save(root, name, number, parts, run.session)
+    if run.world.local_rank == 0:
+        checkpoint.prune(root, run.config.checkpoint.keep)
+
+
+def load_newest(run: Run) -> None:
+    """Load the newest checkpoint that is whole on every island. Raises CheckpointError if there is none."""
+    root = run.directory / "checkpoints"
+    name, stops = _newest_common(run)
+    if name is None:
+        raise CheckpointError(f"{root} holds no checkpoint that is whole on every island: start again without --resume")
+    for i, number in enumerate(run.members.everyone.local):
+        checkpoint.remove_partial(root, number)
+        parts = checkpoint.load(root, name, number)
+        if i == 0:
+            load_global(run.sync, parts["global"])
+        load_island(run.sync, i, parts["island"])
+        tensors, values = parts["island"]
+        run.islands[i].cpu_rng = tensors["rng.cpu"]
+        run.islands[i].cuda_rng = tensors.get("rng.cuda")
+        run.shards[i].load_state_dict(values["data"])
+        run.base_time_s = max(run.base_time_s, values["time_s"])
+        run.resumes = max(stops, values["resumes"]) + 1
+    counted = list(run.sync.transport.sent_bytes), list(run.sync.transport.received_bytes)
+    run.start = start_together(run.members.everyone, run.base_time_s)
+    run.sync.transport.sent_bytes[:], run.sync.transport.received_bytes[:] = counted  # an unbroken run counts it once
+    run.sync.relaunch()
+    known = checkpoint.names(root)
+    skipped = known[known.index(name) + 1 :]
+    note = f"resumed from checkpoint {name} at inner step {run.sync.step}"
+    note += f"; skipped as incomplete or corrupt: {', '.join(skipped)}" if skipped else ""
+    run.progress.note(note)
+    if run.world.writes:
+        line: dict[str, Any] = {"event": "note", "note": note, "step": run.sync.step, "time_s": run.base_time_s}
+        run.metrics.write(line)
+
+
+def _newest_common(run: Run) -> tuple[str | None, int]:
+    """The newest checkpoint whose parts are all whole and of one session, and the highest number of a stop anywhere."""
+    transport = run.members.everyone
+    root = run.directory / "checkpoints"
+    stops = checkpoint.highest_stop(root)
+    rows = [
+        torch.frombuffer(bytearray(json.dumps([checkpoint.verified(root, k), stops]).encode()), dtype=torch.uint8)
+        for k in transport.local
+    ]
+    tables = [json.loads(bytes(row.numpy())) for row in transport.gather_sized(rows)]
+    common = [name for name, session in tables[0][0].items() if all(t[0].get(name) == session for t in tables)]
+    return (common[-1] if common else None), max(t[1] for t in tables)
