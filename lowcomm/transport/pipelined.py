@@ -15,8 +15,9 @@ from lowcomm.transport.base import may_take_place, ordered_sum
 
 SEGMENT = 1 << 20
 """Elements sent at a time."""
-SMALLEST = 1 << 15
-"""Elements of a segment that is cut smaller so that each group gets one."""
+SMALLEST = 1 << 11
+"""Elements of a segment that is cut smaller so that each group gets one, and both directions of a slow link are used:
+results set out while contributions still come in."""
 WINDOW = 4
 """Segments that each group may have on the way to an island at a time."""
 CONTRIBUTION, RESULT = 1, 2
