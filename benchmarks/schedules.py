@@ -26,7 +26,8 @@ HALVES = ("--sync.schedule.fragments", "2")
 METHODS: dict[str, tuple[str, float | None, tuple[str, ...]]] = {
     "streaming, 2 fragments, delay 5": ("streaming.py:fp32", 0.8, HALVES),
     "streaming, 2 fragments, delay 5, int4": ("streaming.py:int4", 0.8, HALVES),
-    "eager, int4": ("eager.py:pretrain_cpu", 0.6, ()),
+    "eager, int4": ("eager.py:pretrain_cpu", 0.3, ()),
+    "one-step delay, int4": ("dilocox.py:int4", None, ()),
     "one-step delay, rank 8 (DiLoCoX)": ("dilocox.py:pretrain_cpu", None, ()),
     "H grows from 16 to 128": ("late_merge.py:growing", 0.8, ("--sync.every", "16")),
     "20 late merges": ("late_merge.py:late", None, ("--sync.schedule.steps", str(PRESETS["nano"][0]))),

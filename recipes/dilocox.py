@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lowcomm.codec import ErrorFeedback, PowerSGD
+import dataclasses
+
+from lowcomm.codec import ErrorFeedback, Int4, PowerSGD
 from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig
 from lowcomm.island import AdamW, InnerConfig
@@ -35,6 +37,13 @@ def pretrain_cpu() -> RunConfig:
         eval=EvalConfig(every=256),
         checkpoint=CheckpointConfig(every_rounds=20),
     )
+
+
+def int4() -> RunConfig:
+    """The tiny model: the same schedule in plain 4 bits with error feedback."""
+    config = pretrain_cpu()
+    sync = dataclasses.replace(config.sync, codec=ErrorFeedback(codec=Int4()))
+    return dataclasses.replace(config, name="dilocox-int4", sync=sync)
 
 
 def _codec() -> ErrorFeedback:

@@ -18,7 +18,7 @@ def smoke() -> RunConfig:
         steps=96,
         data=DataConfig(seq_len=64, batch_size=8, validation_sequences=64),
         model=ModelConfig(preset="nano"),
-        sync=_sync(16, momentum=0.6),
+        sync=_sync(16),
         checkpoint=CheckpointConfig(every_rounds=2),
     )
 
@@ -31,12 +31,12 @@ def pretrain_cpu() -> RunConfig:
         data=DataConfig(seq_len=128, batch_size=8, validation_sequences=256),
         model=ModelConfig(preset="tiny"),
         inner=InnerConfig(optimizer=AdamW(lr=3e-3)),
-        sync=_sync(32, momentum=0.6),
+        sync=_sync(32),
         eval=EvalConfig(every=256),
         checkpoint=CheckpointConfig(every_rounds=20),
     )
 
 
-def _sync(every: int, momentum: float) -> SyncConfig:
-    codec = ErrorFeedback(codec=Int4())
-    return SyncConfig(every=every, outer=Nesterov(lr=0.7, momentum=momentum), schedule=Eager(), codec=codec)
+def _sync(every: int) -> SyncConfig:
+    outer = Nesterov(lr=0.5, momentum=0.3)  # what arrives a round late must not be pushed as far
+    return SyncConfig(every=every, outer=outer, schedule=Eager(), codec=ErrorFeedback(codec=Int4()))
