@@ -35,7 +35,8 @@ LORA = {
     "FedRand": "fedrand",
     "CELLM": "cellm",
     "Fed-SB": "fedsb",
-    "selective layers": "selective",
+    "selective layers, by gradient": "selective",
+    "selective layers, by update": "selective_after",
     "DP-LoRA": "dp",
     "DP-LoRA, FFA": "dp_ffa",
 }

@@ -28,7 +28,7 @@ from lowcomm.codec import Codec, EitherFactor, ErrorFeedback, Fp32, Int4, InTurn
 from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig, Dirichlet, Docstrings, Packages
 from lowcomm.island import AdamW, InnerConfig
-from lowcomm.local import RankDecay
+from lowcomm.local import RankDecay, SelectLayers
 from lowcomm.model import LoRA, ModelConfig
 from lowcomm.outer import SGD
 from lowcomm.privacy import AdaptiveClip, ExampleGaussian, Mechanism
@@ -116,8 +116,14 @@ def fedsb() -> RunConfig:
 
 
 def selective() -> RunConfig:
-    """Selective layers: each client sends the layers that changed most, 16 KB of fp32 per round."""
-    return _tiny("selective", SenderMean(rank=RANK), codec=LargestLayers(budget_bytes=16_384))
+    """Selective layers: each client trains and sends the layers with the largest gradients, 16 KB of fp32 per round."""
+    base = _tiny("selective", SenderMean(rank=RANK), codec=LargestLayers(budget_bytes=16_384))
+    return replace(base, sync=replace(base.sync, objective=SelectLayers(budget_bytes=16_384)))
+
+
+def selective_after() -> RunConfig:
+    """The same budget, but all layers are trained and those that changed most are sent."""
+    return _tiny("selective-after", SenderMean(rank=RANK), codec=LargestLayers(budget_bytes=16_384))
 
 
 def dp() -> RunConfig:

@@ -4,8 +4,9 @@ Each island sends whole layers (both factors of a LoRA, or one tensor) in descen
 until `budget_bytes` of fp32 are full; each tensor is then averaged over who sent it.
 Shapes and dtypes: those of the Delta, fp32. Cost: at most `codec`'s for `budget_bytes` / 4 parameters, or one layer.
 Raises: as Parts; ConfigError for a budget below 4.
-Deviates: layers are picked after the local phase, by their whole update, where papers on selective layers pick before
-it by the norm of a gradient: what was learnt in the others is given up with the global weights that replace it.
+Deviates: layers are picked after the local phase, by their whole update: what was learnt in the others is given up
+with the global weights that replace it. `local.SelectLayers` of the same budget picks them before it, by the norm of a
+gradient, and trains no others.
 Reduces to: `codec`, for a budget that holds everything.
 """
 

@@ -10,5 +10,17 @@ from lowcomm.local.objective import Objective
 from lowcomm.local.one_byte import OneByte
 from lowcomm.local.rank_decay import RankDecay
 from lowcomm.local.scaffold import Scaffold
+from lowcomm.local.select_layers import SelectLayers
 
-__all__ = ["Baffle", "Estimate", "FedProx", "Objective", "OneByte", "Probe", "RankDecay", "Scaffold", "move"]
+__all__ = [
+    "Baffle",
+    "Estimate",
+    "FedProx",
+    "Objective",
+    "OneByte",
+    "Probe",
+    "RankDecay",
+    "Scaffold",
+    "SelectLayers",
+    "move",
+]

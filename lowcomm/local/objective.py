@@ -24,6 +24,7 @@ class Objective(ABC):
     def correct(self, grads: Delta, local: Delta, start: Delta, controls: Delta) -> None:
         """Change gradients in place, after clipping, just before the inner optimizer reads them.
 
+        A name that is deleted from `grads` has no gradient in this step: the inner optimizer passes its parameter over.
         By name, of one shape each. grads: of the parameters that have one in this step; local: all weights; start: the
         global weights at the beginning of the round, fp32; controls: c - c_k of a method that sends control variates,
         fp32, else nothing.

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from lowcomm.aggregate.lora.rule import LoraRule
-from lowcomm.codec.in_turn import InTurn
-from lowcomm.codec.parts import Parts
+from lowcomm.codec import Codec
 from lowcomm.island.scalars import ScalarOptimizer
 from lowcomm.local import Objective
 from lowcomm.round.present_sum import sum_present
@@ -56,7 +55,11 @@ class Corrections:
             for name in grads if sums else ():
                 sums[name].add_(grads[name])
             local = {n: replica.held[n] for n in starts if n in replica.held}  # averaged buffers are not
+            had = list(grads)
             self.objective.correct(grads, local, starts, controls)
+            for name in had:
+                if name not in grads:
+                    replica.params[name].grad = None
 
     @torch.no_grad()
     def exchange(self, sync: LocalSGD, index: int, weights: Sequence[float]) -> list[Tensor]:
@@ -125,7 +128,7 @@ def _check_fits(sync: LocalSGD, objective: Objective) -> None:
     name = type(objective).__name__
     mesh, rule, codec = sync.replicas[0].part.mesh, sync.aggregator, sync.codec
     own_ranks = isinstance(rule, LoraRule) and rule.ranks is not None
-    own_factors = isinstance(codec, Parts) and not isinstance(codec, InTurn)
+    own_factors = type(codec).private is not Codec.private
     why = None
     if mesh is not None and mesh.size > 1:
         why = f"island.size = {mesh.size}", "its islands have one rank", "island.size 1"
