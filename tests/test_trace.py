@@ -45,13 +45,17 @@ def check_trace(value: dict[str, Any]) -> None:
             assert event["ts"] >= ends.get(lane, 0), "slices of a lane overlap or are out of order"
             ends[lane] = event["ts"] + event["dur"]
             assert names[(*lane, "thread_name")] in ("compute", "link")
-            assert (event["pid"], 0, "process_name") in names
+            assert (event["pid"], event["pid"], "process_name") in names
+            main_thread = event["tid"] == event["pid"]
+            assert main_thread is (names[(*lane, "thread_name")] == "compute"), "Perfetto would list the link first"
     assert ends
+    lanes = [(pid, tid) for pid, tid, name in names if name == "thread_name"]
+    assert len({tid for _, tid in lanes}) == len(lanes), "some importers find a thread by its number alone"
 
 
 def slices(value: dict[str, Any], lane: str) -> list[dict[str, Any]]:
-    tid = {"compute": 1, "link": 2}[lane]
-    return [e for e in value["traceEvents"] if e["ph"] == "X" and e["tid"] == tid]
+    lanes = {e["tid"] for e in value["traceEvents"] if e["name"] == "thread_name" and e["args"]["name"] == lane}
+    return [e for e in value["traceEvents"] if e["ph"] == "X" and e["tid"] in lanes]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +76,7 @@ def test_trace_of_two_processes(streamed: Path, tmp_path: Path) -> None:
     value = json.loads(out.read_text(encoding="utf-8"))
     check_trace(value)
     named = {e["pid"]: e["args"]["name"] for e in value["traceEvents"] if e["name"] == "process_name"}
-    assert named == {1: "island 0", 2: "island 1"}
+    assert named == {10: "island 0", 20: "island 1"}
     syncs = load_run(streamed).of("sync")
     transfers = [e for e in slices(value, "link") if e["cat"] == "transfer"]
     assert len(transfers) == len(syncs)

@@ -17,7 +17,9 @@ from lowcomm.report.method import method_of
 from lowcomm.report.series import labels
 from lowcomm.types import ConfigError
 
-COMPUTE, LINK = 1, 2
+# Perfetto lists the thread first whose number is that of its process, and no two threads may have one number: a lane's
+# number is its process's plus one of these.
+COMPUTE, LINK, LANES = 0, 1, 10
 
 
 def write_trace(run_dirs: Sequence[Path], out: Path) -> Path:
@@ -41,11 +43,11 @@ def trace(runs: Sequence[Run]) -> dict[str, Any]:
     for run, name in zip(runs, labels(runs), strict=True):
         method = method_of(run)
         for island, lanes in lanes_of(run).items():
-            pid += 1
+            pid += LANES
             title = f"island {island}" if len(runs) == 1 else f"{name}: island {island}"
             events += _names(pid, title)
-            events += _lane(pid, COMPUTE, lanes.compute, method.codec)
-            events += _lane(pid, LINK, lanes.link, method.codec)
+            events += _lane(pid, pid + COMPUTE, lanes.compute, method.codec)
+            events += _lane(pid, pid + LINK, lanes.link, method.codec)
             events += _counter(pid, lanes)
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
@@ -53,10 +55,10 @@ def trace(runs: Sequence[Run]) -> dict[str, Any]:
 def _names(pid: int, title: str) -> list[dict[str, Any]]:
     shared = {"ph": "M", "pid": pid, "ts": 0}
     return [
-        {**shared, "tid": 0, "name": "process_name", "args": {"name": title}},
-        {**shared, "tid": 0, "name": "process_sort_index", "args": {"sort_index": pid}},
-        {**shared, "tid": COMPUTE, "name": "thread_name", "args": {"name": "compute"}},
-        {**shared, "tid": LINK, "name": "thread_name", "args": {"name": "link"}},
+        {**shared, "tid": pid, "name": "process_name", "args": {"name": title}},
+        {**shared, "tid": pid, "name": "process_sort_index", "args": {"sort_index": pid}},
+        {**shared, "tid": pid + COMPUTE, "name": "thread_name", "args": {"name": "compute"}},
+        {**shared, "tid": pid + LINK, "name": "thread_name", "args": {"name": "link"}},
     ]
 
 
@@ -105,4 +107,4 @@ def _counter(pid: int, lanes: Lanes) -> Iterator[dict[str, Any]]:
         sent_bytes = number((part.event or {}).get("bytes_sent"))
         if part.kind == "transfer" and sent_bytes is not None:
             ts = _microseconds(part.end_s)
-            yield {"ph": "C", "pid": pid, "tid": 0, "ts": ts, "name": "bytes sent", "args": {"bytes": sent_bytes}}
+            yield {"ph": "C", "pid": pid, "tid": pid, "ts": ts, "name": "bytes sent", "args": {"bytes": sent_bytes}}
