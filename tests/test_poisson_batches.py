@@ -24,6 +24,7 @@ from lowcomm.model import LoRA, ModelConfig
 from lowcomm.outer import SGD
 from lowcomm.privacy import ExampleGaussian, Released, epsilon
 from lowcomm.privacy.noise import add_noise, clip_to, generator_of
+from lowcomm.run.privacy_spent import Counts, Ledger
 from lowcomm.trainer import train
 from lowcomm.types import CheckpointError, ConfigError
 from tests import runs
@@ -210,10 +211,13 @@ def test_epsilon_is_that_of_the_sampler_that_ran(tmp_path: Path, corpus: Path) -
     full = ExampleGaussian(noise_multiplier=2.0, batches="poisson", budget=spent["epsilon_total"] * 0.99)
     short = dataclasses.replace(config, run_dir=tmp_path / "short", sync=dataclasses.replace(config.sync, privacy=full))
     assert train(short) == 0
-    assert (runs.summary(tmp_path / "short")["status"], runs.summary(tmp_path / "short")["steps"]) == (
-        "budget spent",
-        9,
-    )
+    ended = runs.summary(tmp_path / "short")
+    assert (ended["status"], ended["steps"]) == ("budget spent", 9)
+
+
+def test_the_island_with_the_fewest_sequences_is_protected_least() -> None:
+    ledger = Ledger(mechanism=POISSON, per_step=2, windows=(50, 20, 40))
+    assert ledger.released(Counts(releases=0, steps=7)) == [Released(noise_multiplier=2.0, count=7, probability=0.1)]
 
 
 def test_membership_asks_about_what_was_drawn(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

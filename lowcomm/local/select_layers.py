@@ -35,7 +35,9 @@ class SelectLayers(Objective):
     """fp32 bytes of the layers that a client trains in a round at most; one layer is always trained."""
 
     def correct(self, grads: Delta, local: Delta, start: Delta, controls: Delta) -> None:
-        moved = {layer_of(n) for n, g in local.items() if n in grads and not torch.equal(g, start[n].to(g.dtype))}
+        moved = {
+            layer_of(n) for n, w in local.items() if n in grads and not torch.equal(w, start[n].to(w.device, w.dtype))
+        }
         chosen = moved or self._largest(grads)
         for name in [n for n in grads if layer_of(n) not in chosen]:
             del grads[name]
