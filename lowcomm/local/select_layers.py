@@ -13,7 +13,7 @@ was trained is what is sent, and each tensor is averaged over who trained it.
 Raises: ConfigError for a budget below 4.
 Deviates: clients choose each for itself, where the paper also draws their choices together. The norm is of one batch,
 the round's first, after gradient clipping; layers are compared per byte. A first step that moves nothing (a learning
-rate of 0) leaves the choice to the next.
+rate of 0) leaves the choice to the next; in bf16 a chosen layer whose first step rounds to nothing is passed over.
 Reduces to: plain local training, for a budget that holds everything, bit for bit.
 """
 
