@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -86,6 +86,15 @@ def known_rows(name: str, wanted: Sequence[Cell], work_dir: Path) -> list[dict[s
         elif key in told:
             found.append(told[key])
     return found
+
+
+def write_result_and_table(
+    name: str, command: str, rows: Sequence[dict[str, Any]], table: Callable[[dict[str, Any]], str]
+) -> Path:
+    """As `write_result`, and beside it NAME.md with what `table` makes of the file."""
+    path = write_result(name, command, rows)
+    path.with_suffix(".md").write_text(table(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
+    return path
 
 
 def write_result(name: str, command: str, rows: Sequence[dict[str, Any]]) -> Path:

@@ -15,7 +15,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Cell, run_cells, write_result
+from benchmarks.common import Cell, run_cells, write_result_and_table
 
 METHODS = ("full", "lora", "dora", "ia3", "prompt", "heads", "bitfit")
 SETTINGS = {
@@ -99,9 +99,7 @@ def main() -> None:
     wanted = cells(options.seeds)
     rows = run_cells(wanted, options.work_dir, options.jobs)
     made = [row_of(cell, row, options.work_dir / cell.name) for cell, row in zip(wanted, rows, strict=True)]
-    path = write_result("fed_peft", f"python -m benchmarks.fed_peft --seeds {options.seeds}", made)
-    path.with_suffix(".md").write_text(table(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
-    print(path)
+    print(write_result_and_table("fed_peft", f"python -m benchmarks.fed_peft --seeds {options.seeds}", made, table))
 
 
 if __name__ == "__main__":
