@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, write_result
+from benchmarks.common import ROOT, write_result_and_table
 
 PACKAGES = {"lowcomm": "federated_lowcomm", "pfl": "federated_pfl", "Flower": "federated_flower"}
 TOLERANCE = 1e-4
@@ -99,11 +99,8 @@ def main() -> None:
         }
         for name, values in medians.items()
     ]
-    path = write_result(
-        "fed_overhead", f"python -m benchmarks.fed_overhead --clients {options.clients} --peers DIR", rows
-    )
-    path.with_suffix(".md").write_text(table(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
-    print(path)
+    command = f"python -m benchmarks.fed_overhead --clients {options.clients} --peers DIR"
+    print(write_result_and_table("fed_overhead", command, rows, table))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from lowcomm.config import CheckpointConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig, TextFiles
 from lowcomm.model import ModelConfig
 from lowcomm.schedule import EveryH, EveryStep, PostLocal, Schedule, Streaming
+from lowcomm.trainer import train
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = """
@@ -185,6 +186,27 @@ def run_islands(arguments: Sequence[str], islands: int, log: Path) -> list[int]:
 
     started = [start(main, (list(arguments),), log, variables) for variables in islands_environment(islands)]
     return [wait(child, log) for child in started]
+
+
+def check_same_bits(config: RunConfig, recipe: str, *, stop_at_step: int) -> dict[str, Any]:
+    """A simulated run in `config.run_dir`, one that stops and goes on, and one of two processes end alike; the outcome.
+
+    recipe: FILE:FUNCTION of the same configuration. Their directories stand beside the first: halves, real.
+    """
+    assert config.run_dir is not None
+    beside = config.run_dir.parent
+    assert train(config) == 0
+    whole = outcome(config.run_dir)
+    halves = dataclasses.replace(config, run_dir=beside / "halves")
+    stop = dataclasses.replace(config.checkpoint, stop_at_step=stop_at_step)
+    assert train(dataclasses.replace(halves, checkpoint=stop)) == 3
+    assert train(dataclasses.replace(halves, resume=True)) == 0
+    assert_same(outcome(beside / "halves"), whole)
+    log = beside / "log"
+    arguments = ["train", recipe, "--transport", "collective", "--run-dir", str(beside / "real")]
+    assert run_islands(arguments, 2, log) == [0, 0], log.read_text(encoding="utf-8")
+    assert_same(outcome(beside / "real"), whole)
+    return whole
 
 
 def late_main(arguments: Sequence[str], wire_s: float) -> int:
