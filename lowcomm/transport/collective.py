@@ -5,10 +5,7 @@ bits that do not depend on the ring. Results go to scratch first: a failed colle
 On the CPU vectors go by paired sends and receives: gloo's own all-gather of 60 MB between two processes took 100 ms on
 the loopback device where these take 27 ms.
 `streams` process groups share what is large: each has its own TCP connections, and on a link with a long round trip one
-connection's window does not fill it. Roll calls and digests go by another connection than these: what TCP learns from
-their short round trips makes it take a queue that a large transfer fills for a loss, and send everything twice (0.46 MB
-at 0.75 Mbit/s with a queue of seconds took 7 to 10 s by one connection, 5.3 s by two). NCCL has channels of its own, so
-tensors on a GPU always go by the one group.
+connection's window does not fill it. NCCL has channels of its own, so tensors on a GPU always go by the one group.
 """
 
 from __future__ import annotations
@@ -46,7 +43,7 @@ class Collective(Transport):
     ) -> None:
         """group: one rank of each island, in island order; beside: gloo, the ranks of this island, if it has several.
 
-        streams: TCP connections between each pair of islands for large transfers, beside one for small ones.
+        streams: TCP connections between each pair of islands.
         timeout_s: of the groups made here (None: torch's).
         """
         require(1 <= streams <= 64, "streams", streams, "1 to 64", "4 to 8 suit a round trip of 50 ms")
@@ -54,7 +51,7 @@ class Collective(Transport):
         has_cpu = "cpu:" in str(dist.get_backend_config(group))
         # a loop on GPUs often has an NCCL group only; roll calls and CPU-offloaded syncs need gloo beside it
         self._cpu_group = group if has_cpu else _gloo_group(group, timeout_s)
-        self._lanes = [_gloo_group(group, timeout_s) for _ in range(streams)]
+        self._lanes = [self._cpu_group, *(_gloo_group(group, timeout_s) for _ in range(streams - 1))]
         self.islands = dist.get_world_size(group)
         self.local = (dist.get_rank(group),)
         self._beside, self.ranks = beside, 1 if beside is None else dist.get_world_size(beside)
@@ -145,10 +142,8 @@ class Collective(Transport):
         """Raises TransportError if nobody else is left of several."""
         me = self.local[0]
         peers = [k for k in self.present if k != me]
-        # with a first lane of its own the others waited for a dead process until the timeout (tests/test_secure.py)
-        lanes = [self._cpu_group, *self._lanes[1:]]
-        out = [(k, lane, part) for k in peers for lane, part in stripes(lanes, sends[k])]
-        into = [(k, lane, part) for k in peers for lane, part in stripes(lanes, receives[k])]
+        out = [(k, lane, part) for k in peers for lane, part in stripes(self._lanes, sends[k])]
+        into = [(k, lane, part) for k in peers for lane, part in stripes(self._lanes, receives[k])]
         gone = swap_living(out, into)
         if peers and len(gone) == len(peers):
             raise TransportError(

@@ -1,10 +1,11 @@
-"""Seconds of one sum over a slow line: on the connections of roll calls and digests, and on connections of its own.
+"""Seconds of one sum over a slow line: in segments of 128 kB and in 16 a chunk, beside roll calls or apart from them.
 
-    python -m benchmarks.connections [--rate-mbit 0.75] [--repeats 6]
+    python -m benchmarks.segments [--rate-mbit 0.75] [--repeats 6]
 
 Two hosts of benchmarks/netlab (root, iproute2), 0.46 MB, with and without a round trip of 50 ms, and a queue of 10 s
 before the line, as in benchmarks/headline.py. Connections are warm from a fast line. Before each sum stand 0.8 s of
-silence and four small gathers, as between two syncs; ways take turns. `segments: 2`: chunks in pieces of 128 kB.
+silence and four small gathers, as between two syncs; ways take turns. `all_reduce` is gloo's own. `apart`: a TCP
+connection that no small message uses.
 """
 
 from __future__ import annotations
@@ -35,20 +36,20 @@ WARM_TURNS = 3
 
 def ways_of() -> dict[str, Callable[[], object]]:
     """The sum of one vector, by how it travels."""
-    vector, out = torch.ones(ELEMENTS), torch.empty(ELEMENTS)
-    shared, own, coarse = (Collective(timeout_s=600) for _ in range(3))
-    shared._lanes = [shared._cpu_group]  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-    usual = pipelined.SMALLEST
+    vector, out, stock = torch.ones(ELEMENTS), torch.empty(ELEMENTS), torch.ones(ELEMENTS)
+    usual, group = pipelined.SMALLEST, dist.new_group(backend="gloo", timeout=timedelta(seconds=600))
+    beside, apart = Collective(timeout_s=600), Collective(group, timeout_s=600)
 
-    def coarse_sum() -> None:
-        pipelined.SMALLEST = 1 << 15
-        coarse.weighted_sum([vector], [0.5, 0.5], out)
-        pipelined.SMALLEST = usual
+    def sum_in(smallest: int, transport: Collective) -> None:
+        pipelined.SMALLEST = smallest
+        transport.weighted_sum([vector], [0.5, 0.5], out)
 
     return {
-        "shared with small messages": lambda: shared.weighted_sum([vector], [0.5, 0.5], out),
-        "own, segments: 2": coarse_sum,
-        "own": lambda: own.weighted_sum([vector], [0.5, 0.5], out),
+        "all_reduce": lambda: dist.all_reduce(stock),
+        "128 kB": lambda: sum_in(1 << 15, beside),
+        "128 kB, apart": lambda: sum_in(1 << 15, apart),
+        "16 a chunk": lambda: sum_in(usual, beside),
+        "16 a chunk, apart": lambda: sum_in(usual, apart),
     }
 
 
@@ -85,13 +86,13 @@ def measured(rate_mbit: float, delay_ms: float, repeats: int) -> dict[str, list[
     with tempfile.TemporaryDirectory() as directory, Lab(2, fast) as lab:
         out = Path(directory) / "times.json"
         values = (lab.control, rate_mbit, delay_ms, repeats)
-        command = ["-m", "benchmarks.connections", "--worker", str(out), json.dumps([str(v) for v in values])]
+        command = ["-m", "benchmarks.segments", "--worker", str(out), json.dumps([str(v) for v in values])]
         lab.run_group(command, 29513, Path(directory))
         return json.loads(out.read_text(encoding="utf-8"))
 
 
 def main() -> None:
-    """Bring up two hosts, time, write benchmarks/results/connections.json."""
+    """Bring up two hosts, time, write benchmarks/results/segments.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate-mbit", type=float, default=0.75)
     parser.add_argument("--repeats", type=int, default=6)
@@ -104,7 +105,7 @@ def main() -> None:
         return
     rows = [
         {
-            "connections": name,
+            "way": name,
             "rate_mbit": options.rate_mbit,
             "rtt_ms": 2 * delay_ms,
             "fp32_bytes": 4 * ELEMENTS,
@@ -117,8 +118,8 @@ def main() -> None:
         for delay_ms in DELAYS_MS
         for name, t in measured(options.rate_mbit, delay_ms, options.repeats).items()
     ]
-    command = f"python -m benchmarks.connections --rate-mbit {options.rate_mbit:g} --repeats {options.repeats}"
-    print(write_result("connections", command, rows))
+    command = f"python -m benchmarks.segments --rate-mbit {options.rate_mbit:g} --repeats {options.repeats}"
+    print(write_result("segments", command, rows))
 
 
 if __name__ == "__main__":
