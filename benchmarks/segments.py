@@ -38,6 +38,7 @@ def ways_of() -> dict[str, Callable[[], object]]:
     """The sum of one vector, by how it travels."""
     vector, out, stock = torch.ones(ELEMENTS), torch.empty(ELEMENTS), torch.ones(ELEMENTS)
     usual, group = pipelined.SMALLEST, dist.new_group(backend="gloo", timeout=timedelta(seconds=600))
+    assert isinstance(group, dist.ProcessGroup)
     beside, apart = Collective(timeout_s=600), Collective(group, timeout_s=600)
 
     def sum_in(smallest: int, transport: Collective) -> None:
