@@ -46,7 +46,7 @@ def streaming():
 
 
 def write_corpus(directory: Path) -> Path:
-    """Eight small files of real text, cut from a module of the standard library."""
+    """Eight small files of real text, cut from a module of the standard library: not the same with every Python."""
     text = inspect.getsource(argparse)
     for i in range(8):
         (directory / f"part{i}.txt").write_text(text[i * 2500 : (i + 1) * 2500], encoding="utf-8")

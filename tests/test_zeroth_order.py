@@ -352,14 +352,15 @@ def test_a_hundred_steps_cost_less_than_a_kilobyte(tmp_path: Path, corpus: Path)
 def test_loss_falls_on_a_pretrained_model(tmp_path: Path, corpus: Path) -> None:
     base = TinyBase(steps=60, cache_dir=tmp_path / "cache")
     inner = InnerConfig(optimizer=ZerothOrder(lr=LR), clip_norm=None, warmup_fraction=0.0)
-    config = small(corpus, tmp_path / "run", OneByte(), steps=80, model=ModelConfig(origin=base), inner=inner)
+    config = small(corpus, tmp_path / "run", OneByte(), steps=120, model=ModelConfig(origin=base), inner=inner)
     config = dataclasses.replace(config, eval=EvalConfig(every=4))
     assert train(config) == 0
     losses = [m["val_loss"] for m in runs.metrics(tmp_path / "run") if m["event"] == "eval"]
     assert losses[-1] < losses[0]
 
 
-LR = 5e-4
+LR = 2e-4
+"""At 5e-4 the loss of a base that knows its text well only jitters, and with Python 3.11.2 it does know it."""
 
 
 @pytest.mark.parametrize(
