@@ -19,7 +19,7 @@ from lowcomm.round.digest import sha256_weights
 from lowcomm.schedule import EveryStep, Schedule, Streaming
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Simulated, Transport
-from lowcomm.transport.relay import Relay, Request
+from lowcomm.transport.relay import Answer, Relay, Request
 from lowcomm.transport.relayed import Relayed, Waiting
 from lowcomm.types import SyncError, TransportError
 from tests import lora_toy, toy
@@ -36,7 +36,7 @@ class Between:
         self.relay = Relay(islands)
         self.broken_at = broken_at
         self.changed = threading.Condition()
-        self.answers: dict[tuple[int, int], Sequence[Tensor]] = {}
+        self.answers: dict[tuple[int, int], Answer] = {}
         self.failure: str | None = None
 
     def post(self, island: int) -> Callable[[Request], Waiting]:
@@ -48,13 +48,13 @@ class Between:
                     answers = self.relay.offer(island, request) if self.failure is None else {}
                 except TransportError as error:
                     self.failure, answers = str(error), {}
-                self.answers |= {(k, answer.number): answer.rows for k, answer in answers.items()}
+                self.answers |= {(k, answer.number): answer for k, answer in answers.items()}
                 self.changed.notify_all()
             return lambda: self.wait(island, request.number)
 
         return posted
 
-    def wait(self, island: int, number: int) -> Sequence[Tensor]:
+    def wait(self, island: int, number: int) -> Answer:
         with self.changed:
             key = (island, number)
             assert self.changed.wait_for(lambda: key in self.answers or self.failure is not None, timeout=30)

@@ -7,6 +7,7 @@ fetches them from the server's SuperLink over TLS, with a key that the server kn
 
     client.py    what runs at a client: the trainer, and beside it the thread that answers Flower's messages
     server.py    the ServerApp
+    session.py   one run on it, with its clients.py
     packing.py   requests and answers as Flower records
     keys.py      certificate of the server, keys of the clients
     submit.py    starts a run on a SuperLink and waits for its outcome

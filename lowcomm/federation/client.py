@@ -42,9 +42,7 @@ def run_client(config: RunConfig, client: int, clients: int, node: str, secret_f
     worker.start()
     try:
         code = train(config, world, Relayed(clients, client, mailbox.post))
-        outcome = Outcome(
-            code=code, weights_sha256=_weights_sha256(config), error=None if code == 0 else "it was stopped"
-        )
+        outcome = _outcome(config, code)
         return code
     except LowcommError as error:
         outcome = Outcome(code=2 if isinstance(error, ConfigError) else 1, error=str(error))
@@ -56,5 +54,11 @@ def run_client(config: RunConfig, client: int, clients: int, node: str, secret_f
         worker.join(PARTING_S)  # half a reply would keep the server waiting for the rest
 
 
-def _weights_sha256(config: RunConfig) -> str:
-    return json.loads((config.directory / "summary.json").read_text(encoding="utf-8"))["weights_sha256"]
+def _outcome(config: RunConfig, code: int) -> Outcome:
+    summary = json.loads((config.directory / "summary.json").read_text(encoding="utf-8"))
+    return Outcome(
+        code=code,
+        weights_sha256=summary["weights_sha256"],
+        error=None if code == 0 else "it was stopped",
+        lost=tuple((int(island), missed) for island, missed in summary["lost"].items()),
+    )

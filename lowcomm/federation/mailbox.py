@@ -6,13 +6,9 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from lowcomm.transport.relay import Answer, Request
-from lowcomm.transport.relayed import Waiting
+from lowcomm.transport.relayed import KEPT, Waiting
 from lowcomm.types import TransportError
-
-KEPT = "Nothing was committed: local weights are kept and the pseudo-gradient stays pending."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +19,8 @@ class Outcome:
     """Exit code of the run."""
     weights_sha256: str | None = None
     error: str | None = None
+    lost: tuple[tuple[int, int], ...] = ()
+    """Other clients that it went on without: number, and the round in which it lost it."""
 
 
 class Mailbox:
@@ -34,7 +32,7 @@ class Mailbox:
         self._changed = threading.Condition()
         self._unsent: list[Request] = []
         self._asked: set[int] = set()
-        self._answers: dict[int, Sequence[Tensor]] = {}
+        self._answers: dict[int, Answer] = {}
         self._failure: str | None = None
         self._outcome: Outcome | None = None
         self._told = False
@@ -57,7 +55,7 @@ class Mailbox:
                 if answer.number not in self._asked:
                     raise TransportError(f"an answer to exchange {answer.number} came, which nobody waits for")
                 self._asked.discard(answer.number)
-                self._answers[answer.number] = answer.rows
+                self._answers[answer.number] = answer
             self._changed.notify_all()
 
     def fail(self, cause: str) -> None:
@@ -85,7 +83,7 @@ class Mailbox:
             unsent, self._unsent = self._unsent, []
             return unsent, self._outcome
 
-    def _wait(self, number: int) -> Sequence[Tensor]:
+    def _wait(self, number: int) -> Answer:
         with self._changed:
             there = self._changed.wait_for(
                 lambda: number in self._answers or self._failure is not None, timeout=self._timeout_s

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from flwr.app import RecordDict
 
 SMALL_BYTES = 1 << 16
-VERSION = 1
+VERSION = 2
+CAUSE = 500
+"""Characters of the cause for which a client is lost."""
 
 
 def pack(header: Mapping[str, Any], rows: Sequence[Tensor]) -> RecordDict:
@@ -64,7 +66,10 @@ def unpack(content: RecordDict) -> tuple[dict[str, Any], list[Tensor]]:
 
 def pack_requests(client: int, clients: int, requests: Sequence[Request], outcome: Outcome | None = None) -> RecordDict:
     """What a client sends."""
-    listed = [{"number": r.number, "kind": r.kind, "weights": r.weights, "rows": len(r.rows)} for r in requests]
+    listed = [
+        {"number": r.number, "kind": r.kind, "weights": r.weights, "present": r.present, "rows": len(r.rows)}
+        for r in requests
+    ]
     end = None if outcome is None else vars(outcome)
     header = {"client": client, "clients": clients, "requests": listed, "outcome": end}
     return pack(header, [row for r in requests for row in r.rows])
@@ -79,13 +84,21 @@ def unpack_requests(content: RecordDict) -> tuple[int, int, list[Request], Outco
                 number=int(r["number"]),
                 kind=KINDS[KINDS.index(r["kind"])],
                 weights=tuple(float(w) for w in r["weights"]),
+                present=_flag(r["present"]),
                 rows=tuple(part),
             )
             for r, part in _dealt(header["requests"], rows)
         ]
         end = header["outcome"]
         outcome = (
-            None if end is None else Outcome(code=end["code"], weights_sha256=end["weights_sha256"], error=end["error"])
+            None
+            if end is None
+            else Outcome(
+                code=end["code"],
+                weights_sha256=end["weights_sha256"],
+                error=end["error"],
+                lost=tuple((_number(k), _number(r)) for k, r in end["lost"]),
+            )
         )
         return int(header["client"]), int(header["clients"]), requests, outcome
     except (KeyError, ValueError, TypeError) as error:
@@ -94,7 +107,10 @@ def unpack_requests(content: RecordDict) -> tuple[int, int, list[Request], Outco
 
 def pack_answers(answers: Sequence[Answer], failure: str | None = None) -> RecordDict:
     """What the server sends."""
-    listed = [{"number": a.number, "rows": len(a.rows)} for a in answers]
+    listed = [
+        {"number": a.number, "rows": len(a.rows), "lost": [[k, cause[:CAUSE]] for k, cause in a.lost.items()]}
+        for a in answers
+    ]
     return pack({"answers": listed, "failure": failure}, [row for a in answers for row in a.rows])
 
 
@@ -102,10 +118,32 @@ def unpack_answers(content: RecordDict) -> tuple[list[Answer], str | None]:
     """(answers, why the run failed elsewhere). Raises PayloadError."""
     header, rows = unpack(content)
     try:
-        answers = [Answer(number=int(a["number"]), rows=tuple(part)) for a, part in _dealt(header["answers"], rows)]
+        answers = [
+            Answer(number=int(a["number"]), rows=tuple(part), lost=_lost(a["lost"]))
+            for a, part in _dealt(header["answers"], rows)
+        ]
         return answers, None if header["failure"] is None else str(header["failure"])
     except (KeyError, ValueError, TypeError) as error:
         raise PayloadError(f"the server's message can't be read: {type(error).__name__} {error}") from error
+
+
+def _lost(listed: Sequence[Any]) -> dict[int, str]:
+    causes = {_number(k): cause for k, cause in listed}
+    if len(causes) != len(listed) or not all(isinstance(c, str) and len(c) <= CAUSE for c in causes.values()):
+        raise ValueError("causes of losses")
+    return causes
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no number of a client or round")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
 
 
 def _dealt(listed: Sequence[Mapping[str, Any]], rows: Sequence[Tensor]) -> list[tuple[Mapping[str, Any], list[Tensor]]]:

@@ -53,7 +53,8 @@ client = ClientApp()
 def run_federation(superlink: str, authority: Path, clients: int, patience_s: float, wait_s: float) -> int:
     """Start a run for `clients` clients and wait for it. Raises ConfigError.
 
-    Returns 0 if all of them ended well, 3 if all were stopped with everything saved, else 1.
+    Returns 0 if all of them ended well, or all that were left where the run went on without one that was lost; 3 if all
+    were stopped with everything saved; else 1.
 
     superlink: HOST:PORT, on this machine, as its ServerApp writes the outcome to a file here.
     """
@@ -86,7 +87,12 @@ def run_federation(superlink: str, authority: Path, clients: int, patience_s: fl
         print(f"lowcomm: error: {found['error']}", file=sys.stderr)
         return 1
     word = "done" if found["code"] == 0 else "stopped"
-    print(f"{word}: {clients} clients, weights_sha256 {found['weights_sha256']}")
+    lost = found["lost"]
+    for client in lost:
+        when = "" if client["round"] is None else f" in round {client['round']}"
+        print(f"warning: client {client['client']} was lost{when}, the others went on without it: {client['cause']}")
+    count = f"{clients - len(lost)} of {clients}" if lost else clients
+    print(f"{word}: {count} clients, weights_sha256 {found['weights_sha256']}")
     return found["code"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
 
@@ -49,6 +49,8 @@ class Run:
     lock: IO[str] | None
     session: str
     """Equal on all islands, new in each process group: ties the parts of a checkpoint together."""
+    lost: dict[int, int] = field(default_factory=dict)
+    """Islands that are gone, as far as was written down, and the round in which each was first missed."""
     resumes: int = 0
     base_time_s: float = 0.0
     start: float = 0.0

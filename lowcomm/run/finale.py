@@ -159,6 +159,7 @@ def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation |
             "steps": sync.step,
             "rounds": sync.round,
             "islands": transport.islands,
+            "lost": {str(island): missed for island, missed in run.lost.items()},
             "bytes_sent": round(sent),
             "bytes_received": round(received),
             "wall_s": wall,

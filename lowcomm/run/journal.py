@@ -29,8 +29,6 @@ class Journal:
         self.counted = [(0.0, 0, 0)] * len(run.islands)
         """Tokens, bytes sent and received of each local island; of one with several ranks as of the last line that all
         of them wrote together."""
-        self.lost: set[int] = set()
-        """Islands whose process is gone, as far as was written down."""
         run.sync.listeners.append(self.on_sync)
         run.sync.deadlines.listeners.append(self.on_late)
 
@@ -71,7 +69,7 @@ class Journal:
                     "epsilon_total": None if spent is None else spent["epsilon_total"],
                 },
             )
-        self.note_lost()
+        self.note_lost(report.round.index)
         for island, why in report.dropped.items():
             note = f"island {island} was left out of round {report.round.index}: {why}"
             run.progress.note(f"warning: {note}")
@@ -83,11 +81,11 @@ class Journal:
             self.note(f"privacy: epsilon {once} this round, {in_all} in all, at delta {spent['delta']:g}")
         run.progress.synced(seconds_s=report.seconds_s, sent_bytes=self.counted[0][1])
 
-    def note_lost(self) -> None:
-        """Say once of each island that is gone what becomes of the run."""
+    def note_lost(self, round: int) -> None:
+        """Say once of each island that is gone what becomes of the run. round: that in which it was found gone."""
         for island, cause in self.run.sync.transport.lost.items():
-            if island not in self.lost:
-                self.lost.add(island)
+            if island not in self.run.lost:
+                self.run.lost[island] = round
                 note = f"island {island} is gone: the run goes on without it, and without checkpoints ({cause})"
                 self.run.progress.note(f"warning: {note}")
                 self.write(0, "lost", {"note": note})

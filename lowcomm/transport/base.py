@@ -9,6 +9,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from lowcomm.types import TransportError
+
 BLOCK = 1 << 17
 """Elements summed at a time: accumulator and scratch stay in the L2 cache (2 x 512 KB)."""
 
@@ -34,7 +36,7 @@ class Transport(ABC):
     goes_on: bool = False
     """Whether `gather` leaves out the islands that are lost, with zeros for them. Set it alike on all islands."""
     lost: Mapping[int, str] = MappingProxyType({})
-    """Islands whose process was found gone by `gather_present` or `swap_present`, with the cause."""
+    """Islands that `gather_present` or `swap_present` found gone, with the cause."""
     link_bytes_per_s: float | None = None
     """Bytes that this process sends per second, from its latest large exchanges; None: not measured."""
 
@@ -81,6 +83,36 @@ class Transport(ABC):
     def present(self) -> list[int]:
         """The islands that are not lost."""
         return [k for k in range(self.islands) if k not in self.lost]
+
+    def _lose(self, gone: Mapping[int, str]) -> None:
+        """These are lost, too. Raises TransportError, and takes none for lost, if nobody else is left of several."""
+        others = [k for k in self.present if k not in self.local]
+        if others and all(k in gone for k in others):
+            raise TransportError(
+                f"island {self.local[0]} has lost all others: {next(iter(gone.values()))}. Nothing was committed: "
+                "local weights are kept and the pseudo-gradient stays pending."
+            )
+        self.lost = {**self.lost, **gone}
+
+    def _check_lost(self, before: int) -> None:
+        """Raise TransportError if more islands are lost than before an exchange that needs all who were there."""
+        if len(self.lost) > before:
+            raise TransportError(
+                f"islands {sorted(self.lost)} are gone: {list(self.lost.values())[-1]}. Nothing was committed: local "
+                "weights are kept and the pseudo-gradient stays pending."
+            )
+
+    def _need_all(self, what: str) -> None:
+        if self.lost:
+            raise TransportError(
+                f"the {what} needs all {self.islands} islands, and {sorted(self.lost)} are gone. Nothing was committed."
+            )
+
+    def _gather_among_present(self, row: Tensor) -> Tensor:
+        before = len(self.lost)
+        came = self.gather_present([row.cpu()])
+        self._check_lost(before)
+        return torch.stack([torch.zeros_like(row) if r is None else r.to(row.device) for r in came])
 
     @abstractmethod
     def broadcast(self, tensors: Sequence[Tensor]) -> None:

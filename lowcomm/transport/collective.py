@@ -145,31 +145,10 @@ class Collective(Transport):
         out = [(k, lane, part) for k in peers for lane, part in stripes(self._lanes, sends[k])]
         into = [(k, lane, part) for k in peers for lane, part in stripes(self._lanes, receives[k])]
         gone = swap_living(out, into)
-        if peers and len(gone) == len(peers):
-            raise TransportError(
-                f"island {me} has lost all others: {next(iter(gone.values()))}. Nothing was committed: local weights "
-                "are kept and the pseudo-gradient stays pending."
-            )
-        self.lost = {**self.lost, **gone}
+        self._lose(gone)
         self.count(sum(_bytes(sends[k]) for k in peers), sum(_bytes(receives[k]) for k in self.present if k != me))
         arrived = {**{k: receives[k] for k in self.present}, me: sends[me]}
         return [[arrived.get(k) for k in range(self.islands)]]
-
-    def _gather_among_present(self, row: Tensor) -> Tensor:
-        before = len(self.lost)
-        came = self.gather_present([row.cpu()])
-        if len(self.lost) > before:
-            raise TransportError(
-                f"islands {sorted(self.lost)} are gone: {list(self.lost.values())[-1]}. Nothing was committed: local "
-                "weights are kept and the pseudo-gradient stays pending."
-            )
-        return torch.stack([torch.zeros_like(row) if r is None else r.to(row.device) for r in came])
-
-    def _need_all(self, what: str) -> None:
-        if self.lost:
-            raise TransportError(
-                f"the {what} needs all {self.islands} islands, and {sorted(self.lost)} are gone. Nothing was committed."
-            )
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         (tensor,) = tensors

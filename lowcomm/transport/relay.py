@@ -1,6 +1,7 @@
 """The server's half of the relayed transport: collects what every island posts, and makes each island's answer.
 
-An exchange is complete when all islands have posted it. Sums are added here in island order, by the code that the
+An exchange is complete when all islands have posted it. One among those present goes on without islands that are lost,
+but with what they had posted of it: all others hear the same. Sums are added here in island order, by the code that the
 other transports use, so that the bits are the same; everything else is handed on as it came. The relay sees payloads,
 as every other island does; it holds one exchange of all islands at a time, and those that islands run ahead with.
 """
@@ -8,7 +9,7 @@ as every other island does; it holds one exchange of all islands at a time, and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,6 +18,10 @@ from lowcomm.transport.base import BLOCK, ordered_sum
 from lowcomm.types import TransportError
 
 KINDS = ("sum", "gather", "swap", "broadcast")
+
+
+class IslandError(TransportError):
+    """What one island sent can't be used, whatever the others do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +36,19 @@ class Request:
     for each other island; broadcast: one from island 0, none from the others."""
     weights: tuple[float, ...] = ()
     """Of all islands, for a sum."""
+    present: bool = False
+    """Of a gather or a swap: whether it goes on without islands that are lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What an island gets back. sum: one row; gather, swap: one row of each other island, in order; broadcast: one."""
+    """What an island gets back. sum: one row; gather, swap: one row of each other island that had posted it, in order;
+    broadcast: one."""
 
     number: int
     rows: tuple[Tensor, ...]
+    lost: Mapping[int, str] = field(default_factory=dict)
+    """Islands that were lost before they had posted it, with the cause."""
 
 
 class Relay:
@@ -46,18 +56,26 @@ class Relay:
 
     def __init__(self, islands: int) -> None:
         self.islands = islands
+        self.lost: dict[int, str] = {}
+        self.goes_on = False
+        """Whether all islands have said, by an exchange among those present, that the run survives a loss."""
         self._open: dict[int, dict[int, Request]] = {}
         self._next = [0] * islands
         self._scratch = torch.empty(BLOCK)
 
     def offer(self, island: int, request: Request) -> dict[int, Answer]:
-        """Take an island's request; the answers of all islands if it was the last one missing, else nothing."""
+        """Take an island's request; the answers of all islands if it was the last one missing, else nothing.
+
+        Raises IslandError for what it should not have sent, and takes nothing then.
+        """
+        if island in self.lost:
+            raise IslandError(f"island {island} is lost ({self.lost[island]}) and may not come back")
         if request.number != self._next[island]:
-            raise TransportError(
+            raise IslandError(
                 f"island {island} posted exchange {request.number}, its next is {self._next[island]}: replayed or lost"
             )
-        self._next[island] += 1
         _check(request, island, self.islands)
+        self._next[island] += 1
         posted = self._open.setdefault(request.number, {})
         posted[island] = request
         other = next(iter(posted))
@@ -66,26 +84,49 @@ class Relay:
                 f"islands {other} and {island} disagree on exchange {request.number}: {_form(posted[other])} against "
                 f"{_form(request)}. Start all with the same code, recipe and model"
             )
-        if len(posted) < self.islands:
-            return {}
-        del self._open[request.number]
-        rows = self._combine(request.kind, [posted[k] for k in range(self.islands)])
-        return {k: Answer(number=request.number, rows=row) for k, row in rows.items()}
+        return {} if self._missing(request.number) else self._close(request.number)
+
+    def lose(self, island: int, cause: str) -> list[dict[int, Answer]]:
+        """Go on without an island: the answers of the exchanges for which it was the last one missing, in order."""
+        self.lost[island] = cause
+        return [self._close(number) for number in sorted(self._open) if not self._missing(number)]
+
+    def waits_for(self) -> tuple[int, int] | None:
+        """An exchange that needs a lost island, and that island."""
+        for number, posted in self._open.items():
+            gone = [k for k in self.lost if k not in posted]
+            if gone and not _any(posted).present:
+                return number, gone[0]
+        return None
+
+    def _missing(self, number: int) -> list[int]:
+        posted = self._open[number]
+        excused = self.lost if _any(posted).present else {}
+        return [k for k in range(self.islands) if k not in posted and k not in excused]
+
+    def _close(self, number: int) -> dict[int, Answer]:
+        posted = self._open.pop(number)
+        lost = {k: cause for k, cause in self.lost.items() if k not in posted}
+        first = _any(posted)
+        self.goes_on |= first.present and not lost
+        rows = self._combine(first.kind, posted)
+        there = [k for k in range(self.islands) if k not in self.lost]
+        return {k: Answer(number=number, rows=rows[k], lost=lost) for k in there}
 
     def missing(self) -> dict[int, list[int]]:
         """Exchange number -> islands that have not posted it, of exchanges that some island waits for."""
-        return {n: [k for k in range(self.islands) if k not in posted] for n, posted in self._open.items()}
+        return {number: self._missing(number) for number in self._open}
 
-    def _combine(self, kind: str, requests: Sequence[Request]) -> Mapping[int, tuple[Tensor, ...]]:
-        everyone = range(self.islands)
+    def _combine(self, kind: str, posted: Mapping[int, Request]) -> Mapping[int, tuple[Tensor, ...]]:
+        everyone = sorted(posted)
         if kind == "sum":
-            total = self._sum(requests)
+            total = self._sum([posted[k] for k in everyone])
             return dict.fromkeys(everyone, (total,))
         if kind == "gather":
-            return {k: tuple(requests[j].rows[0] for j in everyone if j != k) for k in everyone}
+            return {k: tuple(posted[j].rows[0] for j in everyone if j != k) for k in everyone}
         if kind == "swap":
-            return {k: tuple(requests[j].rows[k - (k > j)] for j in everyone if j != k) for k in everyone}
-        return {k: requests[0].rows if k else () for k in everyone}
+            return {k: tuple(posted[j].rows[k - (k > j)] for j in everyone if j != k) for k in everyone}
+        return {k: posted[0].rows if k else () for k in everyone}
 
     def _sum(self, requests: Sequence[Request]) -> Tensor:
         weights = requests[0].weights
@@ -102,9 +143,11 @@ def _check(request: Request, island: int, islands: int) -> None:
     """What an island sends is not trusted to be what `Relayed` sends."""
     wanted = {"sum": 1, "gather": 1, "swap": islands - 1, "broadcast": int(island == 0)}.get(request.kind)
     if len(request.rows) != wanted:
-        raise TransportError(f"island {island} sent {len(request.rows)} rows for a {request.kind}, {wanted} are due")
+        raise IslandError(f"island {island} sent {len(request.rows)} rows for a {request.kind}, {wanted} are due")
     if len(request.weights) != (islands if request.kind == "sum" else 0):
-        raise TransportError(f"island {island} sent {len(request.weights)} weights for a {request.kind}")
+        raise IslandError(f"island {island} sent {len(request.weights)} weights for a {request.kind}")
+    if request.present and request.kind not in ("gather", "swap"):
+        raise IslandError(f"island {island} wants a {request.kind} among those present, which needs all islands")
 
 
 def _vector(row: Tensor) -> Tensor:
@@ -113,5 +156,10 @@ def _vector(row: Tensor) -> Tensor:
     return (row.clone() if row.storage_offset() % 4 else row).view(torch.float32)
 
 
+def _any(posted: Mapping[int, Request]) -> Request:
+    return next(iter(posted.values()))
+
+
 def _form(request: Request) -> str:
-    return f"{request.kind} {list(request.weights)}" if request.weights else request.kind
+    what = f"{request.kind} {list(request.weights)}" if request.weights else request.kind
+    return f"{what} among those present" if request.present else what
