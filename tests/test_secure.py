@@ -30,7 +30,7 @@ from lowcomm.secure.shamir import combine, split
 from lowcomm.secure.unmask import masks_left
 from lowcomm.sync import LocalSGD, SyncReport
 from lowcomm.trainer import train
-from lowcomm.transport import Collective, Simulated
+from lowcomm.transport import Collective, Simulated, Transport
 from lowcomm.transport.base import Arrival
 from lowcomm.types import ConfigError, SyncError
 from tests import runs, toy
@@ -54,7 +54,7 @@ class Wire(Simulated):
         return super().start_swap(sent, sizes)
 
 
-def build(transport: Simulated, secure: SecureSum | None) -> LocalSGD:
+def build(transport: Transport, secure: SecureSum | None) -> LocalSGD:
     models = [toy.Net() for _ in transport.local]
     clients = Clients(secure=secure)
     inners = [toy.sgd(m) for m in models]
@@ -202,7 +202,7 @@ def test_real_processes_one_of_which_dies() -> None:
 def island_main(out: str) -> int:
     transport = Collective.open(torch.device("cpu"), 60.0)
     torch.set_num_threads(1)
-    sync = build(transport, SecureSum())  # pyright: ignore[reportArgumentType]
+    sync = build(transport, SecureSum())
     weights = one_round(sync)
     seen = {"weights": weights.tolist(), "sent": transport.sent_bytes[0]}
     Path(out, f"{transport.local[0]}.json").write_text(json.dumps(seen), encoding="utf-8")
@@ -243,7 +243,7 @@ def doomed_main(out: str, last: int, told: tuple[int, ...]) -> int:
     transport = Doomed.open(torch.device("cpu"), 20.0)
     assert isinstance(transport, Doomed)
     torch.set_num_threads(1)
-    sync = build(transport, SecureSum())  # pyright: ignore[reportArgumentType]
+    sync = build(transport, SecureSum())
     if transport.local[0] == VICTIM:
         transport.last, transport.told = transport.done + last, told
     reports: list[SyncReport] = []
