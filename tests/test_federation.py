@@ -57,7 +57,10 @@ requests = st.builds(
     kind=st.sampled_from(KINDS),
     rows=rows,
     weights=st.lists(st.floats(0, 1), max_size=4).map(tuple),
+    present=st.booleans(),
 )
+pairs = st.lists(st.tuples(st.integers(0, 1023), st.integers(0, 10**6)), max_size=3).map(tuple)
+outcomes = st.builds(Outcome, code=st.integers(0, 255), lost=pairs)
 
 
 def same(a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> bool:
@@ -66,14 +69,14 @@ def same(a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> bool:
 
 @needs_flower
 @settings(max_examples=50, deadline=None)
-@given(given_requests=st.lists(requests, max_size=3), outcome=st.none() | st.builds(Outcome, code=st.integers(0, 255)))
+@given(given_requests=st.lists(requests, max_size=3), outcome=st.none() | outcomes)
 def test_requests_come_back_as_they_were(given_requests: list[Request], outcome: Outcome | None) -> None:
     from lowcomm.federation.packing import pack_requests, unpack_requests
 
     client, clients, found, end = unpack_requests(pack_requests(2, 3, given_requests, outcome))
     assert (client, clients, end) == (2, 3, outcome)
     for a, b in zip(found, given_requests, strict=True):
-        assert (a.number, a.kind, a.weights) == (b.number, b.kind, b.weights)
+        assert (a.number, a.kind, a.weights, a.present) == (b.number, b.kind, b.weights, b.present)
         assert same(a.rows, b.rows)
 
 
@@ -107,7 +110,7 @@ def test_a_mangled_message_is_a_payload_error(data: st.DataObject) -> None:
     assert isinstance(carried, bytes)
     header = json.loads(text)
     values = st.sampled_from([None, -1, 2**63, 1.5, "x", [], [-8, 16], [4], {}, True, [8.0]])
-    where = data.draw(st.sampled_from(["cut", "rows", *header, "number", "kind", "weights"]))
+    where = data.draw(st.sampled_from(["cut", "rows", *header, "number", "kind", "weights", "present"]))
     if where == "cut":
         text = text[: data.draw(st.integers(0, len(text) - 1))]
     elif where == "rows":
@@ -122,7 +125,7 @@ def test_a_mangled_message_is_a_payload_error(data: st.DataObject) -> None:
         )
     except PayloadError:
         return
-    assert where in ("client", "clients", "number", "weights", "requests"), (where, text)
+    assert where in ("client", "clients", "number", "weights", "present", "requests"), (where, text)
     assert all(isinstance(n, int) for n in (client, clients))
     assert all(sum(r.numel() for r in q.rows) <= 8 for q in found)
 
@@ -150,8 +153,6 @@ class Loopback:
     def __init__(self, jobs: list[Job], numbers: list[int] | None = None, timeout_s: float = 20) -> None:
         from flwr.supercore.task_identity import TaskIdentity
 
-        from lowcomm.federation.worker import make_client_app
-
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # as flwr does in an app's process
         self.lock = threading.Condition()
         self.inbox: dict[int, list[Message]] = {}
@@ -162,14 +163,19 @@ class Loopback:
         self.receivers: dict[str, int] = {}
         self.torn = False
         for k, job in enumerate(jobs):
-            node, me = 100 + k, (numbers or list(range(len(jobs))))[k]
+            self.start(100 + k, job, (numbers or list(range(len(jobs))))[k], len(jobs), timeout_s)
+
+    def start(self, node: int, job: Job, me: int, clients: int, timeout_s: float = 20) -> None:
+        from lowcomm.federation.worker import make_client_app
+
+        with self.lock:
             self.inbox[node] = []
-            mailbox = Mailbox(timeout_s)
-            app = make_client_app(mailbox, me, len(jobs))
-            threading.Thread(
-                target=self.train, args=(node, job, Relayed(len(jobs), me, mailbox.post), mailbox), daemon=True
-            ).start()
-            threading.Thread(target=self.serve, args=(node, app), daemon=True).start()
+            self.gone.discard(node)
+        mailbox = Mailbox(timeout_s)
+        app = make_client_app(mailbox, me, clients)
+        transport = Relayed(clients, me, mailbox.post)
+        threading.Thread(target=self.train, args=(node, job, transport, mailbox), daemon=True).start()
+        threading.Thread(target=self.serve, args=(node, app), daemon=True).start()
 
     def train(self, node: int, job: Job, transport: Relayed, mailbox: Mailbox) -> None:
         try:
@@ -223,7 +229,7 @@ class Loopback:
 
 def session(jobs: list[Job], numbers: list[int] | None = None, patience_s: float = 5.0) -> tuple[Loopback, str | None]:
     """(the grid, why the run failed)."""
-    from lowcomm.federation.server import FederationError, Session
+    from lowcomm.federation.session import FederationError, Session
 
     grid = Loopback(jobs, numbers)
     try:
@@ -292,7 +298,7 @@ def test_a_client_that_fails_is_named_and_the_others_are_told(bad: Job, message:
 
 @needs_flower
 def test_a_reply_that_is_cut_off_in_the_middle_holds_nobody_up() -> None:
-    from lowcomm.federation.server import FederationError, Session
+    from lowcomm.federation.session import FederationError, Session
 
     grid = Loopback([talk, dies, talk])
     grid.torn = True
@@ -315,7 +321,8 @@ def test_when_all_clients_fail_the_run_fails() -> None:
 
 @needs_flower
 def test_when_all_clients_were_stopped_so_was_the_run(tmp_path: Path) -> None:
-    from lowcomm.federation.server import Session, write_outcome
+    from lowcomm.federation.server import write_outcome
+    from lowcomm.federation.session import Session
 
     def stop(transport: Relayed) -> str:
         talk(transport)
@@ -336,7 +343,7 @@ def test_clients_with_the_wrong_numbers_are_refused(numbers: list[int]) -> None:
 
 @needs_flower
 def test_a_run_does_not_wait_for_ever_for_clients() -> None:
-    from lowcomm.federation.server import FederationError, Session
+    from lowcomm.federation.session import FederationError, Session
 
     with pytest.raises(FederationError, match=r"only 1 of 2 clients are connected after 0.1 s. Fix: start the others"):
         Session(Loopback([talk]), 2, 0.1).run()  # pyright: ignore[reportArgumentType]
