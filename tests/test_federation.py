@@ -507,14 +507,17 @@ def test_bad_input_is_one_line(
 # SuperLink, SuperNodes and trainers as processes
 
 RECIPE_TEXT = """
+import dataclasses
 from pathlib import Path
+from lowcomm.secure import SecureSum
 from tests.runs import small
 
 def three():
     return small(Path({corpus!r}), None, islands=None, transport="collective", steps=8)
 
 def endless():
-    return small(Path({corpus!r}), None, islands=None, transport="collective", steps=10**6)
+    config = small(Path({corpus!r}), None, islands=None, transport="collective", steps=10**6)
+    return dataclasses.replace(config, sync=dataclasses.replace(config.sync, secure=SecureSum(threshold=0.6)))
 """
 
 
@@ -596,27 +599,36 @@ def rounds_of(run_dir: Path) -> int:
 
 @needs_flower
 @pytest.mark.slow
-def test_strangers_are_refused_and_a_death_ends_the_run(tmp_path: Path) -> None:
-    """While two clients train, a node that the server does not know is turned away; then one trainer is killed."""
-    runs, port = prepare(tmp_path) / "runs", free_port(6)
-    with federation(tmp_path, 2, port, "endless") as process:
+def test_strangers_are_refused_and_a_masked_run_goes_on_while_it_can(tmp_path: Path) -> None:
+    """A node that the server does not know is turned away; then two of three trainers are killed, one by one."""
+    runs, port = prepare(tmp_path) / "runs", free_port(7)
+    with federation(tmp_path, 3, port, "endless") as process:
         until(lambda: process.poll() is not None or rounds_of(runs / "client-0") > 0, 200)
         assert process.poll() is None, process.communicate()[0]
         assert main(["federation", "node", "--directory", str(tmp_path / "stranger")]) == 0
         server = ["--superlink", f"127.0.0.1:{port}", "--ca", runs / "keys" / "ca.crt", "--keys", tmp_path / "stranger"]
-        own = ["--client", 1, "--clients", 2, "--port", port + 5, "--python", sys.executable]
+        own = ["--client", 1, "--clients", 3, "--port", port + 6, "--python", sys.executable]
         refused = launch("launch/federation/client.sh", *map(str, [*server, *own]), f"{tmp_path / 'recipe.py'}:endless")
         is_refusal(refused, f"--keys = '{tmp_path / 'stranger'}'")
-        (victim,) = [p for p in psutil.process_iter() if is_trainer(p, runs / "client-1")]
-        victim.kill()
+        kill_trainer(runs / "client-0")
+        before = rounds_of(runs / "client-2")
+        until(lambda: process.poll() is not None or rounds_of(runs / "client-2") > before + 1, 200)
+        assert process.poll() is None, process.communicate()[0]
+        kill_trainer(runs / "client-1")
         out, _ = process.communicate(timeout=100)
     assert process.returncode == 1, out
-    assert "lowcomm: error: client 1 is lost: " in out
-    assert "client 1 is lost" in (runs / "client-0.log").read_text()
-    assert summary(runs / "client-0")["status"] == "failed"
-    saved = [name for name in checkpoint.names(runs / "client-0" / "checkpoints") if "stop" in name]
-    parts = checkpoint.load(runs / "client-0" / "checkpoints", saved[-1], 0)
-    assert parts["island"][1]["pending"] == [0], "the pseudo-gradient waits for the resume"
+    assert "client 0 is lost, the others go on without it: " in out
+    assert "lowcomm: error: all clients are lost, client 0 first: " in out
+    assert "island 2 has lost all others" in (runs / "client-2.log").read_text()
+    found = summary(runs / "client-2")
+    assert (found["status"], list(found["lost"])) == ("failed", ["0"])
+    saved = checkpoint.names(runs / "client-2" / "checkpoints")
+    assert 0 < int(saved[-1]) <= found["lost"]["0"], "none after the loss, whose part it would lack"
+
+
+def kill_trainer(run_dir: Path) -> None:
+    (victim,) = [p for p in psutil.process_iter() if is_trainer(p, run_dir)]
+    victim.kill()
 
 
 def is_trainer(process: psutil.Process, run_dir: Path) -> bool:

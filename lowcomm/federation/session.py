@@ -244,7 +244,7 @@ class Session:
                 client.told = there
 
     def _lose(self, client: Client, cause: str) -> None:
-        cause = " ".join(cause.split())
+        cause = " ".join(cause.split()).rstrip(".")
         self.sent = {number: node for number, node in self.sent.items() if node != client.node}
         client.outcome, client.lost, client.told = Outcome(code=1, error=cause), cause, False
         client.due.clear()
