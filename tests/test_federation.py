@@ -589,12 +589,12 @@ def until(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.1)
 
 
-def rounds_of(run_dir: Path) -> int:
+def events(run_dir: Path, event: str) -> int:
     try:
         text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8")
     except FileNotFoundError:
         return 0
-    return text.count('"event": "sync"')
+    return text.count(f'"event": "{event}"')
 
 
 @needs_flower
@@ -603,7 +603,7 @@ def test_strangers_are_refused_and_a_masked_run_goes_on_while_it_can(tmp_path: P
     """A node that the server does not know is turned away; then two of three trainers are killed, one by one."""
     runs, port = prepare(tmp_path) / "runs", free_port(7)
     with federation(tmp_path, 3, port, "endless") as process:
-        until(lambda: process.poll() is not None or rounds_of(runs / "client-0") > 0, 200)
+        until(lambda: process.poll() is not None or events(runs / "client-0", "sync") > 0, 200)
         assert process.poll() is None, process.communicate()[0]
         assert main(["federation", "node", "--directory", str(tmp_path / "stranger")]) == 0
         server = ["--superlink", f"127.0.0.1:{port}", "--ca", runs / "keys" / "ca.crt", "--keys", tmp_path / "stranger"]
@@ -611,8 +611,7 @@ def test_strangers_are_refused_and_a_masked_run_goes_on_while_it_can(tmp_path: P
         refused = launch("launch/federation/client.sh", *map(str, [*server, *own]), f"{tmp_path / 'recipe.py'}:endless")
         is_refusal(refused, f"--keys = '{tmp_path / 'stranger'}'")
         kill_trainer(runs / "client-0")
-        before = rounds_of(runs / "client-2")
-        until(lambda: process.poll() is not None or rounds_of(runs / "client-2") > before + 1, 200)
+        until(lambda: process.poll() is not None or events(runs / "client-2", "lost") > 0, 100)
         assert process.poll() is None, process.communicate()[0]
         kill_trainer(runs / "client-1")
         out, _ = process.communicate(timeout=100)

@@ -225,9 +225,22 @@ def test_a_relay_tells_which_exchanges_can_not_do_without_an_island() -> None:
     assert relay.lose(2, GONE) == []
     relay.offer(0, total)
     assert relay.waits_for() is None, "it had posted it"
-    assert sorted(relay.offer(1, total)) == [0, 1]
+    answers = relay.offer(1, total)
+    assert [dict(answers[k].lost) for k in sorted(answers)] == [{}, {}]
     relay.offer(0, Request(number=2, kind="broadcast", rows=(row(1),)))
     assert relay.waits_for() == (2, 2)
+
+
+def test_a_relay_keeps_what_an_island_had_posted() -> None:
+    relay = Relay(3)
+    relay.offer(2, gather(0))
+    relay.lose(2, GONE)
+    relay.offer(0, gather(0))
+    answers = relay.offer(1, gather(0))
+    assert {k: (len(a.rows), dict(a.lost)) for k, a in answers.items()} == {0: (2, {}), 1: (2, {})}
+    relay.offer(0, gather(1))
+    answers = relay.offer(1, gather(1))
+    assert {k: (len(a.rows), dict(a.lost)) for k, a in answers.items()} == {0: (1, {2: GONE}), 1: (1, {2: GONE})}
 
 
 def test_a_relay_does_not_go_on_by_the_word_of_one() -> None:

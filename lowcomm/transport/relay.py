@@ -108,7 +108,7 @@ class Relay:
         posted = self._open.pop(number)
         lost = {k: cause for k, cause in self.lost.items() if k not in posted}
         first = _any(posted)
-        self.goes_on |= first.present and not lost
+        self.goes_on |= first.present
         rows = self._combine(first.kind, posted)
         there = [k for k in range(self.islands) if k not in self.lost]
         return {k: Answer(number=number, rows=rows[k], lost=lost) for k in there}
