@@ -603,8 +603,9 @@ def test_strangers_are_refused_and_a_masked_run_goes_on_while_it_can(tmp_path: P
     """A node that the server does not know is turned away; then two of three trainers are killed, one by one."""
     runs, port = prepare(tmp_path) / "runs", free_port(7)
     with federation(tmp_path, 3, port, "endless") as process:
-        until(lambda: process.poll() is not None or events(runs / "client-0", "sync") > 0, 200)
+        until(lambda: process.poll() is not None or events(runs / "client-0", "sync") > 0, 150)
         assert process.poll() is None, process.communicate()[0]
+        assert events(runs / "client-0", "sync") > 0, "the first round took too long"
         assert main(["federation", "node", "--directory", str(tmp_path / "stranger")]) == 0
         server = ["--superlink", f"127.0.0.1:{port}", "--ca", runs / "keys" / "ca.crt", "--keys", tmp_path / "stranger"]
         own = ["--client", 1, "--clients", 3, "--port", port + 6, "--python", sys.executable]
@@ -613,6 +614,7 @@ def test_strangers_are_refused_and_a_masked_run_goes_on_while_it_can(tmp_path: P
         kill_trainer(runs / "client-0")
         until(lambda: process.poll() is not None or events(runs / "client-2", "lost") > 0, 100)
         assert process.poll() is None, process.communicate()[0]
+        assert events(runs / "client-2", "lost") > 0, "the next round took too long"
         kill_trainer(runs / "client-1")
         out, _ = process.communicate(timeout=100)
     assert process.returncode == 1, out
