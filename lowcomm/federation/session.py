@@ -277,6 +277,4 @@ class Session:
         self.grid.push_messages([Message(pack_answers([], why), client.node, "query", ttl=TTL_S)])
 
     def _fail(self, cause: str) -> None:
-        self.failure = self.failure or cause
-        for client in self.nodes.values():
-            client.due.clear()
+        self.failure = self.failure or cause  # answers that are due still go out: what is complete is so for all
