@@ -121,7 +121,7 @@ def _aggregation_error(directory: Path) -> float | None:
 
 
 def _rows(wanted: list[Cell], work_dir: Path, jobs: int) -> list[dict[str, Any]]:
-    """What is done here, and what an earlier result file tells of cells that are not wanted here, in that file's order."""
+    """What is done here, and what an earlier result file tells of other cells, in that file's order."""
     rows = run_cells(wanted, work_dir, jobs)
     found = [r for cell, row in zip(wanted, rows, strict=True) for r in rows_of(cell, row, work_dir / cell.name)]
     earlier = RESULTS / "fedlora.json"
