@@ -121,13 +121,19 @@ def _aggregation_error(directory: Path) -> float | None:
 
 
 def _rows(wanted: list[Cell], work_dir: Path, jobs: int) -> list[dict[str, Any]]:
-    """What is done here, and what an earlier result file tells of cells that are not wanted here."""
+    """What is done here, and what an earlier result file tells of other cells, in that file's order."""
     rows = run_cells(wanted, work_dir, jobs)
     found = [r for cell, row in zip(wanted, rows, strict=True) for r in rows_of(cell, row, work_dir / cell.name)]
     earlier = RESULTS / "fedlora.json"
     told = json.loads(earlier.read_text(encoding="utf-8"))["rows"] if earlier.exists() else []
-    here = {(r["method"], r["model"], r["seed"]) for r in found}
-    return [*found, *(r for r in told if (r["method"], r["model"], r["seed"]) not in here)]
+    here = [_key(r) for r in found]
+    place = {_key(r): i for i, r in enumerate(told)}
+    rows = [*found, *(r for r in told if _key(r) not in here)]
+    return sorted(rows, key=lambda r: place.get(_key(r), len(told)))
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str, int]:
+    return row["method"], row["model"], row["seed"]
 
 
 def main() -> None:

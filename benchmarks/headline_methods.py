@@ -129,7 +129,7 @@ class Size:
 
 
 NANO = Size(preset="nano", parameters=115_776, steps=STEPS, rates_mbit=(1000.0, 35.0, 0.75), slow_steps=(3, 6))
-TINY = Size(preset="tiny", parameters=824_960, steps=1280, rates_mbit=(1000.0, 60.0, 1.3))
+TINY = Size(preset="tiny", parameters=824_960, steps=STEPS, rates_mbit=(1000.0, 60.0, 1.3))
 THREE_M = Size(preset="3m", parameters=2_706_624, steps=1280, rates_mbit=(1000.0, 55.0, 1.2))
 SIZES = {size.preset: size for size in (NANO, TINY, THREE_M)}
 QUEUE_MS = 10_000.0

@@ -9,7 +9,8 @@ Losses are nats per token on each client's own held-out text; `mean` weighs clie
 the worst tenth of the clients (at least one); `percentiles`, `spread` (standard deviation) and `helped` (the fraction
 of clients that end below what they had before, or alone) say how fairly the gain is shared. Written to clients.json;
 baselines cost as much training twice again. `membership`: mean over the clients of attacks on the global model
-(`privacy.membership_inference`), on the sequences that a client trained first against its held-out ones.
+(`privacy.membership_inference`), on the sequences that a client trained first against its held-out ones, and of the
+loss attack on the `untuned` model: what it finds is how these texts differ, not who was trained on.
 """
 
 from __future__ import annotations
@@ -117,9 +118,9 @@ def report_clients(run: Run) -> None:
 
 
 def _membership(run: Run, batches: Sequence[Batches], fresh: nn.Module) -> dict[str, dict[str, float]]:
-    """Means over the clients with held-out text of both attacks' figures; empty without any."""
+    """Means over the clients with held-out text of the attacks' figures; empty without any."""
     config, transport, device = run.config, run.sync.transport, run.islands[0].device
-    keys = [(attack, figure) for attack in ("loss", "calibrated") for figure in ("auc", "tpr_at_1pct_fpr")]
+    keys = [(attack, figure) for attack in ("loss", "calibrated", "untuned") for figure in ("auc", "tpr_at_1pct_fpr")]
     columns = {"/".join(key): [math.nan] * transport.islands for key in keys}
     with holding_global_weights(run.sync):
         for k, shard in zip(transport.local, training_shards(run.data, run.sync), strict=True):
@@ -177,8 +178,11 @@ def _write(run: Run, table: dict[str, list[float]], membership: Mapping[str, Map
     found["helped"] = helped(known)
     if membership:
         found["membership"] = membership
-        text = ", ".join(f"{attack} AUC {figures['auc']:.3f}" for attack, figures in membership.items())
-        run.progress.note(f"membership inference: {text}")
+        by_loss, calibrated, untuned = (membership[k]["auc"] for k in ("loss", "calibrated", "untuned"))
+        run.progress.note(
+            f"membership inference: loss AUC {by_loss:.3f} (of the untuned model {untuned:.3f}), "
+            f"calibrated AUC {calibrated:.3f}"
+        )
     write_json(run.directory / "clients.json", found)
     text = ", ".join(f"{column} {value:.4f}" for column, value in mean.items())
     run.progress.note(f"clients' validation loss (mean over {run.sync.transport.islands}): {text}")

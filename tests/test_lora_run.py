@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 
 from lowcomm import recipe
 from lowcomm.aggregate import Aggregator
-from lowcomm.aggregate.lora import FedEx, FedIT, FedRand, FlexLoRA
+from lowcomm.aggregate.lora import FedEx, FedIT, FedRand, FlexLoRA, SenderMean
 from lowcomm.cli import main
-from lowcomm.codec import Codec, EitherFactor, Fp32, Int8
+from lowcomm.codec import Codec, EitherFactor, Fp32, Int8, LargestLayers
 from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig, TextFiles, build_data
 from lowcomm.federated import worst_tenth
+from lowcomm.local import SelectLayers
+from lowcomm.local.select_layers import layer_of
 from lowcomm.model import IA3, BitFit, Full, Heads, LoRA, ModelConfig, Prompt, build_model, merge_tuning, token_losses
 from lowcomm.model.tuning import Tuning
 from lowcomm.outer import SGD
@@ -44,13 +46,21 @@ def fedrand():
 
 def flexlora():
     return small(Path({corpus!r}), None, "flexlora")
+
+def selective():
+    return small(Path({corpus!r}), None, "selective")
 """
 METHODS: dict[str, tuple[Aggregator, Codec]] = {
     "fedit": (FedIT(rank=2), Fp32()),
     "fedex": (FedEx(rank=2), Int8(exchange="gather")),
     "fedrand": (FedRand(rank=2), EitherFactor()),
     "flexlora": (FlexLoRA(rank=4, ranks=(4, 2)), Fp32()),
+    "selective": (SenderMean(rank=2), LargestLayers(budget_bytes=2_048)),
 }
+TARGETS = {"selective": ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")}
+"""Of those that have others than q and v."""
+OBJECTIVES = {"selective": SelectLayers(budget_bytes=2_048)}
+"""Of those that have one."""
 
 
 def write_clients(directory: Path) -> Path:
@@ -82,8 +92,8 @@ def small(corpus: Path, run_dir: Path | None, method: str, **changes: Any) -> Ru
             validation_sequences=8,
             validation_fraction=0.3,
         ),
-        model=ModelConfig(preset="nano", tuning=LoRA(rank=rank)),
-        sync=SyncConfig(every=3, outer=SGD(lr=1.0), aggregator=rule, codec=codec),
+        model=ModelConfig(preset="nano", tuning=LoRA(rank=rank, targets=TARGETS.get(method, ("q_proj", "v_proj")))),
+        sync=SyncConfig(every=3, outer=SGD(lr=1.0), aggregator=rule, codec=codec, objective=OBJECTIVES.get(method)),
         checkpoint=CheckpointConfig(every_rounds=1, keep=4, export=False),
     )
     return dataclasses.replace(base, **changes)
@@ -101,7 +111,7 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("method", ["fedex", "fedrand", "flexlora"])
+@pytest.mark.parametrize("method", ["fedex", "fedrand", "flexlora", "selective"])
 def test_processes_give_the_simulations_bits(tmp_path: Path, corpus: Path, recipe_file: Path, method: str) -> None:
     simulated = tmp_path / "simulated"
     assert train(small(corpus, simulated, method)) == 0
@@ -119,6 +129,27 @@ def test_resume_is_bit_exact(tmp_path: Path, corpus: Path, method: str) -> None:
     assert train(stopped) == 3
     assert train(dataclasses.replace(halves, resume=True)) == 0
     runs.assert_same(runs.outcome(tmp_path / "halves"), runs.outcome(tmp_path / "whole"))
+
+
+def moved_layers(checkpoints: Path, saved: str, island: int) -> set[str]:
+    """Those that are not where the round began that the run was stopped in."""
+    now, start = (load_file(checkpoints / x / f"island-{island:05}/island.safetensors") for x in (saved, saved[:6]))
+    return {layer_of(n) for n, w in now.items() if "lora" in n and not torch.equal(w, start[n])}
+
+
+def test_selected_layers_are_kept_by_a_run_that_stops_inside_a_round(tmp_path: Path, corpus: Path) -> None:
+    """Twice in one round, then in the next, whose choice is another."""
+    whole, parts = small(corpus, tmp_path / "whole", "selective"), small(corpus, tmp_path / "parts", "selective")
+    assert train(whole) == 0
+    moved: list[list[set[str]]] = []
+    for step, saved in ((4, "000001-stop0"), (5, "000001-stop1"), (7, "000002-stop2")):
+        stopped = dataclasses.replace(parts.checkpoint, stop_at_step=step)
+        assert train(dataclasses.replace(parts, checkpoint=stopped, resume=step > 4)) == 3
+        moved.append([moved_layers(parts.directory / "checkpoints", saved, k) for k in range(2)])
+    assert moved[0] == moved[1] != moved[2]
+    assert {len(layers) for by_island in moved for layers in by_island} == {2}, "of 12"
+    assert train(dataclasses.replace(parts, resume=True)) == 0
+    runs.assert_same(runs.outcome(tmp_path / "parts"), runs.outcome(tmp_path / "whole"))
 
 
 def test_a_run_reports_its_error_and_its_clients(tmp_path: Path, corpus: Path) -> None:

@@ -47,13 +47,23 @@ def test_calibration_takes_out_how_hard_a_sequence_is() -> None:
     assert found["loss"]["auc"] < 0.6
 
 
+def test_text_that_differs_is_told_apart_without_any_training() -> None:
+    """Files held out whole: the loss attack "finds" members of a model that saw none, and `untuned` says so."""
+    easy, hard = torch.linspace(1, 2, 20), torch.linspace(1.5, 2.5, 30)
+    found = attacks((easy, easy), (hard, hard))
+    assert found["untuned"] == found["loss"] and found["loss"]["auc"] > 0.8
+    assert found["calibrated"]["auc"] == 0.5
+    learnt = attacks((easy, easy - 2), (hard, hard))
+    assert learnt["untuned"] == found["untuned"] and learnt["calibrated"]["auc"] == 1.0
+
+
 @pytest.mark.parametrize("scores", [torch.zeros(0), torch.tensor([float("nan")])])
 def test_no_scores_are_refused(scores: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="at least one is needed"):
         auc(scores, torch.zeros(1))
 
 
-def test_a_run_writes_its_membership_figures(tmp_path: Path) -> None:
+def test_a_run_writes_its_membership_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw = random.Random(3)
     for i in range(28):
         path = tmp_path / "corpus" / "ab"[i % 2] / f"{i}.txt"
@@ -84,7 +94,10 @@ def test_a_run_writes_its_membership_figures(tmp_path: Path) -> None:
     )
     assert train(plain) == 0
     found = json.loads((tmp_path / "plain" / "clients.json").read_text(encoding="utf-8"))["membership"]
-    assert set(found) == {"loss", "calibrated"}
+    assert set(found) == {"loss", "calibrated", "untuned"}
+    aucs = {k: f"{figures['auc']:.3f}" for k, figures in found.items()}
+    said = f"loss AUC {aucs['loss']} (of the untuned model {aucs['untuned']}), calibrated AUC {aucs['calibrated']}"
+    assert f"membership inference: {said}\n" in capsys.readouterr().out
     for figures in found.values():
         assert set(figures) == {"auc", "tpr_at_1pct_fpr"}
         assert all(0 <= value <= 1 for value in figures.values())
@@ -139,6 +152,7 @@ def test_an_overfitted_model_tells_its_members_and_noise_hides_them(tmp_path: Pa
         assert train(config) == 0
         found[config.directory.name] = json.loads((config.directory / "clients.json").read_text(encoding="utf-8"))
     known, hidden = (found[name]["membership"] for name in ("plain", "private"))
+    assert known["untuned"] == hidden["untuned"] and abs(known["untuned"]["auc"] - 0.5) < 0.2
     assert known["loss"]["auc"] > 0.9 and known["calibrated"]["auc"] > 0.9
     assert abs(hidden["calibrated"]["auc"] - 0.5) < 0.2  # some forty sequences a side: one standard deviation is 0.07
     assert known["calibrated"]["tpr_at_1pct_fpr"] > hidden["calibrated"]["tpr_at_1pct_fpr"] + 0.2

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lowcomm.round.flood import gathers
 from lowcomm.secure import SecureSum
 from lowcomm.sync import SyncReport
 from lowcomm.transport import Collective, Transport
@@ -260,7 +261,10 @@ def test_a_relay_refuses_those_that_are_lost_and_sums_without_them() -> None:
         relay.offer(0, Request(number=0, kind="broadcast", rows=(row(1),), present=True))
 
 
-ROLL, HEARD, KEYS, SEALED, MASKED, AGREED, SUMS, CONFIRM, SHARES, VERIFY = range(1, 11)
+ROLL, HEARD = 1, 2
+KEYS = HEARD + gathers(ISLANDS)
+SEALED, MASKED, SUMS, CONFIRM = range(KEYS + 1, KEYS + 5)
+VERIFY = CONFIRM + gathers(ISLANDS) + 1
 
 
 @pytest.mark.parametrize("posts", [False, True])

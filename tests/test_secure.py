@@ -28,7 +28,7 @@ from lowcomm.secure import SecureSum, dtype_of, from_fixed, to_fixed
 from lowcomm.secure.party import Party
 from lowcomm.secure.shamir import combine, split
 from lowcomm.secure.unmask import masks_left
-from lowcomm.sync import LocalSGD, SyncReport
+from lowcomm.sync import LocalSGD
 from lowcomm.trainer import train
 from lowcomm.transport import Collective, Simulated, Transport
 from lowcomm.transport.base import Arrival
@@ -67,12 +67,12 @@ def one_round(sync: LocalSGD) -> torch.Tensor:
     return toy.flat(list(sync.weights().values()))
 
 
-def plain_sum(left: Sequence[int], secure: SecureSum) -> torch.Tensor:
+def plain_sum(left: Sequence[int], secure: SecureSum, islands: int = N) -> torch.Tensor:
     """Weights after a round whose sum is made of the same integers without masks."""
-    sync = build(Simulated(N), None)
+    sync = build(Simulated(islands), None)
     sync.schedule = dataclasses.replace(EveryH())
     start = toy.flat(list(sync.weights().values()))
-    local = [toy.Net() for _ in range(N)]
+    local = [toy.Net() for _ in range(islands)]
     for k, model in enumerate(local):
         inner = toy.sgd(model)
         for step in range(4):
@@ -80,7 +80,7 @@ def plain_sum(left: Sequence[int], secure: SecureSum) -> torch.Tensor:
             (model(x) - y).square().mean().backward()
             inner.step()
             inner.zero_grad()
-    tokens = [4.0 + k for k in range(N)]
+    tokens = [4.0 + k for k in range(islands)]
     weights = Mean().weights(tokens)
     total = np.zeros(len(start), dtype=dtype_of(secure.bits))
     for k in left:
@@ -219,81 +219,6 @@ def test_processes_give_the_simulations_bits_and_bytes(tmp_path: Path) -> None:
     for k in range(3):
         seen = json.loads((tmp_path / f"{k}.json").read_text(encoding="utf-8"))
         assert seen == {"weights": weights, "sent": sync.transport.sent_bytes[k]}
-
-
-class Doomed(Collective):
-    """Kills its process in its exchange number `last` of those that survive a death, having sent it to `told` only."""
-
-    last, told, done = 0, (), 0
-
-    def _swap_living(
-        self, sends: Sequence[torch.Tensor], receives: Sequence[torch.Tensor]
-    ) -> list[list[torch.Tensor | None]]:
-        self.done += 1
-        if self.done == self.last:
-            works = [torch.distributed.isend(sends[k], group_dst=k) for k in self.told]
-            for work in works:
-                assert work is not None
-                work.wait()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super()._swap_living(sends, receives)
-
-
-def doomed_main(out: str, last: int, told: tuple[int, ...]) -> int:
-    transport = Doomed.open(torch.device("cpu"), 20.0)
-    assert isinstance(transport, Doomed)
-    torch.set_num_threads(1)
-    sync = build(transport, SecureSum())
-    if transport.local[0] == VICTIM:
-        transport.last, transport.told = transport.done + last, told
-    reports: list[SyncReport] = []
-    sync.listeners.append(reports.append)
-    dealt: list[Party] = []
-    with pytest.MonkeyPatch.context() as patch:
-        start = Party.__init__
-        patch.setattr(Party, "__init__", lambda self, *args: (dealt.append(self), start(self, *args))[1])
-        weights = [one_round(sync).tolist() for _ in range(2)]
-    told_of = [list(p._told or ()) for p in dealt]  # pyright: ignore[reportPrivateUsage]
-    seen = {"weights": weights, "dropped": [r.dropped for r in reports], "told": told_of}
-    Path(out, f"{transport.local[0]}.json").write_text(json.dumps(seen), encoding="utf-8")
-    transport.close()
-    return 0
-
-
-ROLL, HEARD, KEYS, SEALED, MASKED, ROUND_OF_BAD, SUMS, CONFIRM, SHARES, VERIFY = range(1, 11)
-VICTIM = 2
-
-
-@pytest.mark.parametrize(
-    ("last", "told"),
-    [
-        *((ROLL, (0,)), (HEARD, ()), (KEYS, (0,)), (SEALED, (3,)), (MASKED, ()), (MASKED, (0,)), (ROUND_OF_BAD, (3,))),
-        *((SUMS, ()), (SUMS, (0,)), (CONFIRM, (0,)), (SHARES, (3,)), (VERIFY, (0,))),
-    ],
-)
-def test_a_process_that_is_killed_in_the_exchange_is_recovered(tmp_path: Path, last: int, told: tuple[int]) -> None:
-    """Whenever it dies and whoever still heard it, the others commit one sum, and the next one without it."""
-    log = tmp_path / "log"
-    arguments = (str(tmp_path), last, told)
-    started = [runs.start(doomed_main, arguments, log, e) for e in runs.islands_environment(N)]
-    codes = [runs.wait(child, log) for child in started]
-    text = log.read_text(encoding="utf-8")
-    assert codes == [0, 0, -signal.SIGKILL, 0], text
-    seen = [json.loads((tmp_path / f"{k}.json").read_text(encoding="utf-8")) for k in (0, 1, 3)]
-    assert seen[0]["weights"] == seen[1]["weights"] == seen[2]["weights"]
-    counted = last >= CONFIRM  # its vector and its part of the sum were everywhere
-    left = range(N) if counted else [0, 1, 3]
-    got = torch.tensor(seen[0]["weights"][0])
-    if last == ROLL:
-        torch.testing.assert_close(got, plain_sum(left, SecureSum()), rtol=1e-6, atol=1e-7)  # weights of three
-    else:
-        assert torch.equal(got, plain_sum(left, SecureSum()))
-    for found in seen:
-        assert [list(d) for d in found["dropped"]] == [[] if counted else [str(VICTIM)], [str(VICTIM)]]
-        assert found["dropped"][1] == {str(VICTIM): "its process is gone"}
-        *unused, first, second = found["told"]
-        assert (first, second) == (list(left), [0, 1, 3])
-        assert unused == ([[]] if last in (HEARD, KEYS, SEALED) else []), "new keys if its own had not reached all"
 
 
 def doomed_run(corpus: str, run_dir: str, victim: int) -> int:

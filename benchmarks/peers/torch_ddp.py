@@ -14,6 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.peers.session import Session, run
 
+WHOLE_MB = 64
+"""One bucket for the PowerSGD hook: with more it starts all_reduces in callbacks, in an order that differs between the
+ranks, and gloo aborts (seen on the tiny preset with torch 2.13)."""
+
 
 class TorchDdp:
     """`option`: None, "bf16" or "powersgd" (rank 1, the hook's default, from the third step on)."""
@@ -22,7 +26,8 @@ class TorchDdp:
         dist.init_process_group("gloo", timeout=timedelta(seconds=1800))
         self.option = session.plan.option
         self.model = session.model()
-        wrapped = DistributedDataParallel(self.model)
+        whole = WHOLE_MB if self.option == "powersgd" else None
+        wrapped = DistributedDataParallel(self.model, bucket_cap_mb=whole)
         self.island, self.shard, self.steps = session.island(self.model, wrapped), session.shard(), 0
         self.buffer_bytes = 0
         """Of the tensors that the hook has handed to all_reduce; plain DDP has no hook that could count."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from lowcomm.aggregate.base import Aggregator
+from lowcomm.round.flood import flood
 from lowcomm.transport.base import Transport
 from lowcomm.types import Round, SyncError
 
@@ -36,6 +37,8 @@ class RollCall:
     """Islands that want the run to stop because an exchange was late."""
     expected: frozenset[int] | None = None
     """Islands that were sampled; None: all."""
+    gone: frozenset[int] = frozenset()
+    """Islands whose process is gone, as all know."""
 
     def without(self, bad: Mapping[int, str], aggregator: Aggregator, round: Round, quorum: float) -> RollCall:
         """This roll with more islands left out. Raises SyncError if too few are left."""
@@ -91,6 +94,7 @@ def call_roll(
         arrivals_s=[row[1] for row in table],
         stopping=[k for k, row in enumerate(table) if any(row[4:])],
         expected=expected,
+        gone=frozenset(gone),
     )
 
 
@@ -101,10 +105,10 @@ def _gather(transport: Transport, rows: Sequence[torch.Tensor]) -> tuple[list[li
     came = transport.gather_present(rows)
     islands = range(transport.islands)
     lost = torch.tensor([k in transport.lost for k in islands], dtype=torch.uint8)
-    said = [row for row in transport.gather_present([lost] * len(rows)) if row is not None]
-    gone = {k for k in islands if any(row[k] for row in said)}
+    said = flood(transport, [lost] * len(rows))
+    gone = {k for k in islands if said[k]}
     empty = torch.zeros_like(rows[0])
-    # whoever is lost in the second gather only was heard by all in the first
+    # whoever is lost after the first gather only was heard by all in it
     return [(empty if row is None or k in gone else row).tolist() for k, row in enumerate(came)], gone
 
 

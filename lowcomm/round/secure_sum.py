@@ -1,11 +1,10 @@
 """A round whose contributions are masked: the exchange of `lowcomm.secure` over a transport.
 
-Keys go to all, shares from each to each, masked vectors by all-to-all: island k adds up the k-th part of them. Then the
-islands agree on whose vectors came and gather the sums of the parts, still masked; only when all have all of them do
-they give the shares that unmask the sum. Until then no secret of anybody is known, so that an island whose process dies
-can be taken out of the sum, or, if its keys had not reached all, the sum be begun again with new keys. After it the sum
-is fixed, and the shares of the threshold are enough. Two islands that die in the same exchange may leave the others
-with two views of who is left: the round then fails, and no more than a minority has given shares.
+Keys go to all, shares from each to each, masked vectors by all-to-all: island k adds up the k-th part of them. The sums
+of the parts are gathered, still masked, and the islands agree (`round.flood`) on who is unusable or gone and whether
+all have the whole sum; only then do they give the shares that unmask it. Until then no secret of anybody is known, so
+that an island whose process dies can be taken out of the sum, or, if its keys had not reached all, the sum be begun
+again with new keys. After it the sum is fixed, and the shares of the threshold are enough.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lowcomm.round.compressed import Crossing, Exchanged
+from lowcomm.round.flood import flood
 from lowcomm.secure import SHARE_BYTES, SecureSum, dtype_of, from_fixed, to_fixed
 from lowcomm.types import PayloadError, SyncError
 
@@ -36,10 +36,10 @@ CHECK_BYTES = 4
 
 def sum_masked(crossing: Crossing, secure: SecureSum, deltas: Sequence[Tensor]) -> Exchanged:
     """Fill the fragment's mean. Raises SyncError, on every island alike, if fewer than the threshold are left."""
-    masked = _MaskedSum(crossing=crossing, secure=secure)
-    while not masked.exchange(deltas):
-        masked = _MaskedSum(crossing=crossing, secure=secure, without=masked.struck)
-    whole = masked.unmask(masked.collect())
+    masked = _MaskedSum(crossing=crossing, secure=secure, gone=crossing.roll.gone)
+    while (collected := masked.exchange(deltas)) is None:
+        masked = _MaskedSum(crossing=crossing, secure=secure, without=masked.struck, gone=masked.gone)
+    whole = masked.unmask(collected)
     # weights were on before it was known who stays
     factor = 1 / sum(crossing.roll.weights[k] for k in masked.survivors)
     mean = from_fixed(whole, factor, secure.limit, secure.bits)
@@ -58,6 +58,8 @@ class _MaskedSum:
     secure: SecureSum
     without: Mapping[int, str] = field(default_factory=dict)
     """Islands of the roll that are left out from the start, with the reason."""
+    gone: frozenset[int] = frozenset()
+    """Islands that add nothing up any more, as all know."""
 
     def __post_init__(self) -> None:
         self.parties = [k for k, w in enumerate(self.crossing.roll.weights) if w != 0 and k not in self.without]
@@ -78,8 +80,6 @@ class _MaskedSum:
         """By local island: whose messages it could not use."""
         self.early: set[int] = set()
         """Islands that are gone and whose keys may not have reached all."""
-        self.gone: set[int] = set()
-        """Islands that add nothing up any more, as all know."""
         self.survivors = list(self.parties)
         """Whose vectors are summed."""
         self.struck: dict[int, str] = dict(self.without)
@@ -94,15 +94,13 @@ class _MaskedSum:
                 f"left, sync.secure needs {self.threshold} ({why}). Nothing was committed."
             )
 
-    def exchange(self, deltas: Sequence[Tensor]) -> bool:
-        """Messages 1 to 3, and who is left; False if it must be done again with new keys and without `struck`."""
+    def exchange(self, deltas: Sequence[Tensor]) -> np.ndarray | None:
+        """Messages 1 to 3 and the masked sum; None if it must be done again with new keys and without `struck`."""
         self.need(self.parties)
         self.exchange_keys()
         self.early = {k for k in self.parties if k in self.crossing.transport.lost}
         self.exchange_masked(deltas)
-        again = self.agree()
-        self.need(self.survivors)
-        return not again
+        return self.collect()
 
     def exchange_keys(self) -> None:
         """Messages 1 and 2: public keys to all, shares of the secret ones from each to each."""
@@ -134,66 +132,58 @@ class _MaskedSum:
         islands = range(crossing.transport.islands)
         self.parts = self._swap_parts(self.parties, {k: k for k in islands})
 
-    def agree(self) -> bool:
-        """Leave out whom any island could not use or has lost; whether one was lost before its keys were everywhere.
+    def collect(self) -> np.ndarray | None:
+        """The masked sum over the survivors, once every island that is left has all of it; None as in `exchange`.
 
-        Only what was said counts: whoever is lost in this very gather may have been heard by others.
+        Who could not be used or died with a part of it is taken out of the sum, for which no share was given yet.
         """
-        transport, islands = self.crossing.transport, range(self.crossing.transport.islands)
-        lost = dict.fromkeys(transport.lost, LATE) | dict.fromkeys(self.early, EARLY)
-        rows = {
-            k: bytes(lost.get(j, UNUSABLE if j in found else 0) for j in islands)
-            for k, found in zip(transport.local, self.bad, strict=True)
-        }
-        table = self._gather(rows, len(islands))
-        own = {k: why for found in self.bad for k, why in found.items()}
-        own |= {k: found[k] for k, found in zip(transport.local, self.bad, strict=True) if k in found}
-        self.gone = {k for k in islands if any(row[k] >= LATE for row in table.values())}
-        for k in self.parties:
-            others = [j for j, row in table.items() if row[k]]
-            if others:
-                reason = own.get(k, f"islands {others} could not use its payload")
-                self.struck[k] = GONE if k in self.gone else reason
-        self.survivors = [k for k in self.parties if k not in self.struck]
-        return any(row[k] == EARLY for row in table.values() for k in self.parties)
-
-    def collect(self) -> np.ndarray:
-        """The masked sum over the survivors, once every island that is left has all of it.
-
-        Who died with a part of it is taken out of the sum, for which no share was given yet.
-        """
-        transport, islands = self.crossing.transport, range(self.crossing.transport.islands)
+        islands = range(self.crossing.transport.islands)
         while True:
             whole = self._gather_sums()
-            missing = transport.lost if whole is None else self.gone
-            row = bytes([whole is not None, *(k in missing for k in islands)])
-            table = self._gather(dict.fromkeys(transport.local, row), len(row))
-            if whole is not None and all(said[0] for said in table.values()):
+            local = [bytes([whole is None, *self._said(found)]) for found in self.bad]
+            missing, *codes = flood(self.crossing.transport, [_tensor(row) for row in local]).tolist()
+            if whole is not None and not missing and not any(codes[k] == UNUSABLE for k in self.survivors):
                 return whole
-            new = {k for k in islands if any(said[1 + k] for said in table.values())} - self.gone
-            self.gone |= new
-            self.struck |= {k: GONE for k in self.parties if k in new}
-            self.survivors = [k for k in self.survivors if k not in new]
-            self.need(self.survivors if new else [])
+            self.gone |= {k for k in islands if codes[k] >= LATE}
+            self._strike({k: codes[k] for k in self.survivors if codes[k]})
+            self.need(self.survivors)
+            if any(codes[k] == EARLY for k in self.parties):
+                return None
+
+    def _said(self, found: Mapping[int, str]) -> list[int]:
+        """By island, what a local one that `found` some unusable says of it."""
+        said = dict.fromkeys(found, UNUSABLE) | dict.fromkeys(self.crossing.transport.lost, LATE)
+        said |= dict.fromkeys(self.early, EARLY)
+        return [said.get(k, 0) for k in range(self.crossing.transport.islands)]
+
+    def _strike(self, codes: Mapping[int, int]) -> None:
+        """Take islands out of the sum."""
+        own = {k: why for found in self.bad for k, why in found.items()}
+        own |= {k: f[k] for k, f in zip(self.crossing.transport.local, self.bad, strict=True) if k in f}
+        for k, code in codes.items():
+            self.struck[k] = GONE if code >= LATE else own.get(k, "other islands could not use its payload")
+        self.survivors = [k for k in self.survivors if k not in codes]
 
     def _gather_sums(self) -> np.ndarray | None:
         """The survivors' masked sum; None if a part of it did not come."""
         transport, islands = self.crossing.transport, range(self.crossing.transport.islands)
         totals = {k: self._total(part) for k, part in zip(transport.local, self.parts, strict=True)}
-        sums = self._gather(totals, self.part * self.dtype.itemsize)
+        came = self._gather(totals, 1 + self.part * self.dtype.itemsize)
+        sums = {k: row[1:] for k, row in came.items() if row[0]}
         for gone in sorted(self.gone):  # it added up a part: the survivors send that again, to all
-            (came, *_) = self._swap_parts(self.survivors, {k: gone for k in islands if k not in self.gone})
-            whole = all(k in came for k in self.survivors)
-            sums |= {gone: self._total(came)} if whole else {}
+            (parts, *_) = self._swap_parts(self.survivors, {k: gone for k in islands if k not in self.gone})
+            total = self._total(parts)
+            sums |= {gone: total[1:]} if total[0] else {}
         if len(sums) < len(islands):
             return None
         return np.frombuffer(b"".join(sums[k] for k in islands), dtype=self.dtype)
 
     def _total(self, part: Mapping[int, np.ndarray]) -> bytes:
+        """Whether the part of every survivor came, a byte, and their sum."""
         total = np.zeros(self.part, dtype=self.dtype)
         for k in self.survivors:
-            total = total + part[k]
-        return total.tobytes()
+            total = total + part.get(k, 0)
+        return bytes([all(k in part for k in self.survivors)]) + total.tobytes()
 
     def unmask(self, whole: np.ndarray) -> np.ndarray:
         """Message 4: the survivors' sum, modulo 2^bits."""

@@ -14,9 +14,9 @@ Shapes and dtypes: Delta fp32, flat; sums are integers modulo 2^bits, so they ar
 whatever the masks. Rounding: at most limit 2^(1 - bits) per entry and island; entries above `limit` are cut to it.
 Cost on the wire, per island with n islands: 2 (n - 1) / n P bits / 8 for P parameters, as for fp32 without secure
 aggregation with bits = 32; and (n - 1) (64 + 82 + 34 n) + 4 (n - 1) bytes of keys, shares and checksums, and
-(n - 1) (3 n + 1) bytes that say who is left.
+(n - 1) (6 n + 4) bytes that say who is left (4 islands or more; three gathers in a row, twice).
 Computation: n ChaCha20 streams of P entries to mask, and again as many to take the masks off.
-A process that dies: the others go on without it, whenever it dies in the exchange (`lowcomm.round.secure_sum`).
+Processes that die, two in the same exchange too: the others go on without them (`lowcomm.round.secure_sum`).
 Raises: SyncError if fewer than the threshold are left: nothing is committed. ConfigError for what can't be summed.
 Deviates: there is no server. Each island adds up one n-th of the vector, and so sees one n-th of every masked vector.
 What is protected from whom stands in docs/pages/security.md: nobody is assumed to break the protocol, and with two
