@@ -30,6 +30,7 @@ LORA = {
     "FlexLoRA, ranks 8 4 4 2": "flexlora",
     "HLoRA, ranks 8 4 4 2": "hlora",
     "HetLoRA, ranks 8 4 4 2": "hetlora",
+    "HetLoRA, ranks pruned from 8 4 4 2": "hetlora_pruned",
     "FedSA-LoRA": "fedsa",
     "LoRA-FAIR": "lora_fair",
     "FedRand": "fedrand",

@@ -90,6 +90,13 @@ def hetlora() -> RunConfig:
     return replace(base, sync=replace(base.sync, objective=RankDecay(gamma=0.99)))
 
 
+def hetlora_pruned() -> RunConfig:
+    """HetLoRA with a decay of last rows so strong that clients do prune within six rounds, at a higher loss."""
+    base = hetlora()
+    sync = replace(base.sync, objective=RankDecay(strength=0.1, gamma=0.99))
+    return replace(base, name="fed-lora-hetlora-pruned", sync=sync)
+
+
 def fedsa() -> RunConfig:
     """FedSA-LoRA: A is shared, every client keeps its own B."""
     return _tiny("fedsa", FedSA(rank=RANK), codec=Shared())

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from lowcomm.aggregate.lora import Adapter, HetLoRA
 from lowcomm.aggregate.lora.hetlora import kept
@@ -96,23 +95,8 @@ def test_ranks_only_fall_and_factors_moments_and_bytes_follow() -> None:
     assert f"ranks {' '.join(map(str, told[-1]))}; payload bytes sent " in run.reports[-1].notes[-1]
 
 
-def factors_at_sync(run: toy.Islands) -> list[dict[str, Tensor]]:
-    """Filled with each island's factors just before a sync: hooks that were there before those of LocalSGD."""
-    found: list[dict[str, Tensor]] = [{} for _ in run.models]
-    for k, replica in enumerate(run.sync.replicas):
-        hook = replica.inner._optimizer_step_post_hooks  # pyright: ignore[reportPrivateUsage]
-
-        def keep(*_: Any, k: int = k) -> None:
-            found[k] = {n: p.detach().clone() for n, p in run.sync.replicas[k].params.items()}
-
-        replica.inner.register_step_post_hook(keep)
-        hook.move_to_end(next(reversed(hook)), last=False)
-    return found
-
-
 def test_the_aggregate_is_the_dense_statement_of_the_shrunk_ranks() -> None:
     run = islands()
-    local = factors_at_sync(run)
     shares = [t / sum(run.tokens) for t in run.tokens]
     for _ in range(5):
         run.round()
@@ -120,7 +104,7 @@ def test_the_aggregate_is_the_dense_statement_of_the_shrunk_ranks() -> None:
         for pair in pairs_of(weights):
             a, b = torch.zeros_like(weights[pair.a]), torch.zeros_like(weights[pair.b])
             scales = [16.0 / first for first in FIRST]
-            own = [(x[pair.a][:r], x[pair.b][:, :r]) for x, r in zip(local, ranks, strict=True)]
+            own = [(x[pair.a][:r], x[pair.b][:, :r]) for x, r in zip(run.trained, ranks, strict=True)]
             sizes = [
                 p * float((s * y.double() @ x.double()).norm())
                 for (x, y), s, p in zip(own, scales, shares, strict=True)
