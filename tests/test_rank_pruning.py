@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from lowcomm.aggregate.lora import Adapter, HetLoRA
 from lowcomm.aggregate.lora.hetlora import kept
 from lowcomm.aggregate.lora.rule import pairs_of
 from lowcomm.clients import Clients
-from lowcomm.codec import Ans, Codec, ErrorFeedback, Int4, Int8, Packed
+from lowcomm.codec import Ans, Codec, ErrorFeedback, Fp32, Int4, Int8, Packed
+from lowcomm.codec.base import State
 from lowcomm.island import Soap
 from lowcomm.local import Objective, RankDecay, Scaffold
 from lowcomm.round.roll_call import call_roll
 from lowcomm.trainer import train
 from lowcomm.transport import Simulated
-from lowcomm.types import ConfigError, Round
+from lowcomm.types import ConfigError, Delta, Payload, PayloadError, Round
 from tests import lora_toy as toy
 from tests import runs
 from tests.test_lora_run import ranks_told, small, write_clients
@@ -153,6 +155,26 @@ def test_a_client_that_is_left_out_keeps_its_rank() -> None:
     while run.sync.ranks[1] == FIRST[1]:
         run.round()
         assert run.sync.round < 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spoilt(Fp32):
+    """What island 2 sends in round 1 can't be used, which is seen when payloads are there."""
+
+    def encode(self, delta: Delta, state: State, round: Round) -> tuple[Payload, State]:
+        if (round.island, round.index) == (2, 1) and any(bool(d.any()) for d in delta.values()):
+            raise PayloadError("spoilt")
+        return super().encode(delta, state, round)
+
+
+def test_a_client_whose_payload_was_no_good_keeps_its_rank() -> None:
+    run = islands(codec=Spoilt())
+    run.round()
+    run.round()
+    assert run.reports[-1].dropped == {2: "spoilt"}
+    assert run.sync.ranks[2] == FIRST[2] and run.sync.ranks[1] < FIRST[1]
+    run.round()
+    assert run.sync.ranks[2] < FIRST[2]
 
 
 @pytest.mark.parametrize(("told", "words"), [(5, "its rank is 5, it had 4"), (0, "rank is 0"), (float("nan"), "nan")])
