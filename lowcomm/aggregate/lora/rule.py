@@ -69,7 +69,7 @@ class LoraRule(Aggregator):
     rslora: bool = False
     """Scale by alpha / sqrt(r) instead (rsLoRA, arXiv 2312.03732)."""
     ranks: tuple[int, ...] | None = None
-    """Rank of each island, at most `rank`; None: all have `rank`."""
+    """Rank of each island, at the start where ranks shrink, at most `rank`; None: all have `rank`."""
     by: Literal["tokens", "uniform"] = "tokens"
     """Weight of an island: the tokens that it trained, or the same for each."""
 
