@@ -33,7 +33,6 @@ from lowcomm.round.landing import SyncReport, commit, pass_over
 from lowcomm.round.lora_sync import install
 from lowcomm.round.pacing import StepClock
 from lowcomm.round.replica import Replica
-from lowcomm.round.shrinking import first_ranks
 from lowcomm.round.together import find_transport, together
 from lowcomm.round.verify import check_still_covered, verify_all
 from lowcomm.schedule import Action, EveryH, Pace, Schedule
@@ -61,6 +60,9 @@ class LocalSGD:
 
     Raises CoverageError or DivergenceError at construction, SyncError from the step that could not sync.
     """
+
+    ranks: list[int]
+    """Rank of each island's LoRA factors where ranks shrink inside a run, else empty."""
 
     def __init__(
         self,
@@ -104,8 +106,6 @@ class LocalSGD:
         """Exchanges that have started and not landed, by fragment, in the order of starting."""
         self._worker = Worker(beside=may_overlap(self.transport, self.codec, [r.held for r in self.replicas]))
         self.unverified: dict[int, tuple[bytes, Round]] = {}
-        self.ranks = first_ranks(self.aggregator, self.transport.islands)
-        """Rank of each island's LoRA factors, where they shrink inside a run."""
         self.fragments, self.buffers = prepare(self, buffers or {}, outer_device)
         self.outers = [self.outer.build(f.outer_params) for f in self.fragments]
         self.codec_states = [[self.codec.init(f.views(f.weights)) for f in self.fragments] for _ in self.replicas]

@@ -28,7 +28,7 @@ from lowcomm.local import Objective, RankDecay
 from lowcomm.model import LoRA, Tuning
 from lowcomm.outer import SGD, HeavyBall, Nesterov, Outer
 from lowcomm.round.digest import Digest, digest
-from lowcomm.round.shrinking import rank_now
+from lowcomm.round.shrinking import first_ranks, rank_now
 from lowcomm.schedule import Schedule
 from lowcomm.types import ConfigError, DivergenceError
 
@@ -140,7 +140,7 @@ def tuned_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def install(sync: LocalSGD) -> None:
     """Check the adapters against the rule, give each replica its rank and scale, let resting factors rest."""
-    rule = sync.aggregator
+    rule, sync.ranks = sync.aggregator, first_ranks(sync.aggregator, sync.transport.islands)
     if isinstance(rule, LoraRule):
         mesh = sync.replicas[0].part.mesh
         alone = mesh is None or mesh.size == 1
