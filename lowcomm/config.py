@@ -201,7 +201,7 @@ def _check_sync(config: RunConfig) -> None:
     sync.codec.check()
     sync.aggregator.check()
     check_fit(sync.codec, sync.aggregator)
-    check_lora(sync.aggregator, sync.codec, sync.outer, sync.schedule)
+    check_lora(sync.aggregator, sync.codec, sync.outer, sync.schedule, sync.objective)
     check_privacy(sync.privacy, sync.aggregator, sync.codec, sync.schedule, sync.sampling)
     check_secure(sync.secure, sync.codec, sync.aggregator, sync.schedule)
     if sync.privacy is not None:

@@ -61,6 +61,9 @@ class LocalSGD:
     Raises CoverageError or DivergenceError at construction, SyncError from the step that could not sync.
     """
 
+    ranks: list[int]
+    """Rank of each island's LoRA factors where ranks shrink inside a run, else empty."""
+
     def __init__(
         self,
         model: nn.Module | Sequence[nn.Module],

@@ -87,9 +87,16 @@ def hlora() -> RunConfig:
 
 
 def hetlora() -> RunConfig:
-    """HetLoRA: zero-padded means weighted by the size of each client's update, ranks 8, 4, 4 and 2; last rows decay."""
-    base = _tiny("hetlora", HetLoRA(rank=RANK, ranks=RANKS))
-    return replace(base, sync=replace(base.sync, objective=RankDecay()))
+    """HetLoRA: zero-padded means weighted by the size of each update; ranks of 8, 4, 4 and 2 that clients prune."""
+    base = _tiny("hetlora", HetLoRA(rank=RANK, ranks=RANKS, gamma=0.99))
+    return replace(base, sync=replace(base.sync, objective=RankDecay(gamma=0.99)))
+
+
+def hetlora_pruned() -> RunConfig:
+    """HetLoRA with a decay of last rows so strong that clients do prune within six rounds, at a higher loss."""
+    base = hetlora()
+    sync = replace(base.sync, objective=RankDecay(strength=0.1, gamma=0.99))
+    return replace(base, name="fed-lora-hetlora-pruned", sync=sync)
 
 
 def fedsa() -> RunConfig:

@@ -103,7 +103,7 @@ def batch(island: int, step: int) -> Tensor:
 
 
 class Islands:
-    """A LocalSGD over simulated islands; remembers the effective weights just before and after every sync."""
+    """A LocalSGD over simulated islands; remembers effective weights and trained values just before every sync."""
 
     def __init__(
         self,
@@ -119,9 +119,9 @@ class Islands:
         self.models = list(models)
         inners = [torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=lr) for m in models]
         self.local: list[dict[str, Tensor]] = [{} for _ in models]
-        self.starts: list[dict[str, Tensor]] = []
+        self.trained: list[dict[str, Tensor]] = [{} for _ in models]
         for i, inner in enumerate(inners):  # before LocalSGD's own hook
-            inner.register_step_post_hook(lambda *_, i=i: self.local.__setitem__(i, effective(self.models[i])))
+            inner.register_step_post_hook(lambda *_, i=i: self._remember(i))
         self.sync = LocalSGD(
             self.models, inners, every=every, outer=outer or SGD(lr=1.0), aggregator=rule, codec=codec, clients=clients
         )
@@ -129,6 +129,11 @@ class Islands:
         self.sync.listeners.append(self.reports.append)
         self.tokens = [float(1 + i) for i in range(len(models))]
         self.steps = 0
+
+    def _remember(self, i: int) -> None:
+        self.local[i] = effective(self.models[i])
+        held = self.models[i].named_parameters()
+        self.trained[i] = {n: p.detach().clone() for n, p in held if p.requires_grad}
 
     def step(self) -> None:
         for i, (model, replica) in enumerate(zip(self.models, self.sync.replicas, strict=True)):

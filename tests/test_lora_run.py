@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 
 from lowcomm import recipe
 from lowcomm.aggregate import Aggregator
-from lowcomm.aggregate.lora import FedEx, FedIT, FedRand, FlexLoRA, SenderMean
+from lowcomm.aggregate.lora import FedEx, FedIT, FedRand, FlexLoRA, HetLoRA, SenderMean
 from lowcomm.cli import main
 from lowcomm.codec import Codec, EitherFactor, Fp32, Int8, LargestLayers
 from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig, TextFiles, build_data
 from lowcomm.federated import worst_tenth
-from lowcomm.local import SelectLayers
+from lowcomm.island import AdamW, InnerConfig
+from lowcomm.local import RankDecay, SelectLayers
 from lowcomm.local.select_layers import layer_of
 from lowcomm.model import IA3, BitFit, Full, Heads, LoRA, ModelConfig, Prompt, build_model, merge_tuning, token_losses
 from lowcomm.model.tuning import Tuning
@@ -49,6 +50,8 @@ def flexlora():
 
 def selective():
     return small(Path({corpus!r}), None, "selective")
+def hetlora():
+    return small(Path({corpus!r}), None, "hetlora")
 """
 METHODS: dict[str, tuple[Aggregator, Codec]] = {
     "fedit": (FedIT(rank=2), Fp32()),
@@ -56,11 +59,16 @@ METHODS: dict[str, tuple[Aggregator, Codec]] = {
     "fedrand": (FedRand(rank=2), EitherFactor()),
     "flexlora": (FlexLoRA(rank=4, ranks=(4, 2)), Fp32()),
     "selective": (SenderMean(rank=2), LargestLayers(budget_bytes=2_048)),
+    "hetlora": (HetLoRA(rank=4, ranks=(4, 3), gamma=0.75), Fp32()),
 }
 TARGETS = {"selective": ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")}
 """Of those that have others than q and v."""
-OBJECTIVES = {"selective": SelectLayers(budget_bytes=2_048)}
+OBJECTIVES = {
+    "selective": SelectLayers(budget_bytes=2_048),
+    "hetlora": RankDecay(strength=1.0, gamma=0.75),
+}
 """Of those that have one."""
+LR = {"hetlora": 1e-2}
 
 
 def write_clients(directory: Path) -> Path:
@@ -93,6 +101,7 @@ def small(corpus: Path, run_dir: Path | None, method: str, **changes: Any) -> Ru
             validation_fraction=0.3,
         ),
         model=ModelConfig(preset="nano", tuning=LoRA(rank=rank, targets=TARGETS.get(method, ("q_proj", "v_proj")))),
+        inner=InnerConfig(optimizer=AdamW(lr=LR.get(method, 3e-3))),
         sync=SyncConfig(every=3, outer=SGD(lr=1.0), aggregator=rule, codec=codec, objective=OBJECTIVES.get(method)),
         checkpoint=CheckpointConfig(every_rounds=1, keep=4, export=False),
     )
@@ -111,7 +120,7 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("method", ["fedex", "fedrand", "flexlora", "selective"])
+@pytest.mark.parametrize("method", ["fedex", "fedrand", "flexlora", "selective", "hetlora"])
 def test_processes_give_the_simulations_bits(tmp_path: Path, corpus: Path, recipe_file: Path, method: str) -> None:
     simulated = tmp_path / "simulated"
     assert train(small(corpus, simulated, method)) == 0
@@ -119,6 +128,15 @@ def test_processes_give_the_simulations_bits(tmp_path: Path, corpus: Path, recip
     arguments = ["train", f"{recipe_file}:{method}", "--transport", "collective", "--run-dir", str(tmp_path / "real")]
     assert runs.run_islands(arguments, 2, log) == [0, 0], log.read_text(encoding="utf-8")
     runs.assert_same(runs.outcome(tmp_path / "real"), runs.outcome(simulated))
+    assert ranks_told(tmp_path / "real") == ranks_told(simulated)
+    if method == "hetlora":
+        assert list(ranks_told(simulated).values()) == [4, 3, 4, 2, 3, 1]
+
+
+def ranks_told(run_dir: Path) -> dict[tuple[int, int], int | None]:
+    """By round and island."""
+    lines = [line for line in runs.metrics(run_dir) if line["event"] == "sync"]
+    return {(line["round"], line["island"]): line["rank"] for line in lines}
 
 
 @pytest.mark.parametrize("method", ["fedex", "fedrand"])

@@ -48,9 +48,11 @@ def test_its_gradient_is_that_of_the_papers_term(rank: int, own: int, gamma: flo
 def test_a_tail_of_zeros_pulls_at_nothing_and_resting_factors_rest() -> None:
     local = factors(4, 4, seed=0)
     local[B].zero_()  # as at the start
-    grads = {A: torch.zeros_like(local[A]), B: torch.zeros_like(local[B])}
-    RankDecay(strength=1.0, gamma=0.5).correct(grads, local, {}, {})
-    assert not grads[A].any() and not grads[B].any()
+    for size, strength in ((1.0, 1.0), (100.0, 1e-3), (1.0, 100.0)):
+        large = {**local, A: size * local[A]}
+        grads = {A: torch.zeros_like(local[A]), B: torch.zeros_like(local[B])}
+        RankDecay(strength=strength, gamma=0.5).correct(grads, large, {}, {})
+        assert torch.equal(grads[A], torch.zeros_like(local[A])) and torch.equal(grads[B], torch.zeros_like(local[B]))
     local = factors(4, 4, seed=0)
     grads = {B: torch.zeros_like(local[B], dtype=torch.bfloat16)}  # A has no gradient in this step
     RankDecay(strength=1.0, gamma=0.5).correct(grads, local, {}, {})

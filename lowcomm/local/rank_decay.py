@@ -11,7 +11,7 @@ Shapes and dtypes: A [r, in], B [out, r], any float dtype; norms in fp32. A norm
 No bytes, no state.
 Raises: ConfigError for a setting out of range, for a model without LoRA factors or with one of a layer's two frozen.
 Deviates: the term is added after gradient clipping; with an adaptive inner optimizer it is scaled like a gradient.
-Whether to prune is decided elsewhere (`aggregate.lora.hetlora.pruned`).
+Whether to prune is decided elsewhere (`aggregate.lora.HetLoRA`, which wants the same gamma).
 Reduces to: FedAvg for strength = 0 or gamma = 1, bit for bit.
 """
 
@@ -52,10 +52,9 @@ class RankDecay(Objective):
             last = self._last(a)
             a, b = a * last[:, None], b * last
             norm_a, norm_b = a.norm(), b.norm()
-            tiny = torch.finfo(torch.float32).tiny
             for name, part, ratio in (
-                (name_a, a, norm_b / norm_a.clamp_min(tiny)),
-                (name_b, b, norm_a / norm_b.clamp_min(tiny)),
+                (name_a, a, torch.where(norm_a > 0, norm_b / norm_a, 0.0)),
+                (name_b, b, torch.where(norm_b > 0, norm_a / norm_b, 0.0)),
             ):
                 if name in grads:
                     grads[name].add_((self.strength * ratio * part).to(grads[name].dtype))

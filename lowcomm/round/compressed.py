@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lowcomm.aggregate.base import Aggregator, Combined
 from lowcomm.codec.base import Codec, State
@@ -21,6 +21,8 @@ class Exchanged:
     states: list[State]
     """Codec state of each local island; that of an island whose contribution was not used is the old one."""
     roll: RollCall
+    payload_bytes: list[int] = field(default_factory=list)
+    """Size of each island's payload, where all have got all of them."""
     combined: Combined | None = None
     """What the aggregator made of it beside the mean; None: contributions were summed on the way."""
 

@@ -1,11 +1,12 @@
 """Payloads that every island gets and decodes: sparse, low-rank and entropy-coded ones, and robust aggregators.
 
-An all-gather (sizes first, if they differ), then each contribution is decoded and added in island order, so that no
-island holds more than one dense vector. Bytes per island: (n - 1) payloads each way for n islands.
+An all-gather (sizes first, if they differ and are not known), then each contribution is decoded and added in island
+order, so that no island holds more than one dense vector. Bytes per island: (n - 1) payloads each way for n islands.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,7 @@ from lowcomm.aggregate.base import Combined
 from lowcomm.codec.base import State
 from lowcomm.round.compressed import Crossing, Exchanged
 from lowcomm.round.roll_call import RollCall
+from lowcomm.round.shrinking import part, sizes_bytes
 from lowcomm.types import Contribution, Payload, PayloadError
 
 
@@ -28,17 +30,27 @@ def gather_payloads(crossing: Crossing, deltas: Sequence[Tensor]) -> Exchanged:
         rows.append(row)
         after.append(state)
         mine.append({crossing.transport.local[local]: why} if why else {})
-    everyone = all(w != 0 for w in crossing.roll.weights)  # else some rows are empty, which all islands know
-    fixed = crossing.codec.fixed_size and everyone
-    received = list(crossing.transport.gather(rows)) if fixed else crossing.transport.gather_sized(rows)
-    payloads = [Payload(data=row.contiguous()) for row in received]
+    payloads = [Payload(data=row.contiguous()) for row in _exchange(crossing, rows)]
     found, combined = _combine(crossing, payloads, crossing.roll)
     roll, changed = crossing.strike([{**found, **own} for own in mine])
     if changed:
         failed, combined = _combine(crossing, payloads, roll)
         if failed:
             raise PayloadError(f"payloads failed only at the second look: {failed}")
-    return crossing.commit(after, roll, combined)
+    done = crossing.commit(after, roll, combined)
+    return dataclasses.replace(done, payload_bytes=[p.nbytes for p in payloads])
+
+
+def _exchange(crossing: Crossing, rows: Sequence[Tensor]) -> list[Tensor]:
+    """Every island's row, of a size that all know beforehand if they can."""
+    transport, roll, codec = crossing.transport, crossing.roll, crossing.codec
+    everyone = all(w != 0 for w in roll.weights)  # else some rows are empty, which all islands know
+    if not codec.fixed_size or not (everyone or roll.ranks):
+        return transport.gather_sized(rows)
+    if not roll.ranks:
+        return list(transport.gather(rows))
+    sizes = sizes_bytes(codec, crossing.mean, roll, crossing.round)
+    return transport.swap_rows([[row] * transport.islands for row in rows], [sizes] * len(rows))[0]
 
 
 def _encode(crossing: Crossing, local: int, flat: Tensor) -> tuple[Tensor, State, str | None]:
@@ -46,7 +58,8 @@ def _encode(crossing: Crossing, local: int, flat: Tensor) -> tuple[Tensor, State
 
     An island whose encoder fails still sends as many bytes as the others wait for.
     """
-    codec, like = crossing.codec, crossing.fragment.views(flat)
+    codec, views = crossing.codec, crossing.fragment.views(flat)
+    like = part(crossing.roll, views, crossing.transport.local[local])
     if not crossing.takes_part(local):
         return torch.empty(0, dtype=torch.uint8, device=flat.device), crossing.states[local], None
     own = crossing.round_of(local)
@@ -73,7 +86,7 @@ def _combine(crossing: Crossing, payloads: Sequence[Payload], roll: RollCall) ->
             if one_by_one:
                 codec.accumulate(payload, weight, mean, crossing.round)
             else:
-                delta = codec.decode(payload, mean, crossing.round)
+                delta = codec.decode(payload, part(roll, mean, island), crossing.round)
                 index = crossing.round.index
                 contributions.append(Contribution(island=island, delta=delta, weight=weight, round=index))
         except PayloadError as error:

@@ -127,7 +127,7 @@ def _fill(flat: Tensor, saved: Tensor) -> None:
 def _check_fits(sync: LocalSGD, objective: Objective) -> None:
     name = type(objective).__name__
     mesh, rule, codec = sync.replicas[0].part.mesh, sync.aggregator, sync.codec
-    own_ranks = isinstance(rule, LoraRule) and rule.ranks is not None
+    own_ranks = isinstance(rule, LoraRule) and (rule.ranks is not None or rule.shrinks)
     own_factors = type(codec).private is not Codec.private
     why = None
     if mesh is not None and mesh.size > 1:

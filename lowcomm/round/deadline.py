@@ -73,7 +73,7 @@ class Deadlines:
         arrival_s, start = flight.began - self._last_roll, time.perf_counter()
         flight.roll = roll = call_roll(
             sync.transport, sync.aggregator, flight.round, flight.unsynced, flight.norms, sync.quorum, arrival_s, stop,
-            flight.expected,
+            flight.expected, flight.ranks, sync.ranks,
         )  # fmt: skip
         self._last_roll = flight.rolled = time.perf_counter()
         flight.latency_s = flight.rolled - start

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowcomm.clients import expected, sampled
 from lowcomm.round.flight import Flight
+from lowcomm.round.shrinking import decide
 
 if TYPE_CHECKING:
     from lowcomm.sync import LocalSGD
@@ -37,6 +38,7 @@ def depart(sync: LocalSGD, index: int) -> Flight:
         # of a protected island the others do not learn how much it trained, nor whether it did
         unsynced=[1.0 if guard.per_client else r.tokens if whole else r.unsynced(index) for r in sync.replicas],
         expected=expected(sync),
+        ranks=decide(sync, index),
         bytes_before=list(zip(transport.sent_bytes, transport.received_bytes, strict=True)),
     )
 

@@ -59,6 +59,8 @@ class Flight:
     """Islands that contribute; None: all."""
     told: list[float] = field(default_factory=list)
     """What each island tells for its privacy mechanism to learn from: first the local ones, after the exchange all."""
+    ranks: list[int] = field(default_factory=list)
+    """By local island, the rank of the LoRA factors that it sends; empty where ranks stay as they are."""
     roll: RollCall | None = None
     """Who was on the roll before payloads were looked at."""
     future: Future[Exchanged] = field(default_factory=Future)

@@ -44,7 +44,7 @@ def check_parts(sync: LocalSGD, models: Sequence[nn.Module]) -> None:
     check_privacy(sync.privacy, sync.aggregator, sync.codec, sync.schedule, sync.clients.sampling)
     check_secure(sync.clients.secure, sync.codec, sync.aggregator, sync.schedule)
     sync.schedule.check(sync.every, None)
-    check_lora(sync.aggregator, sync.codec, sync.outer, sync.schedule)
+    check_lora(sync.aggregator, sync.codec, sync.outer, sync.schedule, sync.clients.objective)
     loosen(models, sync.aggregator)
 
 

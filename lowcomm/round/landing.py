@@ -14,6 +14,7 @@ from lowcomm.round.flight import Flight
 from lowcomm.round.gradients import average_buffers
 from lowcomm.round.lora_sync import hold, mixed, settle
 from lowcomm.round.pacing import decide
+from lowcomm.round.shrinking import adopt, told_ranks
 from lowcomm.round.verify import verify_equal
 from lowcomm.types import Round, SyncError
 
@@ -51,6 +52,8 @@ class SyncReport:
     """Rate at which it would have been there just when it was due; None where it was not due beside training."""
     aggregation_error: float | None = None
     """How far what was aggregated is from what should be, relative; None: exact by construction, or not known."""
+    ranks: list[int] = field(default_factory=list)
+    """Rank of each island's LoRA factors from now on, where ranks shrink."""
 
 
 def commit(sync: LocalSGD, flight: Flight, start: float, delayed: bool = False) -> None:
@@ -84,6 +87,7 @@ def _commit(sync: LocalSGD, flight: Flight, start: float, delayed: bool) -> None
     sync.outers[index].step()
     trained = [r.tokens != t for r, t in zip(sync.replicas, flight.tokens, strict=True)]
     moved = [done.roll.weights[k] != 0 and more for k, more in zip(transport.local, trained, strict=True)]
+    adopt(sync, done.roll)
     own = hold(sync, index, list(done.roll.dropped))
     digest = fragment.merge(tensors, starts, alpha, moved) if delayed else fragment.write(tensors)
     added = settle(sync, index, done.combined, own)
@@ -129,6 +133,7 @@ def _report(sync: LocalSGD, flight: Flight, done: Exchanged, blocked_s: float) -
         exchanged_bytes=flight.sent_bytes,
         needed_bytes_per_s=flight.needed_bytes_per_s,
         aggregation_error=done.combined.error if done.combined is not None else None,
+        ranks=sync.ranks,
     )
     for listener in sync.listeners:
         listener(report)
@@ -162,6 +167,8 @@ def _notes(sync: LocalSGD, flight: Flight, done: Exchanged) -> Iterator[str]:
         yield f"round {flight.round.index}: sampled islands {sorted(flight.expected)} of {sync.transport.islands}"
     for told in done.combined.notes if done.combined is not None else ():
         yield f"round {flight.round.index}: {told}"
+    if sync.ranks:
+        yield f"round {flight.round.index}: {told_ranks(sync, done.payload_bytes)}"
     note = sync.codec.note(sync.codec_states[0][flight.fragment])
     if note is not None:
         yield f"round {flight.round.index}: {note}"

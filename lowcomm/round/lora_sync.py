@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lowcomm.aggregate.base import Aggregator, Combined
 from lowcomm.aggregate.lora.adapter import Product
+from lowcomm.aggregate.lora.hetlora import HetLoRA
 from lowcomm.aggregate.lora.rolora import RoLoRA
 from lowcomm.aggregate.lora.rule import FACTOR, LoraRule, pairs_of
 from lowcomm.aggregate.lora.senders import SenderMean
@@ -23,9 +24,11 @@ from lowcomm.codec.base import Codec
 from lowcomm.codec.error_feedback import ErrorFeedback
 from lowcomm.codec.in_turn import InTurn
 from lowcomm.codec.parts import Parts
+from lowcomm.local import Objective, RankDecay
 from lowcomm.model import LoRA, Tuning
 from lowcomm.outer import SGD, HeavyBall, Nesterov, Outer
 from lowcomm.round.digest import Digest, digest
+from lowcomm.round.shrinking import first_ranks, rank_now
 from lowcomm.schedule import Schedule
 from lowcomm.types import ConfigError, DivergenceError
 
@@ -33,7 +36,9 @@ if TYPE_CHECKING:
     from lowcomm.sync import LocalSGD
 
 
-def check_lora(aggregator: Aggregator, codec: Codec, outer: Outer, schedule: Schedule) -> None:
+def check_lora(
+    aggregator: Aggregator, codec: Codec, outer: Outer, schedule: Schedule, objective: Objective | None = None
+) -> None:
     """Raise ConfigError for parts that a LoRA rule, or a codec that sends parts, can't work with."""
     inner = codec.codec if isinstance(codec, ErrorFeedback) else codec
     name = type(aggregator).__name__
@@ -52,6 +57,12 @@ def check_lora(aggregator: Aggregator, codec: Codec, outer: Outer, schedule: Sch
     _refuse(
         held, "sync.codec", type(codec).__name__, f"{name} needs what an island trained as a whole", "ErrorFeedback"
     )
+    if isinstance(aggregator, HetLoRA) and aggregator.gamma is not None and isinstance(objective, RankDecay):
+        mine, other = aggregator.gamma, objective.gamma
+        _refuse(mine != other, "sync.aggregator.gamma", mine, f"RankDecay's is {other}: other rows decay", "equal ones")
+    keeps = aggregator.shrinks and bool(codec.init({"probe": torch.zeros(8, 8)}))
+    why = f"{name} with a gamma sends fewer rows as ranks shrink, which its state does not fit"
+    _refuse(keeps, "sync.codec", type(codec).__name__, why, "use Fp32() or Int8(exchange='gather') as it is")
     parts = schedule.fragments
     _refuse(parts != 1, "sync.schedule.fragments", parts, f"{name} needs both factors of a layer at once", "use EveryH")
     if aggregator.regauges or aggregator.moves_base:
@@ -129,7 +140,7 @@ def tuned_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def install(sync: LocalSGD) -> None:
     """Check the adapters against the rule, give each replica its rank and scale, let resting factors rest."""
-    rule = sync.aggregator
+    rule, sync.ranks = sync.aggregator, first_ranks(sync.aggregator, sync.transport.islands)
     if isinstance(rule, LoraRule):
         mesh = sync.replicas[0].part.mesh
         alone = mesh is None or mesh.size == 1
@@ -233,9 +244,9 @@ def settle(sync: LocalSGD, index: int, combined: Combined | None, held: Sequence
     """After the global weights were written: ranks, scales, private values, base weights. Digest of what was added."""
     rule, fragment = sync.aggregator, sync.fragments[index]
     for replica, island, own in zip(sync.replicas, sync.transport.local, held, strict=True):
-        if isinstance(rule, LoraRule) and rule.ranks is not None:
+        if isinstance(rule, LoraRule) and (rule.ranks is not None or rule.shrinks):
             for name, view in fragment.views(fragment.weights).items():
-                replica.held[name].copy_(rule.local(name, view, island))
+                replica.held[name].copy_(rule.local(name, view, island, rank_now(sync, island)))
         for name, value in own.items():
             replica.held[name].copy_(value)
         if isinstance(rule, LoraRule) and rule.regauges and combined is not None:

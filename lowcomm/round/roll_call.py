@@ -1,8 +1,8 @@
 """Who takes part in a round: decided alike on every island, before and after payloads have crossed.
 
-32 bytes per island at the start (round, arrival, tokens, norm; 40 where lateness may stop the run), and one byte per
-island and contribution once payloads have been looked at: a payload may be broken on one link only, and all islands
-must leave out the same ones.
+32 bytes per island at the start (round, arrival, tokens, norm; 8 more where lateness may stop the run, 8 more where
+LoRA ranks shrink), and one byte per island and contribution once payloads have been looked at: a payload may be broken
+on one link only, and all islands must leave out the same ones.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class RollCall:
     """Islands that were sampled; None: all."""
     gone: frozenset[int] = frozenset()
     """Islands whose process is gone, as all know."""
+    ranks: list[int] = field(default_factory=list)
+    """Rank of the LoRA factors that each island sends; empty where ranks stay as they are."""
 
     def without(self, bad: Mapping[int, str], aggregator: Aggregator, round: Round, quorum: float) -> RollCall:
         """This roll with more islands left out. Raises SyncError if too few are left."""
@@ -57,33 +59,28 @@ def call_roll(
     arrival_s: float = 0.0,
     stop: bool | None = None,
     expected: frozenset[int] | None = None,
+    ranks: Sequence[int] = (),
+    had: Sequence[int] = (),
 ) -> RollCall:
     """Exchange (round, arrival, tokens, norm) and decide who takes part.
 
     tokens, norms: one per local island. arrival_s: as in `RollCall.arrivals_s`, of this process. stop: its vote to stop
     the run; None: nobody votes. expected: islands that were sampled (None: all), of which a `quorum` (a fraction) must
-    be left, or SyncError is raised.
+    be left, or SyncError is raised. ranks: of LoRA factors by local island, where they shrink; had: by island, before.
     """
     vote = [] if stop is None else [float(stop)]
     rows = [
-        torch.tensor([float(round.index), arrival_s, t, n, *vote], dtype=torch.float64)
-        for t, n in zip(tokens, norms, strict=True)
+        torch.tensor([float(round.index), arrival_s, t, n, *vote, *map(float, ranks[i : i + 1])], dtype=torch.float64)
+        for i, (t, n) in enumerate(zip(tokens, norms, strict=True))
     ]
     table, gone = _gather(transport, [_of_island(transport, row) for row in rows])
     rounds = sorted(row[0] for k, row in enumerate(table) if k not in gone)
     expected_round = rounds[len(rounds) // 2]
     dropped: dict[int, str] = {}
-    for island, (index, _, count, norm, *_) in enumerate(table):
-        if expected is not None and island not in expected:
-            continue
-        if island in gone:
-            dropped[island] = "its process is gone"
-        elif index != expected_round:
-            dropped[island] = f"it is in round {int(index)}, the others in {int(expected_round)}"
-        elif not math.isfinite(norm):
-            dropped[island] = f"its pseudo-gradient is not finite (norm {norm})"
-        elif not (math.isfinite(count) and count >= 0):
-            dropped[island] = f"its token count is {count}"
+    for island, row in enumerate(table):
+        if expected is None or island in expected:
+            why = "its process is gone" if island in gone else _unusable(row, expected_round, had[island : island + 1])
+            dropped |= {island: why} if why else {}
     all_tokens = [row[2] for row in table]
     weights = _weights(all_tokens, dropped, aggregator, round, quorum, expected)
     return RollCall(
@@ -92,10 +89,26 @@ def call_roll(
         dropped=dropped,
         norms=[row[3] for row in table],
         arrivals_s=[row[1] for row in table],
-        stopping=[k for k, row in enumerate(table) if any(row[4:])],
+        stopping=[k for k, row in enumerate(table) if any(row[4 : 4 + len(vote)])],
         expected=expected,
         gone=frozenset(gone),
+        # one that is left out sends nothing, and keeps the rank that it had
+        ranks=[old if weights[k] == 0 else int(table[k][-1]) for k, old in enumerate(had)],
     )
+
+
+def _unusable(row: Sequence[float], round_index: float, had: Sequence[int]) -> str | None:
+    """Why what an island says of itself can't be used; None: it can."""
+    index, _, count, norm, *_ = row
+    if index != round_index:
+        return f"it is in round {int(index)}, the others in {int(round_index)}"
+    if not math.isfinite(norm):
+        return f"its pseudo-gradient is not finite (norm {norm})"
+    if not (math.isfinite(count) and count >= 0):
+        return f"its token count is {count}"
+    if had and not 1 <= row[-1] <= had[0]:
+        return f"its rank is {row[-1]:g}, it had {had[0]}"
+    return None
 
 
 def _gather(transport: Transport, rows: Sequence[torch.Tensor]) -> tuple[list[list[float]], set[int]]:

@@ -28,7 +28,8 @@ def global_part(sync: LocalSGD) -> Part:
     tensors |= sync.corrections.global_tensors([f.numel for f in sync.fragments])
     fragments = [list(f.names) for f in sync.fragments]
     pace = dataclasses.asdict(sync.pace)
-    return tensors, {"round": sync.round, "outer": outer, "fragments": fragments, "pace": pace}
+    ranks = {"ranks": sync.ranks} if sync.ranks else {}
+    return tensors, {"round": sync.round, "outer": outer, "fragments": fragments, "pace": pace, **ranks}
 
 
 def load_global(sync: LocalSGD, part: Part) -> None:
@@ -40,7 +41,7 @@ def load_global(sync: LocalSGD, part: Part) -> None:
         fragment.weights[: fragment.numel].copy_(tensors[f"weights.{i}"])
         optimizer_state.from_tensors(optimizer, f"outer.{i}", tensors, values["outer"][i])
     sync.corrections.load_global(tensors)
-    sync.round, sync.pace = values["round"], Pace(**values["pace"])
+    sync.round, sync.pace, sync.ranks = values["round"], Pace(**values["pace"]), values.get("ranks", sync.ranks)
 
 
 def island_part(sync: LocalSGD, local: int) -> Part:

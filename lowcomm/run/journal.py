@@ -65,6 +65,7 @@ class Journal:
                     "exchanged_bytes": report.exchanged_bytes[i],
                     "needed_bytes_per_s": report.needed_bytes_per_s,
                     "aggregation_error": report.aggregation_error,
+                    "rank": report.ranks[island] if report.ranks else None,
                     "epsilon": None if spent is None else spent["epsilon_per_round"],
                     "epsilon_total": None if spent is None else spent["epsilon_total"],
                 },

@@ -5,7 +5,8 @@ gets the contributions of a round, takes them apart by the names that peft gives
 leads from the old global factors to the new ones, with what is to be added to frozen base weights beside it.
 
 Every island has factors of rank `rank`; one of lower rank has zeros behind its own rows, which get no gradient (the row
-of A meets a zero column of B and the other way round), so that they stay zero.
+of A meets a zero column of B and the other way round), so that they stay zero. Where ranks shrink inside a run
+(`shrinks`) its contributions are of its own rank, and its scale stays that of the rank it began with.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class LoraRule(Aggregator):
     rslora: bool = False
     """Scale by alpha / sqrt(r) instead (rsLoRA, arXiv 2312.03732)."""
     ranks: tuple[int, ...] | None = None
-    """Rank of each island, at most `rank`; None: all have `rank`."""
+    """Rank of each island, at the start where ranks shrink, at most `rank`; None: all have `rank`."""
     by: Literal["tokens", "uniform"] = "tokens"
     """Weight of an island: the tokens that it trained, or the same for each."""
 
@@ -106,6 +107,18 @@ class LoraRule(Aggregator):
     def rank_of(self, island: int) -> int:
         """The island's rank."""
         return self.rank if self.ranks is None else self.ranks[island]
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether islands' ranks shrink inside a run."""
+        return False
+
+    def next_rank(self, after: Sequence[Adapter], before: Sequence[Adapter]) -> int:
+        """The rank with which an island goes on, from 1 to the one that it has.
+
+        after, before: its factors of each layer, as it has trained them and as it got them, at its rank and scale.
+        """
+        return before[0].rank
 
     @abstractmethod
     def layer(
@@ -153,21 +166,31 @@ class LoraRule(Aggregator):
         return Combined(delta=delta, residuals=residuals, error=tally.error, notes=tally.notes(type(self).__name__))
 
     def _client(self, c: Contribution, pair: Pair, start: Delta) -> Adapter:
-        rank = self.rank_of(c.island)
-        a, b = start[pair.a] - c.delta[pair.a], start[pair.b] - c.delta[pair.b]
-        return Adapter(a=a[:rank], b=b[:, :rank], scale=self.scale_of(rank))
+        first, sent = self.rank_of(c.island), c.delta[pair.a].shape[0]
+        rank = min(first, sent)
+        a = start[pair.a][:sent] - c.delta[pair.a]
+        b = start[pair.b][:, :sent] - c.delta[pair.b]
+        return Adapter(a=a[:rank], b=b[:, :rank], scale=self.scale_of(first))
 
-    def local(self, name: str, value: Tensor, island: int) -> Tensor:
-        """What the island keeps of a global factor: rows (A) or columns (B) of its rank, B at its scale."""
-        match, rank = FACTOR.fullmatch(name), self.rank_of(island)
+    def adapters(self, factors: Delta, island: int, rank: int) -> list[Adapter]:
+        """The first `rank` rows of an island's factors, by layer."""
+        scale = self.scale_of(self.rank_of(island))
+        found = [(factors[pair.a], factors[pair.b]) for pair in pairs_of(factors)]
+        return [Adapter(a=a[:rank], b=b[:, :rank], scale=scale) for a, b in found]
+
+    def local(self, name: str, value: Tensor, island: int, rank: int | None = None) -> Tensor:
+        """What the island keeps of a global factor: rows (A) or columns (B) of its rank, B at its scale.
+
+        rank: the one that it has now; None: the one of `ranks`.
+        """
+        match, first = FACTOR.fullmatch(name), self.rank_of(island)
+        rank = first if rank is None else rank
         if match is None or rank == self.rank:
             return value
         own = value.clone()
-        if match["factor"] == "A":
-            own[rank:] = 0
-        else:
-            own[:, rank:] = 0
-            own *= self.scale / self.scale_of(rank)
+        clear_beyond(name, own, rank)
+        if match["factor"] == "B":
+            own *= self.scale / self.scale_of(first)
         return own
 
 
@@ -197,6 +220,21 @@ class _Tally:
             return ()
         worst = f", at worst {self.worst[0]:.3g} in {self.worst[1]}" if self.worst[1] else ""
         return (f"{rule}: aggregation error {self.error:.3g} over {self.layers} layers{worst}",)
+
+
+def cut_factor(name: str, value: Tensor, rank: int) -> Tensor:
+    """The first `rank` rows of A or columns of B, as a view; any other tensor whole."""
+    match = FACTOR.fullmatch(name)
+    if match is None:
+        return value
+    return value[:rank] if match["factor"] == "A" else value[:, :rank]
+
+
+def clear_beyond(name: str, value: Tensor, rank: int) -> None:
+    """Zero what `cut_factor` leaves out, in place."""
+    match = FACTOR.fullmatch(name)
+    if match is not None:
+        (value[rank:] if match["factor"] == "A" else value[:, rank:]).zero_()
 
 
 def pairs_of(names: Sequence[str] | Delta) -> list[Pair]:
