@@ -66,28 +66,30 @@ class Between:
 def on_threads(islands: int, job: Callable[[Relayed], Result], broken_at: int | None = None) -> list[Result]:
     """What `job` gives on each island; the first error is raised."""
     between = Between(islands, broken_at)
-    results: list[Result | BaseException] = [RuntimeError("did not run")] * islands
+    return each_on_a_thread(between, lambda k: job(Relayed(islands, k, between.post(k))))
+
+
+def each_on_a_thread(between: Between, work: Callable[[int], Result]) -> list[Result]:
+    """What `work` gives for each island; the first error ends the exchanges of all, and is raised."""
+    results, errors = dict[int, Result](), list[BaseException]()
 
     def run(k: int) -> None:
         try:
-            results[k] = job(Relayed(islands, k, between.post(k)))
+            results[k] = work(k)
         except BaseException as error:
-            results[k] = error
+            errors.append(error)
             with between.changed:
                 between.failure = between.failure or str(error)
                 between.changed.notify_all()
 
-    threads = [threading.Thread(target=run, args=(k,)) for k in range(islands)]
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(between.relay.islands)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    good: list[Result] = []
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-        good.append(result)
-    return good
+    if errors:
+        raise errors[0]
+    return [results[k] for k in range(between.relay.islands)]
 
 
 def weights_only(seen: list[str]) -> list[str]:

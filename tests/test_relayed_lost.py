@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +20,7 @@ from lowcomm.transport.relay import Answer, IslandError, Relay, Request
 from lowcomm.transport.relayed import Relayed
 from lowcomm.types import SyncError, TransportError
 from tests import runs
-from tests.test_relayed import Between, row
+from tests.test_relayed import Between, each_on_a_thread, row
 
 ISLANDS, VICTIM = 4, 2
 GONE = "its process is gone"
@@ -50,32 +49,21 @@ def survivors(
     job: Callable[[Relayed], Result], victim: Callable[[Doomed], object], islands: int = ISLANDS
 ) -> dict[int, Result]:
     """What `job` gives on the islands that are left when the victim, whose thread is to die, is lost."""
-    between, results, errors = Between(islands), dict[int, Result](), list[BaseException]()
+    between, results = Between(islands), dict[int, Result]()
 
-    def run(k: int) -> None:
+    def work(k: int) -> None:
+        if k != VICTIM:
+            results[k] = job(Relayed(islands, k, between.post(k)))
+            return
         try:
-            if k == VICTIM:
-                victim(Doomed(islands, k, between.post(k)))
-            else:
-                results[k] = job(Relayed(islands, k, between.post(k)))
+            victim(Doomed(islands, k, between.post(k)))
         except Died:
             with between.changed:
                 for answers in between.relay.lose(k, GONE):
                     between.answers |= {(j, answer.number): answer for j, answer in answers.items()}
                 between.changed.notify_all()
-        except BaseException as error:
-            errors.append(error)
-            with between.changed:
-                between.failure = between.failure or str(error)
-                between.changed.notify_all()
 
-    threads = [threading.Thread(target=run, args=(k,)) for k in range(islands)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    each_on_a_thread(between, work)
     return results
 
 
