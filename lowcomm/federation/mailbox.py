@@ -6,8 +6,9 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lowcomm.transport.base import KEPT
 from lowcomm.transport.relay import Answer, Request
-from lowcomm.transport.relayed import KEPT, Waiting
+from lowcomm.transport.relayed import Waiting
 from lowcomm.types import TransportError
 
 

@@ -15,6 +15,8 @@ BLOCK = 1 << 17
 """Elements summed at a time: accumulator and scratch stay in the L2 cache (2 x 512 KB)."""
 
 
+KEPT = "Nothing was committed: local weights are kept and the pseudo-gradient stays pending."
+"""What an exchange that failed leaves."""
 Arrival = Callable[[], list[list[Tensor]]]
 """Waits for a swap that was started and gives what it brought. Raises SyncError."""
 
@@ -88,19 +90,13 @@ class Transport(ABC):
         """These are lost, too. Raises TransportError, and takes none for lost, if nobody else is left of several."""
         others = [k for k in self.present if k not in self.local]
         if others and all(k in gone for k in others):
-            raise TransportError(
-                f"island {self.local[0]} has lost all others: {next(iter(gone.values()))}. Nothing was committed: "
-                "local weights are kept and the pseudo-gradient stays pending."
-            )
+            raise TransportError(f"island {self.local[0]} has lost all others: {next(iter(gone.values()))}. {KEPT}")
         self.lost = {**self.lost, **gone}
 
     def _check_lost(self, before: int) -> None:
         """Raise TransportError if more islands are lost than before an exchange that needs all who were there."""
         if len(self.lost) > before:
-            raise TransportError(
-                f"islands {sorted(self.lost)} are gone: {list(self.lost.values())[-1]}. Nothing was committed: local "
-                "weights are kept and the pseudo-gradient stays pending."
-            )
+            raise TransportError(f"islands {sorted(self.lost)} are gone: {list(self.lost.values())[-1]}. {KEPT}")
 
     def _need_all(self, what: str) -> None:
         if self.lost:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lowcomm.transport.base import BLOCK, Arrival, Transport, ordered_sum
+from lowcomm.transport.base import BLOCK, KEPT, Arrival, Transport, ordered_sum
 from lowcomm.transport.pipelined import pipelined_sum, window
 from lowcomm.transport.survivors import swap_living
 from lowcomm.types import AbandonedError, TransportError, require
@@ -166,10 +166,7 @@ class Collective(Transport):
         if self._beside is None:
             return row[None]
         if not bool(self._gather_inside(torch.tensor([True])).all()):
-            raise AbandonedError(
-                f"another rank of island {self.local[0]} lost its connection. Nothing was committed: local weights are "
-                "kept and the pseudo-gradient stays pending."
-            )
+            raise AbandonedError(f"another rank of island {self.local[0]} lost its connection. {KEPT}")
         return self._gather_inside(row)
 
     def abandon(self) -> None:
@@ -238,8 +235,7 @@ class Collective(Transport):
         except RuntimeError as error:
             cause = str(error).strip().splitlines()[0]
             raise TransportError(
-                f"the {what} among {self.islands} islands failed on island {self.local[0]}: {cause}. "
-                "Nothing was committed: local weights are kept and the pseudo-gradient stays pending."
+                f"the {what} among {self.islands} islands failed on island {self.local[0]}: {cause}. {KEPT}"
             ) from error
 
 

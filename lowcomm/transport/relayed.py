@@ -17,11 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lowcomm.transport.base import Arrival, Transport
+from lowcomm.transport.base import KEPT, Arrival, Transport
 from lowcomm.transport.relay import Answer, Request
 from lowcomm.types import TransportError
 
-KEPT = "Nothing was committed: local weights are kept and the pseudo-gradient stays pending."
 Waiting = Callable[[], Answer]
 """Waits for the answer."""
 Post = Callable[[Request], Waiting]
