@@ -212,7 +212,8 @@ def main() -> None:
         return
     rows = with_earlier(rows_of(options.work_dir, options.seeds, options.size), options.preset)
     told = "python -m benchmarks.headline --peers DIR" + (f" --seeds {options.seeds}" if options.seeds != 1 else "")
-    path = write_result("headline", told, rows)
+    others = dict.fromkeys(r["preset"] for r in rows if r["preset"] != "nano")
+    path = write_result("headline", ", ".join([told, *(f"--preset {preset}" for preset in others)]), rows)
     print(write_headline_table(path), write_headline_plot(path))
 
 
