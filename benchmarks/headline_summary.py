@@ -33,10 +33,10 @@ def headline_summary(result: dict[str, Any]) -> str:
     lines += _other_models(every)
     first = rows[0]
     lines.append(
-        f"\nThe first table: nano, {first['islands']} islands on one machine's shaped network, {first['rtt_ms']:g} ms round "
-        "trip; utilisation against steps that are never synced in the same processes, without the seconds in which a "
-        "thread that was ready to run had no core; over 100%: noise; -: not run, or the machine changed its pace within. "
-        f"`{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
+        f"\nThe first table: nano, {first['islands']} islands on one machine's shaped network, {first['rtt_ms']:g} ms "
+        "round trip; utilisation against steps that are never synced in the same processes, without the seconds in "
+        "which a thread that was ready to run had no core; over 100%: noise; -: not run, or the machine changed its "
+        f"pace within. `{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
     )
     return "\n".join(lines) + "\n"
 
