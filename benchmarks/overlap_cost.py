@@ -70,8 +70,8 @@ def worker(preset: str, rounds: int, peer_trains: bool, out: Path) -> None:
 
 
 def flying(sync: LocalSGD) -> bool:
-    """Whether an exchange is on its way right now."""
-    return any(not flight.future.done() for flight in sync.flights.values())
+    """Whether an exchange is in flight right now."""
+    return any(not flight.pending.future.done() for flight in sync.state.in_flight.values())
 
 
 def measured(preset: str, rate_mbit: float, rounds: int, peer_trains: bool) -> dict[str, list[float]]:

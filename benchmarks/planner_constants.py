@@ -35,8 +35,11 @@ from lowcomm.outer import Nesterov
 from lowcomm.plan.codecs import CODECS
 from lowcomm.plan.runtime import LOCAL_S_PER_PARAMETER
 from lowcomm.plan.traffic import traffic
-from lowcomm.round.exchange import aggregate_into_mean, call_roll
-from lowcomm.round.fragment import Fragment
+from lowcomm.exchange.choose import way_of
+from lowcomm.exchange.roll_call import call_roll
+from lowcomm.state.anchor import Anchor
+from lowcomm.state.fragment import Fragment
+from lowcomm.state.outgoing import Outgoing
 from lowcomm.transport import Collective
 from lowcomm.types import Round
 
@@ -55,18 +58,18 @@ def exchanges(transport: Collective, numel: int) -> dict[str, Callable[[], objec
     fragment = Fragment({"w": torch.zeros(numel)}, transport.islands, torch.device("cpu"))
     delta, params = torch.randn(fragment.size), [nn.Parameter(torch.zeros(numel))]
     current = Round(index=0, step=0, fragments=(0,), seed=1)
-    outer = Nesterov().build(fragment.outer_params)
+    anchor = Anchor(fragment, 0, (0,))
+    anchor.build_outer(Nesterov())
 
     def exchange(codec: Codec) -> None:
-        roll = call_roll(transport, Mean(), current, [1.0], [1.0], 0.5)
-        state = codec.init(fragment.views(fragment.weights))
-        aggregate_into_mean(fragment, [delta], transport, codec, Mean(), [state], roll, current)
+        cohort = call_roll(transport, Mean(), current, [1.0], [1.0], 0.5)
+        out = Outgoing.of(anchor, [delta], [codec.init(anchor.named)], current)
+        way_of(transport, codec, Mean()).carry(out, cohort)
 
     def local() -> None:
-        fragment.compute_delta(params, 0)
-        fragment.set_outer_grad()
-        outer.step()
-        fragment.write([params])
+        anchor.delta_of(params, 0)
+        anchor.step(fragment.mean)
+        anchor.write([params])
 
     ways: dict[str, Callable[[], object]] = {name: (lambda c=codec: exchange(c)) for name, codec in REAL.items()}
     return {**ways, "local": local}

@@ -45,9 +45,9 @@ def trainer_round(loop: Loop, steps: int) -> tuple[float, float]:
 
     def timed(i: int, step: int) -> None:
         nonlocal inner_s
-        before, start = loop.run.sync.sync_s, time.perf_counter()
+        before, start = loop.run.sync.state.sync_s, time.perf_counter()
         originals[i](step)  # the last island's step runs the sync, which is not the optimizer's cost
-        inner_s += time.perf_counter() - start - (loop.run.sync.sync_s - before)
+        inner_s += time.perf_counter() - start - (loop.run.sync.state.sync_s - before)
 
     for i, island in enumerate(loop.run.islands):
         island.update = lambda step, i=i: timed(i, step)
@@ -91,7 +91,7 @@ def main() -> None:
     row = {"preset": "tiny", "islands": options.islands, "H": options.every, "rounds": options.rounds}
     row |= {"beyond_forward_backward": with_inner, "beyond_forward_backward_and_inner_optimizer": beyond}
     row |= {"round_s": statistics.median(s[0] for s in samples), "bare_s": statistics.median(s[2] for s in samples)}
-    row |= {"sync_s_per_round": run.sync.sync_s / run.sync.round}
+    row |= {"sync_s_per_round": run.sync.state.sync_s / run.sync.round}
     print(row)
     told = f"--islands {options.islands} --rounds {options.rounds} --every {options.every}"
     print(write_result("simulation_cost", f"python -m benchmarks.simulation_cost {told}", [row]))

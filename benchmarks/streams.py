@@ -26,8 +26,11 @@ from benchmarks.common import write_result
 from benchmarks.netlab import Lab, Link
 from lowcomm.aggregate import Mean
 from lowcomm.codec import Codec, Int4, Int8
-from lowcomm.round.exchange import aggregate_into_mean, call_roll
-from lowcomm.round.fragment import Fragment
+from lowcomm.exchange.choose import way_of
+from lowcomm.exchange.roll_call import call_roll
+from lowcomm.state.anchor import Anchor
+from lowcomm.state.fragment import Fragment
+from lowcomm.state.outgoing import Outgoing
 from lowcomm.transport import Collective
 from lowcomm.types import Round
 
@@ -38,12 +41,12 @@ STREAMS = (1, 4, 8)
 def ways_of(transport: Collective) -> dict[str, Callable[[], object]]:
     """lowcomm's exchanges of one vector over this transport, by name."""
     fragment = Fragment({"w": torch.zeros(ELEMENTS)}, 2, torch.device("cpu"))
-    delta = torch.randn(fragment.size)
+    anchor, delta = Anchor(fragment, 0, (0,)), torch.randn(fragment.size)
     current = Round(index=0, step=0, fragments=(0,), seed=1)
 
     def packed(codec: Codec) -> None:
-        roll = call_roll(transport, Mean(), current, [1.0], [1.0], 0.5)
-        aggregate_into_mean(fragment, [delta], transport, codec, Mean(), [{}], roll, current)
+        cohort = call_roll(transport, Mean(), current, [1.0], [1.0], 0.5)
+        way_of(transport, codec, Mean()).carry(Outgoing.of(anchor, [delta], [{}], current), cohort)
 
     return {
         "sum": lambda: transport.weighted_sum([delta], [0.5, 0.5], fragment.mean),

@@ -51,7 +51,7 @@ def worker(preset: str, repeats: int) -> None:
     model = _model(preset)
     inner = torch.optim.SGD(model.parameters(), lr=1e-3)
     sync = LocalSGD(model, inner, every=1_000_000, outer=Nesterov())
-    reduced = torch.randn(sync.fragments[0].numel)
+    reduced = torch.randn(sync.state.fragments[0].numel)
     twin = [nn.Parameter(p.detach().clone()) for p in model.parameters()]
     steps = (torch.optim.SGD(twin, lr=0.7, momentum=0.9, nesterov=True), Nesterov().build(twin))
     for p in twin:

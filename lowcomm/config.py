@@ -13,22 +13,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lowcomm.aggregate import Aggregator, Mean
-from lowcomm.clients import Clients, check_clients
 from lowcomm.codec import Codec, Fp32
 from lowcomm.data import DataConfig
+from lowcomm.exchange.base import ExchangeChoice
 from lowcomm.island import InnerConfig, IslandConfig
 from lowcomm.local import Objective
 from lowcomm.model import Full, ModelConfig
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.privacy import Mechanism
-from lowcomm.round.deadline import LATE_TOLERANCE_S, check_late
-from lowcomm.round.exchange import check_fit
-from lowcomm.round.guard import check_privacy
-from lowcomm.round.lora_sync import check_lora, check_tuning
-from lowcomm.round.secure_checks import check_secure
 from lowcomm.sampling import Sampling
 from lowcomm.schedule import EveryH, Schedule
 from lowcomm.secure import SecureSum
+from lowcomm.state.deadlines import LATE_TOLERANCE_S
+from lowcomm.state.spec import Clients, SyncSpec
+from lowcomm.sync.compatibility import check_islands, check_spec, check_tuning
 from lowcomm.types import ConfigError, require
 from lowcomm.zeroth_order import check_zeroth_order
 
@@ -51,6 +49,8 @@ class SyncConfig:
     """Inner steps of each island per round, 1 to `every`; it rests for the others. None: `every` for all."""
     objective: Objective | None = None
     """What is added to the gradients of inner steps (FedProx, Scaffold); None: nothing."""
+    exchange: ExchangeChoice | None = None
+    """Who exchanges with whom, and when; None: islands in lockstep."""
     secure: SecureSum | None = None
     """Secure aggregation: nobody sees a single contribution, only the sum; None: plain sums."""
     outer_device: Literal["model", "cpu"] = "model"
@@ -71,6 +71,24 @@ class SyncConfig:
         """Who takes part how, as a LocalSGD takes it."""
         return Clients(
             sampling=self.sampling, local_steps=self.local_steps, objective=self.objective, secure=self.secure
+        )
+
+    def spec(self, seed: int = 0) -> SyncSpec:
+        """The choices of the LocalSGD that the run builds."""
+        return SyncSpec(
+            every=self.every,
+            outer=self.outer,
+            codec=self.codec,
+            schedule=self.schedule,
+            aggregator=self.aggregator,
+            privacy=self.privacy,
+            clients=self.clients,
+            exchange=self.exchange,
+            outer_device=None if self.outer_device == "model" else "cpu",
+            seed=seed,
+            quorum=self.quorum,
+            on_late=self.on_late,
+            late_tolerance_s=self.late_tolerance_s,
         )
 
 
@@ -175,7 +193,7 @@ def check(config: RunConfig, islands: int) -> None:
     config.inner.check()
     _check_sync(config)
     _check_clients(config, islands)
-    check_tuning(config.sync.aggregator, config.model.tuning, islands)
+    check_tuning(config.sync.spec(), config.model.tuning)
     size = config.island.size or 1
     check_zeroth_order(config.inner, config.sync.schedule, config.batched, size, config.model.compile)
     averages = config.sync.schedule(1, config.sync.every).average_gradients
@@ -195,23 +213,13 @@ def check(config: RunConfig, islands: int) -> None:
 
 def _check_sync(config: RunConfig) -> None:
     sync = config.sync
-    require(sync.every >= 1, "sync.every", sync.every, "1 or more", "32 suits short runs, 500 long ones")
-    sync.schedule.check(sync.every, config.steps)
-    sync.outer.check()
-    sync.codec.check()
-    sync.aggregator.check()
-    check_fit(sync.codec, sync.aggregator)
-    check_lora(sync.aggregator, sync.codec, sync.outer, sync.schedule, sync.objective)
-    check_privacy(sync.privacy, sync.aggregator, sync.codec, sync.schedule, sync.sampling)
-    check_secure(sync.secure, sync.codec, sync.aggregator, sync.schedule)
+    check_spec(sync.spec(), config.steps)
     if sync.privacy is not None:
         examples = sync.privacy.level == "example"
         fits = not (examples and config.batched)
         require(fits, "batched", True, "False, as gradients of single sequences are needed", "leave it out")
         alone = config.island.size in (None, 1)
         require(alone, "island.size", config.island.size, "1, as sync.privacy clips whole updates", "leave it out")
-    require(0 < sync.quorum <= 1, "sync.quorum", sync.quorum, "0 < quorum <= 1", "0.5 needs half of the islands")
-    check_late(sync.on_late, sync.late_tolerance_s, "sync.")
     timeout_ok = 0 < sync.timeout_s < float("inf")
     require(timeout_ok, "sync.timeout_s", sync.timeout_s, "a finite number above 0", "1800 is half an hour")
     require(1 <= sync.streams <= 64, "sync.streams", sync.streams, "1 to 64", "4 to 8 suit a round trip of 50 ms")
@@ -219,7 +227,7 @@ def _check_sync(config: RunConfig) -> None:
 
 def _check_clients(config: RunConfig, islands: int) -> None:
     sync, clients = config.sync, config.sync.clients
-    check_clients(clients, islands, sync.every, sync.codec, sync.schedule, sync.privacy)
+    check_islands(sync.spec(), islands, 1, ())
     for name in ("sampling", "local_steps", "objective", "secure"):
         if getattr(clients, name) is None:
             continue
@@ -263,7 +271,7 @@ def check_resumable(config: RunConfig, islands: int) -> None:
         for values in (stored, now):
             for name in ("on_late", "late_tolerance_s"):  # they change nothing of what is trained
                 values["sync"].pop(name, None)
-            for name in ("sampling", "local_steps", "objective", "secure"):  # older runs have none of them
+            for name in ("sampling", "local_steps", "objective", "secure", "exchange"):  # older runs have none of them
                 if values["sync"].get(name) is None:
                     values["sync"].pop(name, None)
         changed = [k for k, v in now.items() if k not in MAY_CHANGE and stored.get(k) != v]

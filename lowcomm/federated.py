@@ -101,7 +101,7 @@ def report_clients(run: Run) -> None:
     for i, k in enumerate(transport.local):
         columns["before"][k] = mean_loss(fresh, batches[k], device)
         columns["own"][k] = own[i]
-    with holding_global_weights(run.sync):
+    with holding_global_weights(run.sync.state):
         for k in transport.local:
             columns["after"][k] = mean_loss(run.islands[0].model, batches[k], device)
     if config.eval.baselines:
@@ -122,8 +122,8 @@ def _membership(run: Run, batches: Sequence[Batches], fresh: nn.Module) -> dict[
     config, transport, device = run.config, run.sync.transport, run.islands[0].device
     keys = [(attack, figure) for attack in ("loss", "calibrated", "untuned") for figure in ("auc", "tpr_at_1pct_fpr")]
     columns = {"/".join(key): [math.nan] * transport.islands for key in keys}
-    with holding_global_weights(run.sync):
-        for k, shard in zip(transport.local, training_shards(run.data, run.sync), strict=True):
+    with holding_global_weights(run.sync.state):
+        for k, shard in zip(transport.local, training_shards(run.data, run.sync.state), strict=True):
             held = sum(len(targets) for _, targets in batches[k])
             if not held:
                 continue

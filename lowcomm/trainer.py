@@ -105,9 +105,9 @@ class Loop:
         run, sync = self.run, self.run.sync
         if run.ledger is None or run.ledger.mechanism.budget is None:
             return False
-        between = all(r.unsynced(i) == 0 for r in sync.replicas for i in range(len(sync.fragments)))
-        ahead = min(sync.pace.every if between else 1, run.config.steps - sync.step)
-        if not run.ledger.exceeds(Counts.of(sync, releases=1, steps=ahead)):
+        between = all(r.unsynced(i) == 0 for r in sync.replicas for i in range(len(sync.state.fragments)))
+        ahead = min(sync.state.pace.every if between else 1, run.config.steps - sync.step)
+        if not run.ledger.exceeds(Counts.of(sync.state, releases=1, steps=ahead)):
             return False
         spent = f"the privacy budget, epsilon {run.ledger.mechanism.budget:g}, is spent"
         note = f"{spent}: the run ends at inner step {sync.step}"
@@ -164,8 +164,8 @@ class Loop:
     def after_step(self) -> None:
         """Log, evaluate and save where they are due."""
         run, sync = self.run, self.run.sync
-        gradients = sync.action_at(sync.step).average_gradients
-        boundary = self.journal.synced or (gradients and sync.step % sync.every == 0)
+        gradients = sync.state.action_at(sync.step).average_gradients
+        boundary = self.journal.synced or (gradients and sync.step % sync.state.spec.every == 0)
         self.journal.synced = False
         if sync.step - self.journal.logged_step >= run.config.log_every or sync.step == run.config.steps:
             self.journal.log()
@@ -181,7 +181,7 @@ class Loop:
     def _passed(self, every: int) -> bool:
         """Whether a multiple of `every` lies in the steps of the period that just ended."""
         sync = self.run.sync
-        return sync.step // every > max(0, sync.step - sync.pace.every) // every
+        return sync.step // every > max(0, sync.step - sync.state.pace.every) // every
 
     def should_stop(self) -> bool:
         """Whether a signal came or the step to stop at is reached (not at the very end); of an island's ranks, to any.
@@ -226,7 +226,7 @@ class Loop:
     def evaluate(self) -> Evaluation:
         """Validation loss of the global weights."""
         run, start_s = self.run, self.journal.time_s()
-        with holding_global_weights(run.sync):
+        with holding_global_weights(run.sync.state):
             result = evaluate(run)
         run.progress.evaluated(bits_per_byte=result.bits_per_byte)
         if run.world.writes:

@@ -6,6 +6,7 @@ Stages import this module and `lowcomm_kernels`, never each other.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -14,6 +15,10 @@ IGNORED = -100
 
 Delta = dict[str, Tensor]
 """Pseudo-gradient by parameter name: fp32, `global_before - local_after` (gradient sign), shapes kept."""
+
+
+Part = tuple[dict[str, Tensor], dict[str, Any]]
+"""A part of a checkpoint: named tensors and JSON values."""
 
 
 class LowcommError(Exception):

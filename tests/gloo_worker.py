@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from lowcomm.outer import SGD
-from lowcomm.round.deadline import Late
+from lowcomm.state.deadlines import Late
 from lowcomm.run.clock import start_together
 from lowcomm.schedule import Streaming
 from lowcomm.sync import LocalSGD
@@ -101,7 +101,7 @@ def killed_peer() -> dict[str, object]:
         try:
             toy.train_step(sync, step)
         except SyncError as error:
-            local = toy.flat(sync.replicas[0].tensors(sync.fragments[0]))
+            local = toy.flat(sync.replicas[0].tensors(sync.state.fragments[0]))
             return {
                 "error": str(error),
                 "waited_s": time.monotonic() - start,

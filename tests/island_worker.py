@@ -26,8 +26,8 @@ from lowcomm.island import AdamW, InnerConfig, IslandConfig, Mesh, PlainIsland
 from lowcomm.island_kinds import build_island
 from lowcomm.model import ModelConfig, build_model
 from lowcomm.outer import Nesterov
-from lowcomm.round.digest import sha256_weights
-from lowcomm.round.sync_state import global_part, island_part, load_global, load_island
+from lowcomm.state.digest import sha256_weights
+from lowcomm.state.checkpoint import global_part, island_part, load_global, load_island
 from lowcomm.schedule import EveryH, EveryStep, Schedule, Streaming
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Collective, Transport
@@ -146,12 +146,12 @@ def resumed(kind: str, combination: str, mesh: Mesh) -> dict[str, Any]:
     sync, islands = build(kind, combination, transport(mesh), mesh)
     run(sync, islands, last=EVERY + 2)
     sync.wait()  # its groups are those of the other objects
-    saved_global, (tensors, values) = global_part(sync), island_part(sync, 0)
+    saved_global, (tensors, values) = global_part(sync.state), island_part(sync.state, 0)
     copies = {n: t.detach().clone() for n, t in tensors.items()}
     saved_global = ({n: t.clone() for n, t in saved_global[0].items()}, saved_global[1])
     fresh, fresh_islands = build(kind, combination, transport(mesh), mesh)
-    load_global(fresh, saved_global)
-    load_island(fresh, 0, (copies, values))
+    load_global(fresh.state, saved_global)
+    load_island(fresh.state, 0, (copies, values))
     fresh_islands[0].cpu_rng = islands[0].cpu_rng
     fresh.relaunch()
     again = run(fresh, fresh_islands, first=EVERY + 2)

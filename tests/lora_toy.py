@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lowcomm.aggregate import Aggregator
 from lowcomm.aggregate.lora import LoraRule
-from lowcomm.clients import Clients
+from lowcomm.state.spec import Clients
 from lowcomm.codec import Codec
 from lowcomm.model import LoRA
 from lowcomm.model.tuning import Tuning

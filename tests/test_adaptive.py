@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lowcomm.codec import ErrorFeedback, Graded, Int4, Int8, PowerSGD, Sign, TwoBit
-from lowcomm.round.sync_state import global_part, load_global
+from lowcomm.state.checkpoint import global_part, load_global
 from lowcomm.schedule import Adaptive, EveryH, Measured, Pace
 from lowcomm.sync import LocalSGD, SyncReport
 from lowcomm.transport import Simulated
@@ -78,7 +78,7 @@ def test_bits_then_steps_follow_a_link_that_slows_down() -> None:
         )
         for step in range(40):
             toy.train_step(sync, step)
-        seen.append((sync.pace.level, sync.pace.every))
+        seen.append((sync.state.pace.level, sync.state.pace.every))
     levels, periods = [s[0] for s in seen], [s[1] for s in seen]
     assert levels[0] == 0 and levels == sorted(levels) and levels[-1] == 2
     assert periods[0] == 2 and periods[-1] > 4
@@ -101,12 +101,12 @@ def test_a_measured_link_that_gets_slower_makes_rounds_longer() -> None:
     sync.listeners.append(lambda report: notes.extend(report.notes))
     for step in range(20):
         toy.train_step(sync, step)
-    before = sync.pace.every
+    before = sync.state.pace.every
     transport.wait_s = 0.3
     for step in range(20, 80):
         toy.train_step(sync, step)
-    assert sync.pace.every > max(8, before)
-    assert sync.pace.exchange_s is not None and sync.pace.exchange_s > 0.15
+    assert sync.state.pace.every > max(8, before)
+    assert sync.state.pace.exchange_s is not None and sync.state.pace.exchange_s > 0.15
     assert len(notes) == sync.round and all("H " in n and "level 0" in n for n in notes)  # every decision is logged
 
 
@@ -118,8 +118,8 @@ def test_a_resumed_run_keeps_what_was_decided() -> None:
     sync, again = build(), build()
     for step in range(9):
         toy.train_step(sync, step)
-    load_global(again, global_part(sync))
-    assert again.pace == sync.pace != Pace(every=4)
+    load_global(again.state, global_part(sync.state))
+    assert again.pace == sync.state.pace != Pace(every=4)
 
 
 def test_rank_and_bits_of_a_low_rank_codec_are_in_the_log() -> None:

@@ -12,7 +12,7 @@ import torch
 import lowcomm.local
 import lowcomm.sampling
 from lowcomm.aggregate import Mean
-from lowcomm.clients import Clients
+from lowcomm.state.spec import Clients
 from lowcomm.codec import ErrorFeedback, Int4, LocalResidual, TopK
 from lowcomm.config import RunConfig, SyncConfig, check
 from lowcomm.local import FedProx, Objective, Scaffold
@@ -116,7 +116,7 @@ def test_scaffold_s_controls_are_the_papers() -> None:
 
 
 def _with_control(sync: LocalSGD, i: int, c: torch.Tensor, own: torch.Tensor) -> list[tuple[Any, torch.Tensor]]:
-    fragment = sync.fragments[0]
+    fragment = sync.state.fragments[0]
     return [(sync.replicas[i].params[n], d) for n, d in fragment.views(c - own).items()]
 
 
@@ -141,7 +141,7 @@ def test_only_sampled_clients_train_and_are_counted(sampling: Sampling) -> None:
         for k in drawn:
             tokens[k] += 4 * (4 + k)
     assert [r.tokens for r in sync.replicas] == tokens and sync.round == 10
-    held = [toy.flat(r.tensors(sync.fragments[0])) for r in sync.replicas]
+    held = [toy.flat(r.tensors(sync.state.fragments[0])) for r in sync.replicas]
     assert all(torch.equal(held[0], h) for h in held)
 
 
@@ -163,7 +163,7 @@ def test_an_unsampled_island_sends_no_contribution() -> None:
     train_rounds(sync, 4)
     (drawn,) = FixedSize(count=1).draw(4, 0, 0)
     sent = [now - then for now, then in zip(sync.transport.sent_bytes, start, strict=True)]
-    vector = sync.fragments[0].size * 4 // 4 * 3
+    vector = sync.state.fragments[0].size * 4 // 4 * 3
     assert all(sent[drawn] - s == vector for k, s in enumerate(sent) if k != drawn)
 
 
@@ -262,13 +262,13 @@ def test_private_poisson_divides_by_the_expected_number() -> None:
     train_rounds(sync, 4 * index)
     (drawn,) = sampling.draw(2, 0, index)
     start, kept = weights(sync), {}
-    compute = sync.guard.protect
+    compute = sync.state.privacy.protect
 
     def keep(*arguments: Any) -> list[float]:
-        kept[drawn] = [p.detach().clone() for p in sync.replicas[drawn].tensors(sync.fragments[0])]
+        kept[drawn] = [p.detach().clone() for p in sync.replicas[drawn].tensors(sync.state.fragments[0])]
         return compute(*arguments)
 
-    sync.guard.protect = keep  # type: ignore[method-assign]
+    sync.state.privacy.protect = keep  # type: ignore[method-assign]
     report = train_rounds(sync, 4)[0]
     # the one that was sampled trained alone: its own Delta, over q n = 1
     alone = toy.flat(list(kept[drawn]))

@@ -43,7 +43,7 @@ from lowcomm.outer import Nesterov
 from lowcomm.round import segments
 from lowcomm.round.compressed_sum import cut
 from lowcomm.round.exchange import RollCall, aggregate_into_mean, call_roll
-from lowcomm.round.fragment import Fragment
+from lowcomm.state.fragment import Fragment
 from lowcomm.sync import SyncReport
 from lowcomm.transport import Collective, Simulated, Transport, collective, pipelined
 from lowcomm.transport.base import Arrival
@@ -485,12 +485,12 @@ def test_a_failed_exchange_keeps_the_error(monkeypatch: pytest.MonkeyPatch) -> N
     codec = ErrorFeedback(codec=Int4(block=16))
     sync = islands_of(3, codec, Simulated(3))
     train(sync, range(2))
-    kept = [{k: t.clone() for k, t in s[0].items()} for s in sync.codec_states]
+    kept = [{k: t.clone() for k, t in s[0].items()} for s in sync.state.codec_states]
     monkeypatch.setattr(sync.transport, "start_swap", lambda *_: (_ for _ in ()).throw(SyncError("cut")))
     train(sync, range(2, 3))
     with pytest.raises(SyncError, match="cut"):
         train(sync, range(3, 4))
-    for state, before in zip(sync.codec_states, kept, strict=True):
+    for state, before in zip(sync.state.codec_states, kept, strict=True):
         assert state[0].keys() == before.keys()
         assert all(torch.equal(state[0][k], before[k]) for k in before)
     assert sync.pending == (0,)

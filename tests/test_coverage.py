@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowcomm.round.coverage import check_partition
-from lowcomm.round.fragment import Fragment
+from lowcomm.state.coverage import check_partition
+from lowcomm.state.fragment import Fragment
 from lowcomm.transport import base
 from lowcomm.transport.base import may_take_place, ordered_sum
 from lowcomm.types import CoverageError

@@ -19,8 +19,8 @@ from lowcomm.config import SyncConfig, check
 from lowcomm.report.load import load_run
 from lowcomm.report.progress import Progress
 from lowcomm.report.series import warnings_of
-from lowcomm.round.deadline import Late, explain
-from lowcomm.round.digest import sha256_weights
+from lowcomm.state.deadlines import Late, explain
+from lowcomm.state.digest import sha256_weights
 from lowcomm.round.exchange import RollCall
 from lowcomm.round.flight import Flight, Worker
 from lowcomm.schedule import OneStepDelay, Streaming
@@ -80,7 +80,7 @@ def island(
 ) -> tuple[LocalSGD, list[Late]]:
     wire = Threaded(hub, me, wire_s)
     sync = toy.build(1, schedule=SCHEDULE, transport=wire, on_late=on_late, late_tolerance_s=tolerance_s)
-    assert sync._worker.beside
+    assert sync.state.worker.beside
     told: list[Late] = []
     sync.deadlines.listeners.append(told.append)
     return sync, told
@@ -113,7 +113,7 @@ def test_lateness_is_told_by_cause_and_changes_no_bit(slow: str) -> None:
         ends[me] = sha256_weights(sync.weights())
         assert sync.deadlines.misses == len(told[me])
         assert sync.deadlines.waited_s == pytest.approx(sum(late.waited_s for late in told[me]))
-        assert sync.blocked_s >= sync.deadlines.waited_s
+        assert sync.state.blocked_s >= sync.deadlines.waited_s
 
     run_threads(2, body)
     assert ends == [expected()] * 2

@@ -68,7 +68,7 @@ def test_one_island_averaging_trains_as_if_alone() -> None:
     for step in range(13):
         toy.train_step(sync, step)
         toy.train_step(alone, step)
-    assert sync.round == 2 and list(sync.flights) == [0]
+    assert sync.round == 2 and list(sync.state.in_flight) == [0]
     torch.testing.assert_close(local(sync, 0), local(alone, 0), atol=2e-6, rtol=1e-5)
 
 
@@ -91,11 +91,11 @@ def test_a_failed_exchange_gives_back_what_an_island_went_on_without() -> None:
         toy.train_step(sync, step)
     transport.fails = True
     toy.train_step(sync, 3)
-    carried = [d.clone() for d in sync.flights[0].deltas]
+    carried = [d.clone() for d in sync.state.in_flight[0].deltas]
     for step in range(4, 7):
         toy.train_step(sync, step)
     with pytest.raises(SyncError, match="the gather failed"):
-        sync.land((0,))
+        sync.commit((0,))
     assert sync.pending == (0,) and sync.round == 0
     lost = [merged(sync) - local(sync, i) - carried[i][: merged(sync).numel()] for i in range(2)]
     again = toy.build(2, schedule=Eager())

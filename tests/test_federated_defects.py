@@ -50,7 +50,7 @@ import torch
 from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.aggregate.lora import FFA
 from lowcomm.cli import main
-from lowcomm.clients import Clients
+from lowcomm.state.spec import Clients
 from lowcomm.codec import Fp32
 from lowcomm.config import EvalConfig
 from lowcomm.island import AdamW, InnerConfig, PlainIsland
@@ -120,7 +120,7 @@ def test_two_islands_end_in_their_mean(left_out: bool) -> None:
     sync = toy.build(3 if left_out else 2, outer=SGD(lr=1.0), every=100)
     for step in range(toy.EVERY):
         toy.train_step(sync, step)
-    local = [toy.flat(r.tensors(sync.fragments[0])) for r in sync.replicas]
+    local = [toy.flat(r.tensors(sync.state.fragments[0])) for r in sync.replicas]
     if left_out:
         with torch.no_grad():
             sync.replicas[2].params["scale"].fill_(torch.nan)
@@ -134,7 +134,7 @@ def test_scaffold_s_controls_are_gradients_under_adam() -> None:
     models = [toy.Net() for _ in range(2)]
     inners = [toy.adamw(m) for m in models]
     sync = LocalSGD(models, inners, every=4, outer=SGD(lr=1.0), clients=Clients(objective=Scaffold()))
-    fragment, x = sync.fragments[0], toy.flat(list(sync.weights().values()))
+    fragment, x = sync.state.fragments[0], toy.flat(list(sync.weights().values()))
     raw = [torch.zeros_like(x) for _ in models]
     last = [torch.zeros_like(x) for _ in models]
     for step in range(4):
@@ -163,7 +163,7 @@ def test_fedadagrad_is_what_runs(tmp_path: Path, corpus: Path) -> None:
     fed = next(outer for outer in OUTERS if type(outer).__name__ == "FedAdagrad")
     sync = toy.build(2, outer=fed)
     v: list[torch.Tensor] = []
-    sync.listeners.append(lambda _: v.append(toy.flat([s["v"] for s in sync.outers[0].state.values()])))
+    sync.listeners.append(lambda _: v.append(toy.flat([s["v"] for s in sync.state.anchors[0][0].optimizer.state.values()])))
     deltas = _deltas(sync)
     for step in range(3 * toy.EVERY):
         toy.train_step(sync, step)
@@ -175,8 +175,8 @@ def test_fedadagrad_is_what_runs(tmp_path: Path, corpus: Path) -> None:
 def _deltas(sync: LocalSGD) -> list[torch.Tensor]:
     """What the outer optimizer gets in each round, flat."""
     seen: list[torch.Tensor] = []
-    held = sync.fragments[0].outer_params
-    sync.outers[0].register_step_pre_hook(
+    held = sync.state.anchors[0][0].params
+    sync.state.anchors[0][0].optimizer.register_step_pre_hook(
         lambda *_: seen.append(toy.flat([p.grad.clone() for p in held if p.grad is not None]))
     )
     return seen
@@ -190,7 +190,7 @@ def test_every_outer_optimizer_gets_the_weighted_mean(outer: Outer) -> None:
     start = toy.flat(list(sync.weights().values()))
     for step in range(toy.EVERY):
         toy.train_step(sync, step)
-    moved = [start - toy.flat(r.tensors(sync.fragments[0])) for r in sync.replicas]
+    moved = [start - toy.flat(r.tensors(sync.state.fragments[0])) for r in sync.replicas]
     sync.sync((0,))
     torch.testing.assert_close(deltas[0][: len(start)], (moved[0] * 4 + moved[1] * 5) / 9, rtol=1e-4, atol=1e-6)
     assert float((deltas[0][: len(start)] - (moved[0] + moved[1]) / 2).norm()) > 1e-3

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import lowcomm as lc
 from lowcomm.codec import ErrorFeedback, Int4, PowerSGD
 from lowcomm.outer import SGD, FedAdam, Nesterov
-from lowcomm.round.coverage import check_partition, prove
+from lowcomm.state.coverage import check_partition, prove
 from lowcomm.round.verify import verify_equal
 from lowcomm.schedule import OneStepDelay, Streaming
 from lowcomm.sync import LocalSGD, SyncReport
@@ -41,7 +41,7 @@ def snapshot(sync: LocalSGD) -> list[Tensor]:
     """Everything that a failed exchange must leave alone."""
     tensors = [t for f in sync.fragments for t in (f.weights,)]
     tensors += [p for r in sync.replicas for p in r.params.values()]
-    tensors += [t for o in sync.outers for s in o.state.values() for t in s.values() if isinstance(t, Tensor)]
+    tensors += [t for (a,) in sync.state.anchors for s in a.optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
     return [t.detach().clone() for t in tensors]
 
 
@@ -70,7 +70,7 @@ def test_tied_weights_are_counted_once() -> None:
     assert coverage.trainable.count("middle.weight") == 1
     assert "again.weight" not in coverage.trainable
     sync = toy.build(2)
-    assert sync.fragments[0].numel == sum(p.numel() for p in sync.replicas[0].model.parameters())
+    assert sync.state.fragments[0].numel == sum(p.numel() for p in sync.replicas[0].model.parameters())
 
 
 def test_optimizer_of_another_model_is_refused() -> None:
@@ -160,7 +160,7 @@ def test_bf16_models_have_fp32_global_weights_and_outer_state(outer: lc.outer.Ou
         r.take_step()
     sync.sync((0,))
     assert all(w.dtype == torch.float32 for w in sync.weights().values())
-    state = [t for s in sync.outers[0].state.values() for t in s.values() if isinstance(t, Tensor)]
+    state = [t for s in sync.state.anchors[0][0].optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
     assert state
     assert all(t.dtype == torch.float32 for t in state)
     for r in sync.replicas:
@@ -193,7 +193,7 @@ def test_failed_exchange_changes_nothing_and_stays_pending() -> None:
         sync.sync(sync.pending)
     after = snapshot(sync)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    locals_ = [toy.flat(r.tensors(sync.fragments[0])) for r in sync.replicas]
+    locals_ = [toy.flat(r.tensors(sync.state.fragments[0])) for r in sync.replicas]
     assert not torch.equal(locals_[0], locals_[1])  # each keeps its own weights: nobody applied its Delta as the mean
 
 
@@ -219,7 +219,7 @@ def test_pending_work_is_in_the_next_sync() -> None:
 
 def test_one_flipped_bit_stops_the_run_naming_the_tensor() -> None:
     sync = toy.build(2)
-    fragment = sync.fragments[0]
+    fragment = sync.state.fragments[0]
     good = fragment.read(sync.replicas[0].tensors(fragment))
 
     class Disagreeing(Simulated):
@@ -268,7 +268,7 @@ def test_bad_island_is_left_out_reported_and_healed(poison: float) -> None:
         toy.train_step(sync, step)
     with torch.no_grad():
         sync.replicas[1].params["last.bias"][0] = poison
-    good = [toy.flat(sync.replicas[k].tensors(sync.fragments[0])) for k in (0, 2)]
+    good = [toy.flat(sync.replicas[k].tensors(sync.state.fragments[0])) for k in (0, 2)]
     for replica in sync.replicas:
         for p in replica.params.values():
             p.grad = torch.zeros_like(p)
@@ -283,7 +283,7 @@ def test_bad_island_is_left_out_reported_and_healed(poison: float) -> None:
     assert torch.isfinite(weights).all()
     # examples of islands 0 and 2: three batches of 4 and of 6, and one unit each
     torch.testing.assert_close(weights, (good[0] * 13 + good[1] * 19) / 32, rtol=1e-5, atol=1e-6)
-    assert torch.equal(toy.flat(sync.replicas[1].tensors(sync.fragments[0])), weights)
+    assert torch.equal(toy.flat(sync.replicas[1].tensors(sync.state.fragments[0])), weights)
     assert not sync.replicas[1].inner.state  # its moments may be NaN as well
 
 
@@ -317,7 +317,7 @@ def test_unequal_tokens_weigh_the_mean() -> None:
     with torch.no_grad():
         for p in sync.replicas[1].params.values():
             p.add_(1.0)
-    start = toy.flat(sync.replicas[0].tensors(sync.fragments[0]))
+    start = toy.flat(sync.replicas[0].tensors(sync.state.fragments[0]))
     sync.replicas[0].tokens, sync.replicas[1].tokens = 300.0, 100.0
     sync.sync((0,))
     torch.testing.assert_close(toy.flat(list(sync.weights().values())), start + 0.25)
@@ -328,10 +328,10 @@ def test_island_without_work_gets_the_mean_of_the_others() -> None:
     with torch.no_grad():
         for p in sync.replicas[1].params.values():
             p.add_(1.0)
-    target = toy.flat(sync.replicas[1].tensors(sync.fragments[0]))
+    target = toy.flat(sync.replicas[1].tensors(sync.state.fragments[0]))
     sync.replicas[1].tokens = 5.0
     sync.finish()
-    torch.testing.assert_close(toy.flat(sync.replicas[0].tensors(sync.fragments[0])), target)
+    torch.testing.assert_close(toy.flat(sync.replicas[0].tensors(sync.state.fragments[0])), target)
 
 
 def test_presets_say_what_the_papers_say() -> None:

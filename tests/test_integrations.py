@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import lowcomm as lc
 from lowcomm.integrations import example
 from lowcomm.integrations.settings import Settings
-from lowcomm.round.digest import sha256_weights
+from lowcomm.state.digest import sha256_weights
 from lowcomm.types import ConfigError
 from tests import runs, trainer_worker
 from tests.trainer_worker import CODEC, EVERY, OUTER, STEPS, STOP

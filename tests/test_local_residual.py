@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowcomm.codec import ErrorFeedback, Fp8, Int4, LocalResidual, TopK
 from lowcomm.outer import SGD
-from lowcomm.round.sync_state import island_part
+from lowcomm.state.checkpoint import island_part
 from lowcomm.schedule import EveryH, LateMerge, OneStepDelay, Schedule, Streaming
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Simulated
@@ -47,7 +47,7 @@ def test_islands_go_on_from_the_global_weights_and_what_they_did_not_send() -> N
     for step in range(4):
         toy.train_step(sync, step)
         toy.train_step(twin, step)
-    fragment = sync.fragments[0]
+    fragment = sync.state.fragments[0]
     for island in range(3):
         delta = before - local(twin, island)
         own = Round(index=0, step=4, fragments=(0,), seed=0)
@@ -119,7 +119,7 @@ def test_after_a_last_merge_that_failed_rounds_are_sparse_again() -> None:
         sync.finish()
     assert sync.pending == (0,)
     transport.left = None
-    assert not sync.round_of(0).last
+    assert not sync.state.round_of(0).last
     sync.finish()
     assert torch.equal(local(sync, 0), merged(sync)) and torch.equal(local(sync, 1), merged(sync))
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_needs_no_buffer() -> None:
     sync = toy.build(2, codec=SPARSE)
     for step in range(5):
         toy.train_step(sync, step)
-    tensors, _ = island_part(sync, 0)
+    tensors, _ = island_part(sync.state, 0)
     assert not [name for name in tensors if name.startswith("codec.")]
 
 

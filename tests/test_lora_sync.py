@@ -28,7 +28,7 @@ from lowcomm.aggregate.lora import (
 )
 from lowcomm.codec import EitherFactor, ErrorFeedback, Int8, InTurn, LargestLayers, Shared, TopK
 from lowcomm.outer import SGD, Nesterov
-from lowcomm.round.sync_state import global_part, island_part
+from lowcomm.state.checkpoint import global_part, island_part
 from lowcomm.schedule import Streaming
 from lowcomm.sync import LocalSGD
 from lowcomm.types import ConfigError, CoverageError
@@ -141,7 +141,7 @@ def test_ranks_and_scales_of_each_island() -> None:
 def test_private_factors_stay_at_home() -> None:
     run = islands(FedSA(rank=2), codec=Shared())
     run.round()
-    names = run.sync.fragments[0].names
+    names = run.sync.state.fragments[0].names
     values = [{n: r.params[n].detach().clone() for n in names} for r in run.sync.replicas]
     for n in names:
         same = all(torch.equal(v[n], values[0][n]) for v in values)
@@ -155,16 +155,16 @@ def test_fedrand_takes_what_it_sends_and_keeps_the_rest() -> None:
     run = islands(FedRand(rank=2), codec=EitherFactor())
     run.round()
     held = [
-        {n for n in run.sync.fragments[0].names if not torch.equal(r.params[n], run.sync.weights()[n])}
+        {n for n in run.sync.state.fragments[0].names if not torch.equal(r.params[n], run.sync.weights()[n])}
         for r in run.sync.replicas
     ]
     assert all(held)
     assert held[0] != held[1] or held[1] != held[2]
-    coming = run.sync.round_of(0)
+    coming = run.sync.state.round_of(0)
     for i, names in enumerate(held):
         import dataclasses
 
-        assert names <= run.sync.codec.private(run.sync.weights(), dataclasses.replace(coming, island=i))
+        assert names <= run.sync.state.spec.codec.private(run.sync.weights(), dataclasses.replace(coming, island=i))
         assert not any(n.replace("lora_A", "lora_B") in names for n in names if "lora_A" in n)
     run.round()
 
@@ -192,7 +192,7 @@ def test_flora_starts_again_with_fresh_factors_and_moments() -> None:
 def test_selective_layers_average_over_senders() -> None:
     run = islands(SenderMean(rank=2), codec=LargestLayers(budget_bytes=400))
     run.round()
-    full = 4 * run.sync.fragments[0].numel
+    full = 4 * run.sync.state.fragments[0].numel
     assert run.reports[-1].exchanged_bytes[0] / 2 < 0.7 * full + 400
     assert all(torch.equal(r.params[n], w) for r in run.sync.replicas for n, w in run.sync.weights().items())
 
@@ -220,17 +220,17 @@ def test_frozen_base_is_neither_sent_nor_saved_but_a_changed_one_is_saved() -> N
     plain, moved = islands(FedIT(rank=2)), islands(FedEx(rank=2))
     for run, has_base in ((plain, False), (moved, True)):
         run.round()
-        tensors, _ = island_part(run.sync, 0)
-        merged, _ = global_part(run.sync)
+        tensors, _ = island_part(run.sync.state, 0)
+        merged, _ = global_part(run.sync.state)
         names = {n for n in tensors if ".lora_" not in n and n.startswith(("model.", "buffer."))}
         assert any("base_layer.weight" in n for n in names) == has_base
         assert not any("mlp.gate_proj" in n for n in names)
-        assert sum(t.numel() for n, t in merged.items()) == run.sync.fragments[0].numel
+        assert sum(t.numel() for n, t in merged.items()) == run.sync.state.fragments[0].numel
 
 
 def test_restored_state_goes_on_with_the_same_bits() -> None:
     """Base weights that a rule changed come back too; a base model loaded anew has the old ones."""
-    from lowcomm.round.sync_state import load_global, load_island
+    from lowcomm.state.checkpoint import load_global, load_island
 
     for rule, codec in ((FedEx(rank=2), None), (FedRand(rank=2), EitherFactor()), (RoLoRA(rank=2), InTurn())):
         whole, halves = islands(rule, codec=codec), islands(rule, codec=codec)
@@ -238,9 +238,9 @@ def test_restored_state_goes_on_with_the_same_bits() -> None:
             run.round()
             run.step()
         again = islands(rule, codec=codec)
-        load_global(again.sync, global_part(halves.sync))
+        load_global(again.state.sync, global_part(halves.sync))
         for i in range(3):
-            load_island(again.sync, i, island_part(halves.sync, i))
+            load_island(again.state.sync, i, island_part(halves.sync, i))
         again.steps = halves.steps
         for run in (whole, again):
             run.round()

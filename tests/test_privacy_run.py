@@ -249,15 +249,15 @@ def test_a_plain_loop_hides_norms_and_tokens_and_counts_failed_exchanges(monkeyp
     with monkeypatch.context() as patch, pytest.raises(SyncError):
         patch.setattr(sync.transport, "gather", lambda _: (_ for _ in ()).throw(SyncError("cut")))
         push(sync, models, 1.0)
-    assert (sync.round, sync.guard.releases) == (1, 2)  # its payload may have been seen
+    assert (sync.round, sync.state.privacy.releases) == (1, 2)  # its payload may have been seen
     push(sync, models, 1.0)
-    assert (sync.round, sync.guard.releases) == (2, 3)
+    assert (sync.round, sync.state.privacy.releases) == (2, 3)
 
 
 def test_equal_deltas_of_a_release_get_equal_noise_and_others_do_not() -> None:
     sync, _ = loop(privacy=ClientGaussian(seed=2))
     one, other = torch.ones(4), torch.tensor([1.0, 1.0, 1.0, 1.0000001])
-    guard = sync.guard
+    guard = sync.state.privacy
     assert guard.seed(0, 3, [one]) == guard.seed(0, 3, [one.clone()])
     assert (
         len({guard.seed(0, 3, [one]), guard.seed(0, 4, [one]), guard.seed(1, 3, [one]), guard.seed(0, 3, [other])}) == 4

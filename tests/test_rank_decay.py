@@ -9,7 +9,7 @@ from torch import Tensor
 from lowcomm.aggregate import Mean
 from lowcomm.aggregate.lora import FFA, Adapter, FedIT, HetLoRA, LoraRule
 from lowcomm.aggregate.lora.hetlora import kept, pruned, tail
-from lowcomm.clients import Clients
+from lowcomm.state.spec import Clients
 from lowcomm.local import FedProx, Objective, RankDecay, Scaffold
 from lowcomm.local.rank_decay import pairs
 from lowcomm.model import LoRA

@@ -15,7 +15,7 @@ import torch
 from lowcomm.aggregate.lora import Adapter, HetLoRA
 from lowcomm.aggregate.lora.hetlora import kept
 from lowcomm.aggregate.lora.rule import pairs_of
-from lowcomm.clients import Clients
+from lowcomm.state.spec import Clients
 from lowcomm.codec import Ans, Codec, ErrorFeedback, Fp32, Int4, Int8, Packed
 from lowcomm.codec.base import State
 from lowcomm.island import Soap
@@ -76,7 +76,7 @@ def test_ranks_only_fall_and_factors_moments_and_bytes_follow() -> None:
         run.round()
         told.append(run.reports[-1].ranks)
         sent.append(sum(run.reports[-1].exchanged_bytes))
-        assert run.sync.ranks == told[-1]
+        assert run.sync.state.ranks == told[-1]
         for _ in range(2):  # moments of rows that are gone would move them in these steps
             for model, rank, first in zip(run.models, told[-1], FIRST, strict=True):
                 for layer in toy.layers(model).values():
@@ -102,7 +102,7 @@ def test_the_aggregate_is_the_dense_statement_of_the_shrunk_ranks() -> None:
     shares = [t / sum(run.tokens) for t in run.tokens]
     for _ in range(5):
         run.round()
-        ranks, weights = run.sync.ranks, run.sync.weights()
+        ranks, weights = run.sync.state.ranks, run.sync.weights()
         for pair in pairs_of(weights):
             a, b = torch.zeros_like(weights[pair.a]), torch.zeros_like(weights[pair.b])
             scales = [16.0 / first for first in FIRST]
@@ -119,7 +119,7 @@ def test_the_aggregate_is_the_dense_statement_of_the_shrunk_ranks() -> None:
             for model, r, s in zip(run.sync.replicas, ranks, scales, strict=True):
                 assert torch.equal(model.held[pair.a][:r], weights[pair.a][:r])
                 torch.testing.assert_close(model.held[pair.b][:, :r], weights[pair.b][:, :r] * 4.0 / s)
-    assert sum(run.sync.ranks) < sum(FIRST)
+    assert sum(run.sync.state.ranks) < sum(FIRST)
 
 
 def test_while_nobody_prunes_it_is_the_rule_of_fixed_ranks() -> None:
@@ -139,7 +139,7 @@ def test_other_codecs_send_the_rows_that_are_left(codec: Codec) -> None:
     for _ in range(5):
         run.round()
     sent = [sum(r.exchanged_bytes) for r in run.reports]
-    assert sum(run.sync.ranks) < sum(FIRST) and sent[-1] < sent[0]
+    assert sum(run.sync.state.ranks) < sum(FIRST) and sent[-1] < sent[0]
 
 
 def test_a_client_that_is_left_out_keeps_its_rank() -> None:
@@ -151,8 +151,8 @@ def test_a_client_that_is_left_out_keeps_its_rank() -> None:
         next(iter(run.sync.replicas[1].params.values()))[0].fill_(float("nan"))
     run.round()
     assert list(run.reports[-1].dropped) == [1]
-    assert run.sync.ranks[1] == FIRST[1] and run.sync.ranks[2] < FIRST[2]
-    while run.sync.ranks[1] == FIRST[1]:
+    assert run.sync.state.ranks[1] == FIRST[1] and run.sync.state.ranks[2] < FIRST[2]
+    while run.sync.state.ranks[1] == FIRST[1]:
         run.round()
         assert run.sync.round < 8
 
@@ -172,9 +172,9 @@ def test_a_client_whose_payload_was_no_good_keeps_its_rank() -> None:
     run.round()
     run.round()
     assert run.reports[-1].dropped == {2: "spoilt"}
-    assert run.sync.ranks[2] == FIRST[2] and run.sync.ranks[1] < FIRST[1]
+    assert run.sync.state.ranks[2] == FIRST[2] and run.sync.state.ranks[1] < FIRST[1]
     run.round()
-    assert run.sync.ranks[2] < FIRST[2]
+    assert run.sync.state.ranks[2] < FIRST[2]
 
 
 @pytest.mark.parametrize(("told", "words"), [(5, "its rank is 5, it had 4"), (0, "rank is 0"), (float("nan"), "nan")])

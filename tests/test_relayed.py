@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lowcomm.aggregate.lora import FFA, FedSB, LoraRule
 from lowcomm.codec import Codec
 from lowcomm.outer import SGD
-from lowcomm.round.digest import sha256_weights
+from lowcomm.state.digest import sha256_weights
 from lowcomm.schedule import EveryStep, Schedule, Streaming
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Simulated, Transport
@@ -181,7 +181,7 @@ def test_a_failed_exchange_keeps_the_weights_and_the_pseudo_gradient() -> None:
         before = toy.flat(list(sync.weights().values()))
         with pytest.raises(SyncError, match="client 1 is lost"):
             toy.train_step(sync, toy.EVERY - 1)
-        local = toy.flat(sync.replicas[0].tensors(sync.fragments[0]))
+        local = toy.flat(sync.replicas[0].tensors(sync.state.fragments[0]))
         kept = torch.equal(before, toy.flat(list(sync.weights().values())))
         return kept and not torch.equal(local, before) and list(sync.pending) == [0]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowcomm.round.flood import gathers
+from lowcomm.exchange.agreement import gathers
 from lowcomm.secure import SecureSum
 from lowcomm.sync import SyncReport
 from lowcomm.transport import Collective, Transport

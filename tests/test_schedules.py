@@ -86,14 +86,14 @@ def test_one_island_with_a_delayed_average_trains_as_if_alone() -> None:
     for step in range(13):
         toy.train_step(sync, step)
         toy.train_step(alone, step)
-    assert sync.round == 2 and list(sync.flights) == [0]
+    assert sync.round == 2 and list(sync.state.in_flight) == [0]
     for name, p in sync.replicas[0].params.items():
         torch.testing.assert_close(p.detach(), alone.replicas[0].params[name].detach(), atol=2e-6, rtol=1e-5)
 
 
 def test_an_update_lands_one_round_late_and_before_the_next_starts() -> None:
     actions = {step: OneStepDelay()(step, 4) for step in range(1, 13)}
-    assert {step: (a.sync, a.land) for step, a in actions.items() if a.sync} == {
+    assert {step: (a.sync, a.commit) for step, a in actions.items() if a.sync} == {
         4: ((0,), ()),
         8: ((0,), (0,)),
         12: ((0,), (0,)),

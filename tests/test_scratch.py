@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from lowcomm.outer import Nesterov
-from lowcomm.round.scratch import Scratch
+from lowcomm.state.buffer_pool import BufferPool
 from lowcomm.schedule import Streaming
 from lowcomm.sync import LocalSGD
 from lowcomm.transport.pipelined import SEGMENT, SMALLEST, segmentation, window
 
 
 def test_what_is_lent_is_never_lent_twice_and_comes_back() -> None:
-    scratch = Scratch(torch.device("cpu"))
+    scratch = BufferPool(torch.device("cpu"))
     a, b = scratch.take(100), scratch.take(60)
     a.fill_(1)
     b.fill_(2)
@@ -28,7 +28,7 @@ def test_what_is_lent_is_never_lent_twice_and_comes_back() -> None:
 
 
 def test_a_longer_one_replaces_the_longest_that_is_free() -> None:
-    scratch = Scratch(torch.device("cpu"))
+    scratch = BufferPool(torch.device("cpu"))
     for size in (10, 20, 30, 1000):
         scratch.give(scratch.take(size))
     assert scratch.total_bytes == 4 * 1000
@@ -53,7 +53,7 @@ def test_a_sync_keeps_one_vector_per_local_island_and_fragment_on_its_way(fragme
     """Not one per fragment, and the mean has none of its own where nobody needs the pseudo-gradient any more."""
     sync = islands(None if fragments is None else Streaming(fragments=fragments, delay=1, by="size"))
     largest = 4 * max(f.size for f in sync.fragments)
-    scratch = sync.fragments[0]._scratch
+    scratch = sync.state.fragments[0].pool
     assert all(f._scratch is scratch for f in sync.fragments)
     assert scratch.total_bytes <= (2 if fragments is None else 3) * largest
     assert all(p.grad is None for f in sync.fragments for p in f.outer_params)

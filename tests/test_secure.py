@@ -19,7 +19,7 @@ pytest.importorskip("cryptography")
 from lowcomm import checkpoint
 from lowcomm.aggregate import Mean
 from lowcomm.aggregate.lora import FedEx, FLoRA
-from lowcomm.clients import Clients
+from lowcomm.state.spec import Clients
 from lowcomm.codec import Fp32, TopK
 from lowcomm.outer import SGD
 from lowcomm.round.secure_checks import check_secure
@@ -70,7 +70,7 @@ def one_round(sync: LocalSGD) -> torch.Tensor:
 def plain_sum(left: Sequence[int], secure: SecureSum, islands: int = N) -> torch.Tensor:
     """Weights after a round whose sum is made of the same integers without masks."""
     sync = build(Simulated(islands), None)
-    sync.schedule = dataclasses.replace(EveryH())
+    sync.state.spec.schedule = dataclasses.replace(EveryH())
     start = toy.flat(list(sync.weights().values()))
     local = [toy.Net() for _ in range(islands)]
     for k, model in enumerate(local):

@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("cryptography")
 
-from lowcomm.round.flood import gathers
+from lowcomm.exchange.agreement import gathers
 from lowcomm.secure import SecureSum
 from lowcomm.secure.party import Party
 from lowcomm.sync import SyncReport

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowcomm.aggregate import Aggregator
 from lowcomm.aggregate.lora import FedIT, FedSA, SenderMean
-from lowcomm.clients import Clients
+from lowcomm.state.spec import Clients
 from lowcomm.codec import Codec, Fp32, LargestLayers, Shared
 from lowcomm.local import Objective, SelectLayers
 from lowcomm.local.select_layers import layer_of

@@ -165,7 +165,7 @@ def test_fedavg_is_the_token_weighted_mean_of_weights() -> None:
     sync = toy.build(3, outer=SGD(lr=1.0), every=100)
     for step in range(5):
         toy.train_step(sync, step)
-    local = torch.stack([toy.flat(r.tensors(sync.fragments[0])) for r in sync.replicas])
+    local = torch.stack([toy.flat(r.tensors(sync.state.fragments[0])) for r in sync.replicas])
     weights = torch.tensor([4.0, 5.0, 6.0]) / 15  # examples per batch of each island
     expected = (local * weights[:, None]).sum(0)
     sync.finish()
@@ -200,7 +200,7 @@ def test_ddp_keeps_islands_equal_and_follows_the_mean_gradient() -> None:
         optimizer.step()
         optimizer.zero_grad()
     sync.finish()
-    first, *others = [toy.flat(r.tensors(sync.fragments[0])) for r in sync.replicas]
+    first, *others = [toy.flat(r.tensors(sync.state.fragments[0])) for r in sync.replicas]
     assert all(torch.equal(first, o) for o in others)
     torch.testing.assert_close(
         first, toy.flat(list(single.parameters())), rtol=1e-3, atol=1e-4

@@ -37,7 +37,7 @@ def test_fragments_take_turns() -> None:
     schedule = Streaming(fragments=4, delay=3)
     starts = {step: schedule(step, 32).sync for step in range(1, 65) if schedule(step, 32).sync}
     assert starts == {8: (0,), 16: (1,), 24: (2,), 32: (3,), 40: (0,), 48: (1,), 56: (2,), 64: (3,)}
-    lands = {step: schedule(step, 32).land for step in range(1, 65) if schedule(step, 32).land}
+    lands = {step: schedule(step, 32).commit for step in range(1, 65) if schedule(step, 32).commit}
     assert lands == {step + 3: p for step, p in starts.items() if step + 3 <= 64}
 
 
@@ -54,7 +54,7 @@ def test_each_fragment_syncs_once_per_period_and_one_is_on_its_way_at_a_time(
     flying: set[int] = set()
     for step in range(1, 3 * every + 1):
         action = schedule(step, every)
-        flying -= set(action.land)
+        flying -= set(action.commit)
         if delay:
             flying |= set(action.sync)
         assert len(flying) <= 1
@@ -112,7 +112,7 @@ def test_out_of_range(schedule: Schedule, every: int, says: str) -> None:
 
 
 def local(sync: LocalSGD, island: int) -> Tensor:
-    return toy.flat(sync.replicas[island].tensors(sync.fragments[0]))
+    return toy.flat(sync.replicas[island].tensors(sync.state.fragments[0]))
 
 
 def merged(sync: LocalSGD) -> Tensor:
@@ -126,21 +126,21 @@ def test_what_a_delayed_fragment_becomes(alpha: float | None) -> None:
     for step in range(4):
         toy.train_step(sync, step)
     started, before = [local(sync, i).clone() for i in range(2)], merged(sync).clone()
-    assert list(sync.flights) == [0] and sync.round == 0
+    assert list(sync.state.in_flight) == [0] and sync.round == 0
     toy.train_step(sync, 4)
     assert torch.equal(merged(sync), before)  # nothing is applied before it lands
     reports: list[SyncReport] = []
     sync.listeners.append(reports.append)
     trained: list[Tensor] = []
-    land = sync.land
+    land = sync.commit
 
     def spy(fragments: Sequence[int]) -> None:
         trained.extend(local(sync, i).clone() for i in range(2) if fragments)
         land(fragments)
 
-    sync.land = spy  # type: ignore[method-assign]
+    sync.commit = spy  # type: ignore[method-assign]
     toy.train_step(sync, 5)
-    assert not sync.flights and sync.round == 1 and len(reports) == 1
+    assert not sync.state.in_flight and sync.round == 1 and len(reports) == 1
     weights = reports[0].weights
     mean = sum(w * s for w, s in zip(weights, started, strict=True))
     torch.testing.assert_close(merged(sync), mean, atol=1e-6, rtol=1e-5)
@@ -156,7 +156,7 @@ def test_finish_lands_what_is_on_its_way_and_merges_the_rest(schedule: Streaming
         for step in range(steps):
             toy.train_step(sync, step)
         sync.finish()
-        assert not sync.flights and not sync.unverified and not sync.pending
+        assert not sync.state.in_flight and not sync.state.consistency.later and not sync.pending
         for replica in sync.replicas:
             own = {n: p.detach() for n, p in replica.params.items()}
             assert all(torch.equal(own[n], w) for n, w in sync.weights().items())
@@ -183,18 +183,18 @@ def test_training_goes_on_beside_an_exchange() -> None:
     """Steps return while it is held up; landing waits for it, and that time is counted as blocked."""
     transport = Slow(2)
     sync = toy.build(2, schedule=Streaming(fragments=1, delay=3), transport=transport)
-    sync._worker = Worker(beside=True)
+    sync.state.worker = Worker(beside=True)
     reports: list[SyncReport] = []
     sync.listeners.append(reports.append)
     transport.open.clear()
     for step in range(6):
         toy.train_step(sync, step)  # the exchange starts after the fourth
-    assert sync.flights and not reports
+    assert sync.state.in_flight and not reports
     timer = threading.Timer(0.3, transport.open.set)
     timer.start()
     toy.train_step(sync, 6)
     timer.join()
-    assert not sync.flights and reports[0].blocked_s > 0.2
+    assert not sync.state.in_flight and reports[0].blocked_s > 0.2
     assert reports[0].seconds_s >= reports[0].blocked_s
     again = toy.build(2, schedule=Streaming(fragments=1, delay=3))
     for step in range(7):
@@ -225,7 +225,7 @@ def test_a_codec_that_sets_threads_does_not_run_beside_training_on_several(monke
     ):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         sync = toy.build(2, schedule=Streaming(fragments=1, delay=1), codec=codec, transport=Link())
-        assert sync._worker.beside is beside
+        assert sync.state.worker.beside is beside
 
 
 def test_a_failed_exchange_changes_nothing_and_is_made_up() -> None:
@@ -238,7 +238,7 @@ def test_a_failed_exchange_changes_nothing_and_is_made_up() -> None:
     before = merged(sync).clone()
     with pytest.raises(SyncError, match="the gather failed"):
         toy.train_step(sync, 4)
-    assert sync.pending == (0,) and not sync.flights and sync.round == 0
+    assert sync.pending == (0,) and not sync.state.in_flight and sync.round == 0
     assert torch.equal(merged(sync), before)
     assert sync.replicas[0].unsynced(0) == 5 * 4  # all five steps of four examples are still to be merged
     transport.fails = False

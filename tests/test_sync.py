@@ -69,7 +69,7 @@ def snapshot(sync: LocalSGD) -> list[Tensor]:
     """Global weights, local weights, outer state."""
     tensors = [f.weights for f in sync.fragments]
     tensors += [p for r in sync.replicas for p in r.params.values()]
-    tensors += [t for o in sync.outers for s in o.state.values() for t in s.values() if isinstance(t, Tensor)]
+    tensors += [t for (a,) in sync.state.anchors for s in a.optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
     return [t.detach().clone() for t in tensors]
 
 
@@ -102,12 +102,12 @@ def test_a_cut_before_the_commit_changes_nothing(exchange: str) -> None:
     for step in range(toy.EVERY):
         toy.train_step(sync, step)
         sync.sync((0,)) if step == 0 else None  # there is outer state to be left alone
-    before, states = snapshot(sync), sync.codec_states
+    before, states = snapshot(sync), sync.state.codec_states
     transport.cut = {exchange: 1}
     with pytest.raises(SyncError, match=f"the {exchange} was cut"):
         sync.sync((0,))
     assert same(before, snapshot(sync))
-    assert (sync.round, sync.pending, sync.codec_states) == (1, (0,), states)
+    assert (sync.round, sync.pending, sync.state.codec_states) == (1, (0,), states)
     sync.finish()
     assert sync.round == 2
     assert not same(before[:1], snapshot(sync)[:1])
@@ -127,7 +127,7 @@ def test_a_cut_after_the_commit_says_so_and_the_next_sync_compares() -> None:
     plain.sync((0,))
     assert torch.equal(after, global_weights(plain))
     for replica in sync.replicas:
-        assert torch.equal(toy.flat(replica.tensors(sync.fragments[0])), after)
+        assert torch.equal(toy.flat(replica.tensors(sync.state.fragments[0])), after)
     toy.train_step(sync, 1)
     assert (sync.round, sync.pending) == (2, ())
 
@@ -158,11 +158,11 @@ def test_only_the_fragment_that_failed_stays_pending() -> None:
     first = [f.weights.clone() for f in sync.fragments]
     assert not try_step(sync, 1)
     assert sync.pending == (0,)
-    assert torch.equal(sync.fragments[0].weights, first[0])
-    assert not torch.equal(sync.fragments[1].weights, first[1])
+    assert torch.equal(sync.state.anchors[0][0].weights, first[0])
+    assert not torch.equal(sync.state.anchors[1][0].weights, first[1])
     assert try_step(sync, 2)
     assert (sync.pending, sync.round) == ((), 2)
-    assert not torch.equal(sync.fragments[0].weights, first[0])
+    assert not torch.equal(sync.state.anchors[0][0].weights, first[0])
 
 
 class WithStatistics(nn.Module):
@@ -228,7 +228,7 @@ def test_a_stale_round_is_left_out_and_reported() -> None:
     sync.round = 5
     for step in range(toy.EVERY):
         toy.train_step(sync, step)
-    local = [toy.flat(r.tensors(sync.fragments[0])) for r in sync.replicas]
+    local = [toy.flat(r.tensors(sync.state.fragments[0])) for r in sync.replicas]
     sync.sync((0,))
     assert reports[0].dropped == {1: "it is in round 3, the others in 5"}
     torch.testing.assert_close(global_weights(sync), (local[0] * 4 + local[2] * 6) / 10, rtol=1e-5, atol=1e-6)
@@ -340,4 +340,4 @@ def test_one_model_alone_is_one_island() -> None:
     for step in range(4):
         toy.train_step(sync, step)
     assert (sync.round, sync.transport.islands, sync.transport.sent_bytes) == (2, 1, [0])
-    assert torch.equal(toy.flat(sync.replicas[0].tensors(sync.fragments[0])), global_weights(sync))
+    assert torch.equal(toy.flat(sync.replicas[0].tensors(sync.state.fragments[0])), global_weights(sync))

@@ -209,7 +209,7 @@ def test_a_sync_exchanges_rows_and_nothing_else(estimate: Estimate) -> None:
     assert sync.transport.sent_bytes[0] - before == 5 * 2 * estimate.row_bytes
     assert all(torch.equal(weights(made[0].model), weights(m.model)) for m in made)
     assert all(p.grad is None for m in made for p in m.model.parameters())
-    fragment = sync.fragments[0]
+    fragment = sync.state.fragments[0]
     assert "mean" not in vars(fragment)  # nothing to average: no buffer for it
     held = [p.data_ptr() for p in sync.replicas[0].tensors(fragment)]
     assert held == [v.data_ptr() for v in fragment.outer_params]  # the global weights are the weights

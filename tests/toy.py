@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from lowcomm.codec import Codec, Fp32
 from lowcomm.island import Inner
 from lowcomm.outer import Nesterov, Outer
-from lowcomm.round.deadline import LATE_TOLERANCE_S, OnLate
-from lowcomm.round.digest import sha256_weights
+from lowcomm.state.deadlines import LATE_TOLERANCE_S, OnLate
+from lowcomm.state.digest import sha256_weights
 from lowcomm.schedule import EveryH, Schedule
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Transport

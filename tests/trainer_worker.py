@@ -18,7 +18,7 @@ from torch import nn
 
 import lowcomm as lc
 from lowcomm.integrations import example, saved
-from lowcomm.round.digest import sha256_weights
+from lowcomm.state.digest import sha256_weights
 from lowcomm.types import CheckpointError, ConfigError
 
 OUTER = lc.outer.Nesterov(lr=0.7, momentum=0.6)

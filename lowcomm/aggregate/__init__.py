@@ -1,8 +1,8 @@
 """Aggregators: contributions of the islands -> one Delta."""
 
-from lowcomm.aggregate.base import Aggregator, Combined
+from lowcomm.aggregate.base import Aggregate, Aggregator, Context
 from lowcomm.aggregate.mean import Mean
 
 from lowcomm.aggregate import lora  # isort: skip  # its rules build on what is above
 
-__all__ = ["Aggregator", "Combined", "Mean", "lora"]
+__all__ = ["Aggregate", "Aggregator", "Context", "Mean", "lora"]

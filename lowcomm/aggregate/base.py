@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -11,9 +11,30 @@ from torch import Tensor
 
 from lowcomm.types import Contribution, Delta, Round
 
+State = dict[str, Tensor]
+"""What an aggregator carries from round to round: tensors by name, equal on every island, checkpointed."""
+
+
+def one_rank(table: Tensor) -> Tensor:
+    """The sum over the ranks of an island that has one."""
+    return table
+
 
 @dataclass(frozen=True, kw_only=True)
-class Combined:
+class Context:
+    """What a rule may look at beside the contributions."""
+
+    start: Delta
+    """The anchor that the Deltas were taken from."""
+    round: Round
+    state: State = field(default_factory=dict)
+    """What the rule kept of its last committed round; empty in the first."""
+    sum_ranks: Callable[[Tensor], Tensor] = one_rank
+    """Sums a small CPU table over the ranks of the island, each of which holds a shard of every Delta."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregate:
     """What an aggregator makes of a round, to be committed together."""
 
     delta: Delta
@@ -23,6 +44,8 @@ class Combined:
     """How far the result is from what should have been aggregated, relative; None: exact, or not known."""
     notes: tuple[str, ...] = ()
     """Lines for the log of the round."""
+    state: State = field(default_factory=dict)
+    """What the rule carries to the next round."""
 
 
 class Aggregator(ABC):
@@ -44,9 +67,9 @@ class Aggregator(ABC):
     def __call__(self, contributions: Sequence[Contribution]) -> Delta:
         """The aggregate of contributions in island order; their weights sum to 1."""
 
-    def combine(self, contributions: Sequence[Contribution], start: Delta, round: Round) -> Combined:
-        """The aggregate for rules that also look at the global weights (`start`) or change frozen ones."""
-        return Combined(delta=self(contributions))
+    def combine(self, contributions: Sequence[Contribution], context: Context) -> Aggregate:
+        """The aggregate for rules that look at more than the contributions, keep state or change frozen weights."""
+        return Aggregate(delta=self(contributions))
 
     def trains(self, name: str, round_index: int) -> bool:
         """Whether this parameter is trained in this round; the others rest on every island."""
@@ -54,3 +77,6 @@ class Aggregator(ABC):
 
     def check(self) -> None:  # noqa: B027  # nothing to check is a good default
         """Raise ConfigError for a setting out of range."""
+
+    def check_islands(self, islands: int) -> None:  # noqa: B027
+        """Raise ConfigError for settings that do not fit this number of islands."""

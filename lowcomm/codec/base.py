@@ -44,6 +44,16 @@ class Codec(ABC):
         """Whether no island ever sees another's contribution: then only a weighted sum can be had (`needs` "sum")."""
         return False
 
+    @property
+    def bare(self) -> Codec:
+        """The codec that makes the payloads: what error feedback is wrapped around, the finest of several levels."""
+        return self
+
+    @property
+    def last_merge(self) -> Codec:
+        """The codec of a run's last merge, after which the islands hold the global weights."""
+        return self
+
     def at(self, round: Round) -> Codec:
         """The codec of this round: itself, unless it is graded."""
         return self

@@ -48,6 +48,10 @@ class ErrorFeedback(Wrapping):
     def sums_on_the_way(self) -> bool:
         return self.codec.sums_on_the_way
 
+    @property
+    def bare(self) -> Codec:
+        return self.codec.bare
+
     def at(self, round: Round) -> Codec:
         return self.around(self.codec.at(round))
 

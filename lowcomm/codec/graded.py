@@ -37,6 +37,10 @@ class Graded(Codec):
     def sums_on_the_way(self) -> bool:
         return self.codecs[0].sums_on_the_way
 
+    @property
+    def bare(self) -> Codec:
+        return self.codecs[0]
+
     def init(self, like: Delta) -> State:
         return {}
 

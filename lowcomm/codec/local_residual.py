@@ -47,6 +47,10 @@ class LocalResidual(Wrapping):
     def holds_back(self) -> bool:
         return True
 
+    @property
+    def last_merge(self) -> Codec:
+        return self.last
+
     def init(self, like: Delta) -> State:
         return self.codec.init(like)
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lowcomm.data import Data, DataConfig, PythonCorpus, TextFiles, build_data
 from lowcomm.model import ModelConfig, build_model
-from lowcomm.round.digest import sha256_weights
-from lowcomm.sync import LocalSGD
+from lowcomm.state.digest import sha256_weights
+from lowcomm.state.state import SyncState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,14 +53,14 @@ def nano(data: Data) -> PreTrainedModel:
     return cast("PreTrainedModel", made)
 
 
-def report(sync: LocalSGD) -> None:
+def report(state: SyncState) -> None:
     """One line of JSON per rank: all islands must show the same digest."""
     line = {
-        "island": sync.transport.local[0],
-        "islands": sync.transport.islands,
-        "steps": sync.step,
-        "rounds": sync.round,
-        "bytes_sent": sync.transport.sent_bytes[0],
-        "weights_sha256": sha256_weights({n: p.detach() for n, p in sync.replicas[0].params.items()}),
+        "island": state.transport.local[0],
+        "islands": state.transport.islands,
+        "steps": state.step,
+        "rounds": state.round,
+        "bytes_sent": state.transport.sent_bytes[0],
+        "weights_sha256": sha256_weights({n: p.detach() for n, p in state.replicas[0].params.items()}),
     }
     print(json.dumps(line), flush=True)

@@ -40,8 +40,8 @@ from lowcomm.integrations.groups import IslandGroups
 from lowcomm.integrations.log import log_line
 from lowcomm.integrations.settings import Settings
 from lowcomm.outer import Outer
-from lowcomm.round.coverage import BufferRule
-from lowcomm.round.landing import SyncReport
+from lowcomm.state.spec import BufferRule
+from lowcomm.state.report import SyncReport
 from lowcomm.run.finale import holding_global_weights
 from lowcomm.schedule import Schedule
 from lowcomm.sync import LocalSGD
@@ -178,7 +178,7 @@ class LowCommCallback(TrainerCallback):
         self._held.close()
         if self.sync is not None and not args.save_only_model:
             directory = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / DIRECTORY
-            saved.save(self.sync, directory, self.settings.describe(self.sync))
+            saved.save(self.sync.state, directory, self.settings.describe(self.sync.transport))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module,
@@ -198,7 +198,7 @@ class LowCommCallback(TrainerCallback):
     def _hold(self, control: TrainerControl) -> None:
         self._held.close()
         if self.sync is not None and (control.should_save or control.should_evaluate):
-            self._held.enter_context(holding_global_weights(self.sync))
+            self._held.enter_context(holding_global_weights(self.sync.state))
 
     def _log(self, control: TrainerControl) -> None:
         """Each sync as a line of the Trainer's log, past what a subclass adds to its own lines (TRL's averages)."""
@@ -208,7 +208,7 @@ class LowCommCallback(TrainerCallback):
         self._reports.clear()
         for report in reports:
             assert self._trainer is not None and self.sync is not None
-            Trainer.log(self._trainer, log_line(self.sync, report))
+            Trainer.log(self._trainer, log_line(self.sync.transport, report))
         control.should_log = due  # or the line of this step would count as written
 
     def _resume(self, sync: LocalSGD, args: TrainingArguments, step: int) -> None:
@@ -219,7 +219,7 @@ class LowCommCallback(TrainerCallback):
                 "Fix: LowCommCallback(resume_from=...) with the directory given to train(), or start anew"
             )
         before = {n: p.detach().clone() for n, p in sync.replicas[0].held.items()}
-        saved.load(sync, found / DIRECTORY, step, self.settings.describe(sync))
+        saved.load(sync.state, found / DIRECTORY, step, self.settings.describe(sync.transport))
         for name, view in sync.weights().items():
             if not torch.equal(view.to(before[name]), before[name]):
                 raise CheckpointError(

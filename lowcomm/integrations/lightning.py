@@ -28,8 +28,8 @@ from lowcomm.integrations.groups import IslandGroups
 from lowcomm.integrations.log import log_line
 from lowcomm.integrations.settings import Settings
 from lowcomm.outer import Outer
-from lowcomm.round.coverage import BufferRule
-from lowcomm.round.landing import SyncReport
+from lowcomm.state.spec import BufferRule
+from lowcomm.state.report import SyncReport
 from lowcomm.run.finale import holding_global_weights
 from lowcomm.schedule import Schedule
 from lowcomm.sync import LocalSGD
@@ -113,7 +113,7 @@ class LowCommCallback(Callback):
         self.sync = sync = self.settings.attach(pl_module, trainer.optimizers[0], self._groups)
         sync.listeners.append(self._reports.append)
         if trainer.global_step > 0:
-            saved.load(sync, self._directory(trainer), trainer.global_step, self.settings.describe(sync))
+            saved.load(sync.state, self._directory(trainer), trainer.global_step, self.settings.describe(sync.transport))
         pl_module.register_state_dict_post_hook(lambda _, state, prefix, __: self._show_global_weights(state, prefix))
 
     def on_train_batch_end(
@@ -144,7 +144,7 @@ class LowCommCallback(Callback):
         if self.sync is not None:
             holding = self._holding
             self._hold(False)
-            saved.save(self.sync, self._directory(trainer), self.settings.describe(self.sync))
+            saved.save(self.sync.state, self._directory(trainer), self.settings.describe(self.sync.transport))
             self._hold(holding)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -162,13 +162,13 @@ class LowCommCallback(Callback):
         self._held.close()
         self._holding = on and self.sync is not None and not self._finished
         if self._holding and self.sync is not None:
-            self._held.enter_context(holding_global_weights(self.sync))
+            self._held.enter_context(holding_global_weights(self.sync.state))
 
     def _show_global_weights(self, state: dict[str, Tensor], prefix: str) -> None:
         """Put the global weights into a state_dict of the module, whose tensors share memory with its parameters."""
         if self.sync is None or self._finished or prefix:
             return
-        with holding_global_weights(self.sync):
+        with holding_global_weights(self.sync.state):
             for key, tensor in list(state.items()):
                 state[key] = tensor.detach().clone()
 
@@ -177,7 +177,7 @@ class LowCommCallback(Callback):
         for report in reports:
             assert self.sync is not None
             for logger in trainer.loggers:
-                logger.log_metrics(log_line(self.sync, report), step=trainer.global_step)
+                logger.log_metrics(log_line(self.sync.transport, report), step=trainer.global_step)
 
     def _directory(self, trainer: Trainer) -> Path:
         return self.directory or Path(trainer.default_root_dir) / "lowcomm"

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from lowcomm.round.landing import SyncReport
-from lowcomm.sync import LocalSGD
+from lowcomm.state.report import SyncReport
+from lowcomm.transport import Transport
 
 
-def log_line(sync: LocalSGD, report: SyncReport) -> dict[str, float]:
+def log_line(transport: Transport, report: SyncReport) -> dict[str, float]:
     """Times in seconds; bytes of this rank since the run began, counted by its transport."""
-    island = sync.transport.local[0]
+    island = transport.local[0]
     return {
         "lowcomm/round": report.round.index,
         "lowcomm/sync_s": report.seconds_s,
         "lowcomm/blocked_s": report.blocked_s,
         "lowcomm/delta_norm": report.delta_norms[island],
         "lowcomm/islands_left_out": len(report.dropped),
-        "lowcomm/bytes_sent": sync.transport.sent_bytes[0],
-        "lowcomm/bytes_received": sync.transport.received_bytes[0],
+        "lowcomm/bytes_sent": transport.sent_bytes[0],
+        "lowcomm/bytes_received": transport.received_bytes[0],
     }

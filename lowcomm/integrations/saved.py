@@ -1,4 +1,4 @@
-"""A LocalSGD's state in another trainer's checkpoint directory: safetensors and JSON, one directory per rank.
+"""The state of a sync in another trainer's checkpoint directory: safetensors and JSON, one directory per rank.
 
     DIRECTORY/STEP/island-RANK/{island,global}.safetensors  {island,global}.json  manifest.json
 
@@ -17,8 +17,9 @@ import torch
 import torch.distributed as dist
 
 from lowcomm import checkpoint
-from lowcomm.round.sync_state import global_part, island_part, load_global, load_island
-from lowcomm.sync import LocalSGD
+from lowcomm.state.checkpoint import global_part, island_part, load_global, load_island
+from lowcomm.state.state import SyncState
+from lowcomm.sync.overlap import relaunch
 from lowcomm.types import CheckpointError
 
 Facts = Mapping[str, str | int]
@@ -29,21 +30,21 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def save(sync: LocalSGD, directory: Path, facts: Facts) -> None:
+def save(state: SyncState, directory: Path, facts: Facts) -> None:
     """Write this rank's state; every rank calls it at the same step. Raises CheckpointError (disk full, ...).
 
     facts: settings that a run which goes on from here must have.
     """
-    sync.wait()
+    state.worker.wait()
     own = torch.frombuffer(bytearray(os.urandom(8)), dtype=torch.uint8)
-    session = bytes(sync.transport.gather([own])[0].numpy()).hex()
-    tensors, values = island_part(sync, 0)
+    session = bytes(state.transport.gather([own])[0].numpy()).hex()
+    tensors, values = island_part(state, 0)
     parts: dict[str, checkpoint.Part] = {"island": (tensors, {**values, "facts": dict(facts)})}
-    parts["global"] = global_part(sync)
-    checkpoint.save(directory, f"{sync.step:06d}", rank(), parts, session)
+    parts["global"] = global_part(state)
+    checkpoint.save(directory, f"{state.step:06d}", rank(), parts, session)
 
 
-def load(sync: LocalSGD, directory: Path, step: int, facts: Facts) -> None:
+def load(state: SyncState, directory: Path, step: int, facts: Facts) -> None:
     """Put back the state of inner step `step`; every rank calls it. The models then hold their islands' own weights.
 
     Raises CheckpointError on every rank if one has no whole part, or the parts were not saved together.
@@ -56,16 +57,16 @@ def load(sync: LocalSGD, directory: Path, step: int, facts: Facts) -> None:
         problem = str(error)
     session = checkpoint.verified(directory, rank()).get(name, "")
     text = json.dumps([problem, session]).encode()
-    rows = sync.transport.gather_sized([torch.frombuffer(bytearray(text), dtype=torch.uint8)])
+    rows = state.transport.gather_sized([torch.frombuffer(bytearray(text), dtype=torch.uint8)])
     found = [json.loads(bytes(row.numpy())) for row in rows]
     for island, (theirs, _) in enumerate(found):
         if theirs:
             raise CheckpointError(f"island {island} cannot go on from inner step {step}: {theirs}")
     if len({session for _, session in found}) > 1:
         raise CheckpointError(f"the parts of inner step {step} in {directory} were not saved together")
-    load_global(sync, parts["global"])
-    load_island(sync, 0, parts["island"])
-    sync.relaunch()
+    load_global(state, parts["global"])
+    load_island(state, 0, parts["island"])
+    relaunch(state)
 
 
 def _difference(stored: Facts, now: Facts) -> str:

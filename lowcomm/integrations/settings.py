@@ -14,10 +14,11 @@ from lowcomm.codec import Codec, Fp32
 from lowcomm.integrations.groups import IslandGroups
 from lowcomm.island import DDPPart, Part
 from lowcomm.outer import Nesterov, Outer
-from lowcomm.round.coverage import BufferRule
-from lowcomm.round.exchange import check_fit
 from lowcomm.schedule import EveryH, Schedule
+from lowcomm.state.spec import BufferRule, SyncSpec
 from lowcomm.sync import LocalSGD
+from lowcomm.sync.compatibility import check_spec
+from lowcomm.transport import Transport
 from lowcomm.types import require
 
 
@@ -62,10 +63,15 @@ class Settings:
     def __post_init__(self) -> None:
         """Raise ConfigError for a value out of range, or parts that do not fit."""
         require(self.every >= 1, "every", self.every, "1 or more", "32 suits short runs, 500 long ones")
-        self.outer.check()
-        self.codec.check()
-        self.schedule.check(self.every, None)
-        check_fit(self.codec, self.aggregator)
+        check_spec(
+            SyncSpec(
+                every=self.every,
+                outer=self.outer,
+                codec=self.codec,
+                schedule=self.schedule,
+                aggregator=self.aggregator,
+            )
+        )
 
     def attach(self, model: nn.Module, inner: Optimizer, groups: IslandGroups) -> LocalSGD:
         """The LocalSGD of this rank, whose island trains whole models under DDP; raises what LocalSGD raises."""
@@ -88,7 +94,7 @@ class Settings:
             seed=self.seed,
         )
 
-    def describe(self, sync: LocalSGD) -> dict[str, str | int]:
+    def describe(self, transport: Transport) -> dict[str, str | int]:
         """What must be equal in a run that goes on from a checkpoint of this one."""
         return {
             "every": self.every,
@@ -97,5 +103,5 @@ class Settings:
             "schedule": repr(self.schedule),
             "aggregator": repr(self.aggregator),
             "seed": self.seed,
-            "islands": sync.transport.islands,
+            "islands": transport.islands,
         }

@@ -142,15 +142,16 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
         on_late=config.sync.on_late,
         late_tolerance_s=config.sync.late_tolerance_s,
         clients=config.sync.clients,
+        exchange=config.sync.exchange,
     )
-    secure(islands, sync, config.data.batch_size)
+    secure(islands, sync.state, config.data.batch_size)
     handle = lock(config.directory, world.rank, config.resume) if world.local_rank == 0 else None
     session = _agree_on_session(members)  # and the directory exists
     return Run(
         config=config,
         world=world,
         data=data,
-        shards=training_shards(data, sync),
+        shards=training_shards(data, sync.state),
         islands=islands,
         batched=batched,
         sync=sync,

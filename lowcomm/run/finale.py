@@ -16,12 +16,12 @@ from torch import Tensor
 
 from lowcomm.island.part import gather_texts
 from lowcomm.model import merge_tuning
-from lowcomm.round.digest import sha256_weights
-from lowcomm.round.lora_sync import at_server_scale
+from lowcomm.state.digest import sha256_weights
+from lowcomm.hooks.lora import at_server_scale
 from lowcomm.run.assembly import Run, build_models
 from lowcomm.run.privacy_spent import privacy_spent
 from lowcomm.run.run_dir import write_json
-from lowcomm.sync import LocalSGD
+from lowcomm.state.state import SyncState
 from lowcomm.types import IGNORED, CheckpointError
 
 if TYPE_CHECKING:
@@ -37,31 +37,31 @@ class Evaluation:
 
 
 @contextmanager
-def holding_global_weights(sync: LocalSGD) -> Iterator[None]:
+def holding_global_weights(state: SyncState) -> Iterator[None]:
     """Within, the first model holds the global weights: fragments come at different steps and may have trained on."""
-    sync.wait()
-    own = [p for f in sync.fragments for p in sync.replicas[0].tensors(f)]
-    merged = [view for f in sync.fragments for view in f.outer_params]
+    state.worker.wait()
+    own = [p for f in state.fragments for p in state.replicas[0].tensors(f)]
+    merged = [view for anchors in state.anchors for view in anchors[0].params]
     # weights that are the global ones (training by scalars) need no copy
     pairs = zip(own, merged, strict=True)
     kept = [p.detach() if p.data_ptr() == view.data_ptr() else p.detach().clone() for p, view in pairs]
     with torch.no_grad():
         for p, view in zip(own, merged, strict=True):
             p.copy_(view)
-    _written(sync)
+    _written(state)
     try:
-        with at_server_scale(sync):
+        with at_server_scale(state.spec.aggregator, state.replicas[0].model, state.transport.local[0]):
             yield
     finally:
         with torch.no_grad():
             for p, old in zip(own, kept, strict=True):
                 p.copy_(old)
-        _written(sync)
+        _written(state)
 
 
-def _written(sync: LocalSGD) -> None:
-    for fragment in sync.fragments:
-        sync.replicas[0].written(fragment)
+def _written(state: SyncState) -> None:
+    for index in range(len(state.fragments)):
+        state.written(index, [0])
 
 
 @torch.no_grad()
@@ -171,7 +171,7 @@ def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation |
             "peak_bytes_per_s": peak or None,
             "link_bytes_per_s": link if math.isfinite(link) else None,
             "weights_sha256": weights_sha256,
-            "privacy": privacy_spent(sync, run.ledger),
+            "privacy": privacy_spent(sync.state, run.ledger),
         },
     )
 
@@ -182,7 +182,7 @@ def _counted(run: Run, wall_s: float) -> list[Tensor]:
     return [
         torch.tensor(
             [
-                *(r.tokens, transport.sent_bytes[i], transport.received_bytes[i], sync.blocked_s, sync.sync_s, wall_s),
+                *(r.tokens, transport.sent_bytes[i], transport.received_bytes[i], sync.state.blocked_s, sync.state.sync_s, wall_s),
                 *(late.misses, late.waited_s, late.peak_bytes_per_s or 0.0, transport.link_bytes_per_s or math.inf),
             ],
             dtype=torch.float64,

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 import torch
 
-from lowcomm.round.deadline import Late, describe
+from lowcomm.state.deadlines import Late, describe
 from lowcomm.run.assembly import Run
 from lowcomm.run.privacy_spent import privacy_spent
-from lowcomm.sync import SyncReport
+from lowcomm.state.report import SyncReport
 
 
 class Journal:
@@ -47,7 +47,7 @@ class Journal:
         run = self.run
         self.synced = True
         self.count()
-        spent = privacy_spent(run.sync, run.ledger)
+        spent = privacy_spent(run.sync.state, run.ledger)
         for i, island in enumerate(run.sync.transport.local):
             self.write(
                 i,
@@ -112,7 +112,7 @@ class Journal:
             lr, norm = island.lr(sync.step - 1), finite(island.grad_norm)
             loss = means[i] if self.trained[i] else None
             values = {"loss": loss, "step_s": step_s, "lr": lr, "grad_norm": norm}
-            self.write(i, "step", {**values, "blocked_s": (sync.gradients_s - self.logged_gradients_s) or None})
+            self.write(i, "step", {**values, "blocked_s": (sync.state.gradients_s - self.logged_gradients_s) or None})
         share = sync.transport.islands / len(sync.replicas)  # islands elsewhere do the same work
         tokens = sum(tokens for tokens, _, _ in self.counted) * share
         run.progress.stepped(
@@ -123,7 +123,7 @@ class Journal:
             tokens_per_s=tokens / max(1, sync.step) / step_s,
         )
         self.losses, self.trained = [0.0] * len(run.islands), [0] * len(run.islands)
-        self.logged_step, self.logged_s, self.logged_gradients_s = sync.step, time.monotonic(), sync.gradients_s
+        self.logged_step, self.logged_s, self.logged_gradients_s = sync.step, time.monotonic(), sync.state.gradients_s
 
     def note(self, note: str) -> None:
         """A line about the whole run."""

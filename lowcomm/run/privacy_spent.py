@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lowcomm.codec import Codec, ErrorFeedback, Rqm
+from lowcomm.codec import Codec, Rqm
 from lowcomm.data import Data, Shard
 from lowcomm.data.windows import WindowShard
 from lowcomm.island import PrivateIsland
 from lowcomm.privacy import Mechanism, Released, RqmAccountant, add_noise, clip_to, epsilon, load_dp_accounting
 from lowcomm.privacy.noise import generator_of
-from lowcomm.round.guard import EXAMPLES, batch_seed, example_seed
+from lowcomm.hooks.privacy import EXAMPLES
 from lowcomm.sampling import Sampling
+from lowcomm.state.state import SyncState
 from lowcomm.types import ConfigError, require
 
 if TYPE_CHECKING:
     from lowcomm.config import RunConfig
-    from lowcomm.sync import LocalSGD
 
 __all__ = ["DELTA", "EXAMPLES", "Ledger", "Spent", "ledger_of", "privacy_spent", "secure", "training_shards"]
 
@@ -43,14 +43,16 @@ class Counts:
     """Releases that had the Delta of one island in them, for the island with the most; None: all."""
 
     @staticmethod
-    def of(sync: LocalSGD, releases: int = 0, steps: int = 0) -> Counts:
+    def of(state: SyncState, releases: int = 0, steps: int = 0) -> Counts:
         """Of a run so far, and so many more."""
-        guard = sync.guard
+        hook = state.privacy
+        if hook is None:
+            return Counts(releases=releases, steps=state.step + steps)
         return Counts(
-            releases=guard.releases + releases,
-            steps=sync.step + steps,
-            repeats=guard.repeats,
-            most=max(guard.took_part) + releases,
+            releases=hook.releases + releases,
+            steps=state.step + steps,
+            repeats=hook.repeats,
+            most=max(hook.took_part) + releases,
         )
 
 
@@ -98,28 +100,29 @@ class Ledger:
         budget = self.mechanism.budget
         return budget is not None and self.epsilon(counts) > budget
 
-    def report(self, sync: LocalSGD) -> Spent:
+    def report(self, state: SyncState) -> Spent:
         """Epsilon of one round and of all; infinite ones are None, as JSON has no number for them."""
-        z, rounds = self.mechanism.noise_multiplier, sync.round
-        once = Counts(releases=min(rounds, 1), steps=min(sync.step, sync.every))
+        z, rounds = self.mechanism.noise_multiplier, state.round
+        hook, per_client = state.privacy, state.spec.noises_deltas
+        once = Counts(releases=min(rounds, 1), steps=min(state.step, state.spec.every))
         found: Spent = {
             "mechanism": type(self.mechanism).__name__,
             "level": self.mechanism.level,
             "rounds": rounds,
-            "releases": sync.guard.releases if sync.guard.per_client else sync.step,
+            "releases": hook.releases if hook is not None and per_client else state.step,
             "noise_multiplier": z,
             "delta": self.mechanism.delta,
             "budget": self.mechanism.budget,
             "epsilon_per_round": _finite(self.epsilon(once)),
-            "epsilon_total": _finite(self.epsilon(Counts.of(sync))),
+            "epsilon_total": _finite(self.epsilon(Counts.of(state))),
         }
-        if sync.guard.per_client and self.sampling is not None and self.sampling.independent:
-            known = epsilon(self.known_sample(Counts.of(sync)), self.mechanism.delta)
+        if per_client and self.sampling is not None and self.sampling.independent:
+            known = epsilon(self.known_sample(Counts.of(state)), self.mechanism.delta)
             found["epsilon_known_sample"] = _finite(known)
-        if sync.guard.per_client and sync.clients.secure is None:
+        if hook is not None and per_client and state.spec.clients.secure is None:
             # of those who see single payloads: each carries a share of the noise only
-            own = z / math.sqrt(sync.guard.shares)
-            seen = epsilon([Released(noise_multiplier=own, count=sync.guard.releases)], self.mechanism.delta)
+            own = z / math.sqrt(hook.shares)
+            seen = epsilon([Released(noise_multiplier=own, count=hook.releases)], self.mechanism.delta)
             found["epsilon_payload"] = _finite(seen)
         return found
 
@@ -173,41 +176,44 @@ def ledger_of(config: RunConfig, data: Data, islands: int) -> Ledger | None:
     return ledger
 
 
-def training_shards(data: Data, sync: LocalSGD) -> list[Shard]:
+def training_shards(data: Data, state: SyncState) -> list[Shard]:
     """New readers of the local islands' training text, with the batches that their mechanism accounts for."""
-    by_chance = sync.privacy is not None and sync.privacy.by_chance
+    hook = state.privacy
     shards: list[Shard] = []
-    for i, island in enumerate(sync.transport.local):
+    for i, island in enumerate(state.transport.local):
         shard = data.shard(island)
-        if by_chance:
+        if hook is not None and hook.mechanism.by_chance:
             assert isinstance(shard, WindowShard)  # ledger_of has seen to it
-            shard = shard.by_chance(lambda number, k=i: generator_of(batch_seed(sync, k, number)))
+            shard = shard.by_chance(lambda number, k=i, h=hook: generator_of(h.batch_seed(k, number)))
         shards.append(shard)
     return shards
 
 
-def secure(islands: Sequence[object], sync: LocalSGD, per_step: int) -> None:
+def secure(islands: Sequence[object], state: SyncState, per_step: int) -> None:
     """Give islands that train privately their clip, their noise and what sums are divided by."""
-    mechanism = sync.privacy
+    hook = state.privacy
     for i, island in enumerate(islands):
-        if isinstance(island, PrivateIsland) and mechanism is not None:
+        if isinstance(island, PrivateIsland) and hook is not None:
+            mechanism, replica = hook.mechanism, state.replicas[i]
             clip = mechanism.sensitivity
             island.expected = per_step if mechanism.by_chance else None
             island.clip_each = partial(clip_to, clip=clip)
             std = clip * mechanism.noise_multiplier
-            island.add_noise = lambda sums, k=i, s=std: add_noise(sums, s, example_seed(sync, k, sums))
+            island.add_noise = lambda sums, k=i, s=std, h=hook, r=replica: add_noise(
+                sums, s, h.example_seed(k, r.steps, sums)
+            )
 
 
-def privacy_spent(sync: LocalSGD, ledger: Ledger | None) -> Spent | None:
+def privacy_spent(state: SyncState, ledger: Ledger | None) -> Spent | None:
     """Epsilon of one round and of the run so far, of its mechanism or of its codec."""
     if ledger is not None:
-        return ledger.report(sync)
-    return _of_codec(sync.codec, sync.replicas[0].elements, sync.round)
+        return ledger.report(state)
+    return _of_codec(state.spec.codec, state.replicas[0].elements, state.round)
 
 
 def _of_codec(codec: Codec, parameters: int, rounds: int) -> Spent | None:
     """Error feedback changes what goes into a round, not what its randomness hides of it."""
-    inner = codec.codec if isinstance(codec, ErrorFeedback) else codec
+    inner = codec.bare
     if not isinstance(inner, Rqm):
         return None
     accountant = RqmAccountant(

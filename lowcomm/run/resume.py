@@ -9,10 +9,11 @@ import torch
 
 from lowcomm import checkpoint
 from lowcomm.config import to_dict
-from lowcomm.round.sync_state import global_part, island_part, load_global, load_island
+from lowcomm.state.checkpoint import global_part, island_part, load_global, load_island
 from lowcomm.run.assembly import Run
 from lowcomm.run.clock import start_together
 from lowcomm.run.run_dir import environment, write_json
+from lowcomm.sync.overlap import relaunch
 from lowcomm.types import CheckpointError
 
 
@@ -42,14 +43,14 @@ def save_now(run: Run, name: str, time_s: float) -> None:
     sharded = run.members.mesh is not None
     for i, island in enumerate(run.islands):
         number = run.members.everyone.local[i]
-        tensors, values = island_part(run.sync, i)
+        tensors, values = island_part(run.sync.state, i)
         tensors["rng.cpu"] = island.cpu_rng
         if island.cuda_rng is not None:
             tensors["rng.cuda"] = island.cuda_rng
         values = {**values, "data": run.shards[i].state_dict(), "time_s": time_s, "resumes": run.resumes}
         parts: dict[str, checkpoint.Part] = {"island": (tensors, values)}
         if sharded or (run.world.local_rank == 0 and i == 0):  # of several ranks each has its own shard of it
-            parts["global"] = global_part(run.sync)
+            parts["global"] = global_part(run.sync.state)
         checkpoint.save(root, name, number, parts, run.session)
     if run.world.local_rank == 0:
         checkpoint.prune(root, run.config.checkpoint.keep)
@@ -65,8 +66,8 @@ def load_newest(run: Run) -> None:
         checkpoint.remove_partial(root, number)
         parts = checkpoint.load(root, name, number)
         if i == 0:
-            load_global(run.sync, parts["global"])
-        load_island(run.sync, i, parts["island"])
+            load_global(run.sync.state, parts["global"])
+        load_island(run.sync.state, i, parts["island"])
         tensors, values = parts["island"]
         run.islands[i].cpu_rng = tensors["rng.cpu"]
         run.islands[i].cuda_rng = tensors.get("rng.cuda")
@@ -76,7 +77,7 @@ def load_newest(run: Run) -> None:
     counted = list(run.sync.transport.sent_bytes), list(run.sync.transport.received_bytes)
     run.start = start_together(run.members.everyone, run.base_time_s)
     run.sync.transport.sent_bytes[:], run.sync.transport.received_bytes[:] = counted  # an unbroken run counts it once
-    run.sync.relaunch()
+    relaunch(run.sync.state)
     known = checkpoint.names(root)
     skipped = known[known.index(name) + 1 :]
     note = f"resumed from checkpoint {name} at inner step {run.sync.step}"

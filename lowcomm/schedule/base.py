@@ -17,7 +17,7 @@ class Action:
     """Average the gradients of this step over the islands before the inner optimizer uses them (DDP)."""
     sync: tuple[int, ...] = ()
     """Fragments whose exchange starts right after this step, in the order in which all islands send them."""
-    land: tuple[int, ...] = ()
+    commit: tuple[int, ...] = ()
     """Fragments whose exchange started earlier and is applied right after this step, before new ones start."""
 
 
@@ -69,7 +69,7 @@ class Schedule(ABC):
 
     @property
     def overlaps(self) -> bool:
-        """Whether exchanges run beside training and land later; otherwise training waits for each."""
+        """Whether exchanges run beside training and are committed later; otherwise training waits for each."""
         return False
 
     def own_share(self, islands: int) -> float:

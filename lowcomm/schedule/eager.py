@@ -42,7 +42,7 @@ class Eager(Schedule):
     def __call__(self, step: int, every: int) -> Action:
         if step % every:
             return Action()
-        return Action(sync=(0,), land=(0,) if step > every else ())
+        return Action(sync=(0,), commit=(0,) if step > every else ())
 
     def check(self, every: int, steps: int | None) -> None:
         check_every(every, steps)

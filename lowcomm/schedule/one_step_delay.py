@@ -32,7 +32,7 @@ class OneStepDelay(Schedule):
     def __call__(self, step: int, every: int) -> Action:
         if step % every:
             return Action()
-        return Action(sync=(0,), land=(0,) if step > every else ())
+        return Action(sync=(0,), commit=(0,) if step > every else ())
 
     def check(self, every: int, steps: int | None) -> None:
         check_every(every, steps)

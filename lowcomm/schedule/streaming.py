@@ -47,8 +47,8 @@ class Streaming(Schedule):
         phases = [((p + 1) * every // self.fragments) % every for p in range(self.fragments)]
         start = tuple(p for p, phase in enumerate(phases) if step % every == phase)
         begun = step - self.delay
-        land = tuple(p for p, phase in enumerate(phases) if self.delay and begun > 0 and begun % every == phase)
-        return Action(sync=start, land=land)
+        due = tuple(p for p, phase in enumerate(phases) if self.delay and begun > 0 and begun % every == phase)
+        return Action(sync=start, commit=due)
 
     def partition(self, sizes: Mapping[str, int]) -> list[list[str]]:
         if self.fragments == 1:

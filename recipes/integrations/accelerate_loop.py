@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             optimizer.zero_grad()
     sync.finish()
 
-    example.report(sync)
+    example.report(sync.state)
     accelerator.end_training()
 
 

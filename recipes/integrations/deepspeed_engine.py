@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         engine.step()
     sync.finish()
 
-    example.report(sync)
+    example.report(sync.state)
     dist.destroy_process_group()
 
 

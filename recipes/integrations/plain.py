@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         optimizer.zero_grad()
     sync.finish()  # the last merge: every island now holds the same weights
 
-    example.report(sync)
+    example.report(sync.state)
     dist.destroy_process_group()
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from lowcomm.aggregate.lora.adapter import Adapter, relative_error, target
 from lowcomm.aggregate.lora.rule import Aggregated
-from lowcomm.aggregate.lora.senders import SenderMean
+from lowcomm.aggregate.lora.senders import SenderMean, mean_over_senders
 from lowcomm.types import Contribution, Round, require
 
 
@@ -55,7 +55,7 @@ class FedRand(SenderMean):
             for k, (x, p, a) in enumerate(zip(adapters, weights, sent_a, strict=True))
             if p != 0
         ]
-        mean = self.combine(contributions, like, Round(index=0, step=0, fragments=(0,), seed=0)).delta
+        mean = mean_over_senders(contributions, like)
         server = Adapter(a=before.a - mean["a"], b=before.b - mean["b"], scale=self.scale)
         sizes = tuple(x.nbytes(a=a, b=not a) for x, a in zip(adapters, sent_a, strict=True))
         clients = tuple(

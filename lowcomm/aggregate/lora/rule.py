@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from lowcomm.aggregate.base import Aggregator, Combined
+from lowcomm.aggregate.base import Aggregate, Aggregator, Context
 from lowcomm.aggregate.lora.adapter import Adapter, Product, mean_factors, relative_error, target
 from lowcomm.aggregate.mean import Mean
 from lowcomm.types import ConfigError, Contribution, Delta, Round, require
@@ -95,6 +95,13 @@ class LoraRule(Aggregator):
         for r in self.ranks or ():
             require(1 <= r <= self.rank, "sync.aggregator.ranks", r, f"1 to rank = {self.rank}", "lower it")
 
+    def check_islands(self, islands: int) -> None:
+        if self.ranks is not None and len(self.ranks) != islands:
+            raise ConfigError(
+                f"sync.aggregator.ranks has {len(self.ranks)} ranks, there are {islands} islands. "
+                "Fix: give one rank per island"
+            )
+
     def scale_of(self, rank: int) -> float:
         """alpha / r or alpha / sqrt(r)."""
         return self.alpha / (rank**0.5 if self.rslora else rank)
@@ -138,12 +145,13 @@ class LoraRule(Aggregator):
             raise ConfigError(f"{type(self).__name__} needs the global factors: it works inside a LocalSGD")
         return Mean(by=self.by)(contributions)
 
-    def combine(self, contributions: Sequence[Contribution], start: Delta, round: Round) -> Combined:
-        """The Delta from the old global factors (`start`) to the new ones, base updates, and the error as a note."""
+    def combine(self, contributions: Sequence[Contribution], context: Context) -> Aggregate:
+        """The Delta from the old global factors to the new ones, base updates, and the error as a note."""
         if self.needs == "sum":
-            return Combined(delta=self(contributions))
+            return Aggregate(delta=self(contributions))
         if not contributions:
             raise ValueError("no contribution to aggregate")
+        start = context.start
         delta: Delta = dict.fromkeys(start, next(iter(start.values())))
         residuals: dict[str, tuple[Tensor, Tensor]] = {}
         pairs = pairs_of(start)
@@ -151,7 +159,7 @@ class LoraRule(Aggregator):
         for number, pair in enumerate(pairs):
             before = Adapter(a=start[pair.a], b=start[pair.b], scale=self.scale)
             clients = [self._client(c, pair, start) for c in contributions]
-            done = self.layer(clients, [c.weight for c in contributions], before, round, number)
+            done = self.layer(clients, [c.weight for c in contributions], before, context.round, number)
             delta[pair.a], delta[pair.b] = before.a - done.server.a, before.b - done.server.b
             if done.residual is not None:
                 residuals[pair.layer] = (done.residual.b, done.residual.a)
@@ -163,7 +171,7 @@ class LoraRule(Aggregator):
             for c in contributions[1:]:
                 total = total + c.delta[name] * c.weight
             delta[name] = total
-        return Combined(delta=delta, residuals=residuals, error=tally.error, notes=tally.notes(type(self).__name__))
+        return Aggregate(delta=delta, residuals=residuals, error=tally.error, notes=tally.notes(type(self).__name__))
 
     def _client(self, c: Contribution, pair: Pair, start: Delta) -> Adapter:
         first, sent = self.rank_of(c.island), c.delta[pair.a].shape[0]

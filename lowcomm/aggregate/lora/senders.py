@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lowcomm.aggregate.base import Combined
+from lowcomm.aggregate.base import Aggregate, Context
 from lowcomm.aggregate.lora.adapter import Adapter
 from lowcomm.aggregate.lora.rule import Aggregated, LoraRule, finish, naive
 from lowcomm.types import Contribution, Delta, Round
@@ -26,8 +26,8 @@ from lowcomm.types import Contribution, Delta, Round
 class SenderMean(LoraRule):
     """Each tensor's mean over who sent it."""
 
-    def combine(self, contributions: Sequence[Contribution], start: Delta, round: Round) -> Combined:
-        return Combined(delta=mean_over_senders(contributions, start))
+    def combine(self, contributions: Sequence[Contribution], context: Context) -> Aggregate:
+        return Aggregate(delta=mean_over_senders(contributions, context.start))
 
     def layer(
         self, adapters: Sequence[Adapter], weights: Sequence[float], before: Adapter, round: Round, layer: int = 0

@@ -1,0 +1,1 @@
+"""Ways from islands' pseudo-gradients to updates of anchors, one per file; `choose` picks one at construction."""

@@ -1,0 +1,140 @@
+"""The roll call: islands decide alike who takes part in a round, before and after payloads have crossed.
+
+32 bytes per island at the start (round, arrival, tokens, norm; 8 more where lateness may stop the run, 8 for each
+number of a section), and one byte per island and contribution once payloads have been looked at: a payload may be
+broken on one link only, and all islands must leave out the same ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from lowcomm.aggregate import Aggregator
+from lowcomm.exchange.agreement import maximum
+from lowcomm.state.cohort import Cohort, Section, weigh
+from lowcomm.transport.base import Transport
+from lowcomm.types import Round
+
+
+def call_roll(
+    transport: Transport,
+    aggregator: Aggregator,
+    round: Round,
+    tokens: Sequence[float],
+    norms: Sequence[float],
+    quorum: float,
+    arrival_s: float = 0.0,
+    stop: bool | None = None,
+    expected: frozenset[int] | None = None,
+    sections: Mapping[str, Section] | None = None,
+) -> Cohort:
+    """Exchange (round, arrival, tokens, norm) and what sections say, and decide who takes part.
+
+    tokens, norms: one per local island. arrival_s: as in `Cohort.arrivals_s`, of this process. stop: its vote to stop
+    the run; None: nobody votes. expected: islands that were sampled (None: all), of which a `quorum` (a fraction) must
+    be left, or SyncError is raised.
+    """
+    sections, vote = sections or {}, [] if stop is None else [float(stop)]
+    rows = [
+        torch.tensor(
+            [float(round.index), arrival_s, t, n, *vote, *(x for s in sections.values() for x in s.own[i])],
+            dtype=torch.float64,
+        )
+        for i, (t, n) in enumerate(zip(tokens, norms, strict=True))
+    ]
+    table, gone = _gather(transport, [_of_island(transport, row) for row in rows])
+    said = _split([row[4 + len(vote) :] for row in table], sections)
+    rounds = sorted(row[0] for k, row in enumerate(table) if k not in gone)
+    expected_round = rounds[len(rounds) // 2]
+    dropped: dict[int, str] = {}
+    for k, row in enumerate(table):
+        if expected is None or k in expected:
+            why = "its process is gone" if k in gone else _unusable(row, expected_round)
+            why = why or next((w for n, s in sections.items() if s.refuse and (w := s.refuse(k, said[n][k]))), None)
+            dropped |= {k: why} if why else {}
+    all_tokens = [row[2] for row in table]
+    weights = weigh(all_tokens, dropped, aggregator, round, quorum, expected)
+    return Cohort(
+        weights=weights,
+        tokens=all_tokens,
+        dropped=dropped,
+        norms=[row[3] for row in table],
+        arrivals_s=[row[1] for row in table],
+        stopping=[k for k, row in enumerate(table) if any(row[4 : 4 + len(vote)])],
+        expected=expected,
+        gone=frozenset(gone),
+        sections={n: _stand_in(s, said[n], weights) for n, s in sections.items()},
+    )
+
+
+def _split(rows: Sequence[list[float]], sections: Mapping[str, Section]) -> dict[str, list[list[float]]]:
+    """By section what every island said in it."""
+    said: dict[str, list[list[float]]] = {}
+    start = 0
+    for name, section in sections.items():
+        stop = start + len(section.own[0])
+        said[name], start = [row[start:stop] for row in rows], stop
+    return said
+
+
+def _stand_in(section: Section, said: list[list[float]], weights: Sequence[float]) -> list[list[float]]:
+    """What an island said, or what stands for it where it is left out."""
+    if section.otherwise is None:
+        return said
+    return [own if w != 0 else other for own, other, w in zip(said, section.otherwise, weights, strict=True)]
+
+
+def _unusable(row: Sequence[float], round_index: float) -> str | None:
+    """Why what an island says of itself can't be used; None: it can."""
+    index, _, count, norm, *_ = row
+    if index != round_index:
+        return f"it is in round {int(index)}, the others in {int(round_index)}"
+    if not math.isfinite(norm):
+        return f"its pseudo-gradient is not finite (norm {norm})"
+    if not (math.isfinite(count) and count >= 0):
+        return f"its token count is {count}"
+    return None
+
+
+def _gather(transport: Transport, rows: Sequence[torch.Tensor]) -> tuple[list[list[float]], set[int]]:
+    """The table, with zeros for islands whose process is gone, and these: who is lost to one is left out by all."""
+    if not transport.goes_on:
+        return transport.gather(rows).tolist(), set()
+    came = transport.gather_present(rows)
+    islands = range(transport.islands)
+    lost = torch.tensor([k in transport.lost for k in islands], dtype=torch.uint8)
+    said = maximum(transport, [lost] * len(rows))
+    gone = {k for k in islands if said[k]}
+    empty = torch.zeros_like(rows[0])
+    # whoever is lost after the first gather only was heard by all in it
+    return [(empty if row is None or k in gone else row).tolist() for k, row in enumerate(came)], gone
+
+
+def _of_island(transport: Transport, row: torch.Tensor) -> torch.Tensor:
+    """The row of an island whose ranks each have one of their own: all ranks then see the same table."""
+    rows = transport.inside(row)
+    if len(rows) == 1:
+        return row
+    tokens, norm = rows[:, 2].sum(), rows[:, 3].square().sum().sqrt()
+    return torch.stack([rows[0, 0], rows[:, 1].amax(), tokens, norm, *rows[:, 4:].amax(dim=0)])
+
+
+def agree(transport: Transport, bad: Sequence[Mapping[int, str]]) -> dict[int, str]:
+    """The contributions that any island found unusable: island -> reason.
+
+    bad: what each local island found. Costs one byte per island and contribution.
+    """
+    islands = range(transport.islands)
+    rows = [torch.tensor([k in found for k in islands], dtype=torch.uint8) for found in bad]
+    table = transport.gather([transport.inside(row).amax(dim=0) for row in rows]).bool()
+    own = {k: why for found in bad for k, why in found.items()}
+    own |= {k: found[k] for k, found in zip(transport.local, bad, strict=True) if k in found}  # who sent it knows best
+    agreed: dict[int, str] = {}
+    for k in islands:
+        if bool(table[:, k].any()):
+            others = [j for j in islands if bool(table[j, k])]
+            agreed[k] = own.get(k, f"islands {others} could not use its payload")
+    return agreed

@@ -1,0 +1,70 @@
+"""A replica: one local island's model and inner optimizer, as a sync sees them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lowcomm.island.part import Part
+from lowcomm.state.fragment import Fragment
+
+FILLER = "nothing here: fragment "
+"""Beginning of the name of an element that stands for a fragment's missing part."""
+
+
+class Replica:
+    """Counts steps and tokens of one local island, or of this rank's part of one."""
+
+    def __init__(self, model: nn.Module, inner: Optimizer, part: Part) -> None:
+        self.model, self.inner, self.part = model, inner, part
+        self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.held = part.held(model)
+        """What is synced from here, by parameter name."""
+        self.elements = sum(p.numel() for p in self.params.values())
+        """Of the island's trainable parameters, those that other ranks hold among them."""
+        self.buffers = dict(model.named_buffers())
+        self.steps = 0
+        self.tokens = 0.0
+        self.next_tokens = 0
+        self.synced_tokens: dict[int, float] = {}
+        self._lists: dict[int, list[Tensor]] = {}
+
+    def tensors(self, fragment: Fragment) -> list[Tensor]:
+        """This island's tensors of a fragment, in its order."""
+        key = id(fragment)
+        if key not in self._lists:
+            self._lists[key] = [self.held[n] if n in self.held else self.buffers[n] for n in fragment.names]
+        return self._lists[key]
+
+    def grads(self, fragment: Fragment) -> list[Tensor]:
+        """Gradients of `tensors`, made of zeros where this island had none: the others may have one."""
+        return [self._gradient(name) for name in fragment.names]
+
+    def _gradient(self, name: str) -> Tensor:
+        held = self.held[name]
+        return self.part.gradient(name, held, self.params[name]) if name in self.params else torch.zeros_like(held)
+
+    def fill(self, fragment: int) -> str:
+        """Hold one element that stays 0 for a fragment of which nothing lies here; returns its name."""
+        name = f"{FILLER}{fragment}"
+        self.held[name] = torch.zeros(1)
+        return name
+
+    def written(self, fragment: Fragment) -> None:
+        """Its tensors were overwritten: the island's other ranks are told."""
+        self.part.written([name for name in fragment.covers if name in self.params])
+
+    def take_step(self) -> None:
+        """Count one inner step and the tokens announced for it (one unit if none were)."""
+        self.steps += 1
+        self.tokens += self.next_tokens or 1
+        self.next_tokens = 0
+
+    def unsynced(self, fragment: int) -> float:
+        """Tokens trained since this fragment's last sync."""
+        return self.tokens - self.synced_tokens.get(fragment, 0.0)
+
+    def mark_synced(self, fragment: int) -> None:
+        """This fragment now holds the global weights."""
+        self.synced_tokens[fragment] = self.tokens

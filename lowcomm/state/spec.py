@@ -1,0 +1,87 @@
+"""The frozen choices of a sync, and who takes part in a round by them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from lowcomm.aggregate import Aggregator, Mean
+from lowcomm.codec import Codec, Fp32
+from lowcomm.exchange.base import ExchangeChoice
+from lowcomm.local import Objective
+from lowcomm.outer import Nesterov, Outer
+from lowcomm.privacy import Mechanism
+from lowcomm.sampling import Sampling
+from lowcomm.schedule import EveryH, Schedule
+from lowcomm.secure import SecureSum
+from lowcomm.state.deadlines import LATE_TOLERANCE_S, OnLate
+
+BufferRule = Literal["average", "local"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clients:
+    """How islands take part in rounds; each None: all train alike, and their sums are plain."""
+
+    sampling: Sampling | None = None
+    """Which islands train in a round."""
+    local_steps: tuple[int, ...] | None = None
+    """Inner steps of each island per round, 1 to `every`; it rests for the remaining ones."""
+    objective: Objective | None = None
+    """What is added to the gradients of inner steps (FedProx, SCAFFOLD)."""
+    secure: SecureSum | None = None
+    """Masks on every contribution."""
+
+    def rests_somewhen(self) -> bool:
+        """Whether an island may have inner steps in which it does nothing."""
+        return self.sampling is not None or self.local_steps is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncSpec:
+    """Every choice of a LocalSGD, which documents them; equal on all islands."""
+
+    every: int
+    outer: Outer = field(default_factory=Nesterov)
+    codec: Codec = field(default_factory=Fp32)
+    schedule: Schedule = field(default_factory=EveryH)
+    aggregator: Aggregator = field(default_factory=Mean)
+    privacy: Mechanism | None = None
+    clients: Clients = field(default_factory=Clients)
+    exchange: ExchangeChoice | None = None
+    buffers: Mapping[str, BufferRule] = field(default_factory=dict)
+    outer_device: torch.device | str | None = None
+    seed: int = 0
+    quorum: float = 0.5
+    on_late: OnLate = "wait"
+    late_tolerance_s: float = LATE_TOLERANCE_S
+
+    @property
+    def noises_deltas(self) -> bool:
+        """Whether Deltas are clipped and noised before they leave an island (client-level privacy)."""
+        return self.privacy is not None and self.privacy.level == "client"
+
+    def round_seed(self, round_index: int) -> int:
+        """64-bit seed of a round."""
+        return (self.seed * 0x9E3779B97F4A7C15 + (round_index + 1) * 0xBF58476D1CE4E5B9) % 2**64
+
+    def sampled(self, islands: int, round_index: int) -> frozenset[int] | None:
+        """The islands that train in a round; None: all, as nothing is sampled."""
+        sampling = self.clients.sampling
+        return None if sampling is None else sampling.draw(islands, self.seed, round_index)
+
+    def expected(self, islands: int, round_index: int) -> frozenset[int] | None:
+        """The islands that contribute to a round: those sampled, but all where unsampled ones send noise; None: all."""
+        sampling = self.clients.sampling
+        if sampling is None or (self.noises_deltas and sampling.independent):
+            return None
+        return self.sampled(islands, round_index)
+
+    def rests(self, island: int, islands: int, step: int, round_index: int) -> bool:
+        """Whether an island sits out the inner step after `step` of them: not sampled, or done with the round's."""
+        steps, drawn = self.clients.local_steps, self.sampled(islands, round_index)
+        done = steps is not None and step % self.every >= steps[island]
+        return done or (drawn is not None and island not in drawn)

@@ -1,0 +1,93 @@
+"""Data-parallel steps: gradients that are averaged over the islands as they are (DDP)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from lowcomm.island.scalars import ScalarOptimizer
+from lowcomm.state.anchor import Anchor
+from lowcomm.state.coverage import check_still_covered
+from lowcomm.state.replica import Replica
+from lowcomm.state.state import SyncState
+from lowcomm.types import SyncError
+
+
+@torch.no_grad()
+def average_gradients(state: SyncState) -> None:
+    """Replace every local island's gradients by their mean over all islands, fragment by fragment.
+
+    Islands whose steps are made of scalars (`island/scalars.py`) hear each other's instead.
+    """
+    start = time.perf_counter()
+    state.worker.wait()
+    check_still_covered(state.replicas)
+    if not _share_scalars(state):
+        _average_tensors(state)
+    state.must_rebase = True
+    state.gradient_steps += 1
+    elapsed = time.perf_counter() - start
+    state.sync_s += elapsed
+    state.blocked_s += elapsed
+    state.gradients_s += elapsed
+
+
+def _share_scalars(state: SyncState) -> bool:
+    """Gather the rows of scalar optimizers; False where islands have gradients."""
+    inners = [r.inner for r in state.replicas if isinstance(r.inner, ScalarOptimizer)]
+    if not inners:
+        return False
+    rows = [inner.row for inner in inners if inner.row is not None]
+    if len(rows) != len(inners):
+        raise SyncError("an island has no scalars for this step: let it probe its loss before the exchange")
+    table = state.transport.gather(rows)
+    for inner in inners:
+        inner.hear(table)
+    return True
+
+
+def _average_tensors(state: SyncState) -> None:
+    uniform = [1 / state.transport.islands] * state.transport.islands
+    for index, fragment in enumerate(state.fragments):
+        if index in state.in_flight:
+            raise SyncError("gradients were to be averaged while an exchange is in flight. Fix: commit it first")
+        flats = [fragment.flatten(r.grads(fragment), i) for i, r in enumerate(state.replicas)]
+        fragment.overwrite_delta()
+        try:
+            state.transport.weighted_sum(flats, uniform, fragment.mean)
+            for replica in state.replicas:
+                fragment.unflatten(fragment.mean, replica.grads(fragment))
+        finally:
+            fragment.release()
+        for replica in state.replicas:
+            replica.part.gradients_written([name for name in fragment.covers if name in replica.params])
+
+
+@torch.no_grad()
+def rebase(state: SyncState) -> None:
+    """Let the islands' weights be the anchors: after steps with averaged gradients they are equal."""
+    if state.buffer_average is not None:
+        uniform = [1 / state.transport.islands] * state.transport.islands
+        state.buffer_average.write(state.buffer_average.means(uniform))
+    for index, (anchor,) in enumerate(state.anchors):
+        digests = [anchor.read(tensors) for tensors in state.tensors(index, anchor.local)]
+        state.consistency.compare_each(anchor, digests, state.round_of(index))
+        for replica in state.replicas:
+            replica.mark_synced(index)
+    state.must_rebase = False  # only now: one that failed is due again
+
+
+@torch.no_grad()
+def share_storage(first: Replica, anchors: Sequence[Sequence[Anchor]]) -> None:
+    """Let the first island's weights be the anchors where every step leaves all islands with equal ones.
+
+    Scalar optimizers have nothing to average, so that memory stays that of inference: no second copy. Weights of
+    another dtype or device than the anchors have a copy, as ever.
+    """
+    if isinstance(first.inner, ScalarOptimizer):
+        for shared in anchors:
+            for p, view in zip(first.tensors(shared[0].fragment), shared[0].params, strict=True):
+                if p.dtype == view.dtype and p.device == view.device:
+                    p.data = view

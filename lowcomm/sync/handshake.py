@@ -1,0 +1,163 @@
+"""The handshake before the first round: islands compare versions, settings, names, shapes and dtypes.
+
+A difference is refused with both sides' values, since a run with two shapes of model ends in garbage, not in an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from lowcomm.island.part import Part, prove_shares
+from lowcomm.island.scalars import ScalarOptimizer
+from lowcomm.state.anchor import Anchor
+from lowcomm.state.buffer_pool import BufferPool
+from lowcomm.state.coverage import Coverage, check_partition, prove
+from lowcomm.state.digest import digest_all
+from lowcomm.state.fragment import Fragment
+from lowcomm.state.replica import Replica
+from lowcomm.state.spec import Clients, SyncSpec
+from lowcomm.state.state import SyncState
+from lowcomm.sync.compatibility import Conflict, check_islands
+from lowcomm.sync.data_parallel import share_storage
+from lowcomm.transport import Collective, Transport, default_transport
+from lowcomm.types import ConfigError, DivergenceError, require
+from lowcomm.version import __version__
+
+Facts = Mapping[str, str | int | float | Mapping[str, str]]
+"""What must be equal everywhere: JSON scalars, or a mapping (tensor name -> shape and dtype)."""
+
+
+def find_transport(models: int, part: Part | None) -> Transport:
+    """The transport of a loop that names none: among the ranks that hold the same part, or the default."""
+    if part is None or part.mesh is None:
+        return default_transport(models)
+    return Collective(part.mesh.peers, beside=part.mesh.beside)
+
+
+def check_counts(models: int, inners: int, transport: Transport) -> None:
+    """Raise ConfigError unless each island of this process has one model and one inner optimizer."""
+    local = len(transport.local)
+    legal = f"{local}, the islands that the transport has in this process"
+    require(models == local, "model", models, legal, "pass one model per local island, or another transport")
+    require(inners == models, "inner", inners, f"{models}, one per model", "pass one inner optimizer per model")
+
+
+def compare(transport: Transport, facts: Sequence[Facts]) -> None:
+    """Raise DivergenceError on every island if any island's facts differ, naming the first that does.
+
+    facts: one per local island.
+    """
+    texts = [json.dumps(f, sort_keys=True).encode() for f in facts]
+    rows = transport.gather_sized([torch.frombuffer(bytearray(t), dtype=torch.uint8) for t in texts])
+    own = json.loads(texts[0])
+    for island, row in enumerate(rows):
+        theirs = json.loads(bytes(row.numpy()))
+        for key in sorted({*own, *theirs}):
+            if own.get(key) != theirs.get(key):
+                _refuse(key, own.get(key), theirs.get(key), transport.local[0], island)
+
+
+def _refuse(key: str, mine: object, theirs: object, me: int, them: int) -> None:
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        name = next(n for n in [*mine, *theirs] if mine.get(n) != theirs.get(n))
+        key, mine, theirs = f"{key}[{name}]", mine.get(name), theirs.get(name)
+    raise DivergenceError(
+        f"islands {me} and {them} disagree on {key}: {mine!r} against {theirs!r}. "
+        "Start all with the same code, recipe and model."
+    )
+
+
+def prepare(state: SyncState, own_anchors: bool) -> Fragment | None:
+    """Prove coverage, shake hands, agree on the first weights; fills `state.fragments` and `state.anchors`.
+
+    Returns a pseudo-fragment of the buffers to average, if any. Islands that start from other weights take those of
+    island 0, as under DDP. own_anchors: each local island gets anchors of its own.
+    """
+    spec, transport, replicas = state.spec, state.transport, state.replicas
+    coverages = [prove(r.model, spec.buffers) for r in replicas]
+    for replica in replicas:
+        replica.part.check_inner(list(replica.params.values()), replica.inner)
+    coverage, first = coverages[0], replicas[0]
+    mesh = first.part.mesh
+    check_islands(spec, transport.islands, 1 if mesh is None else mesh.size, coverage.averaged_buffers)
+    _check_inner(spec, first)
+    parts = _partition(spec, first, coverage)
+    compare(transport, [_facts(spec, transport, r, c) for r, c in zip(replicas, coverages, strict=True)])
+    transport.goes_on = spec.clients.secure is not None  # now that all are known to have it alike
+    one = next(iter(first.held.values()))
+    device = torch.device(spec.outer_device) if spec.outer_device is not None else one.device
+    pool = BufferPool(device)
+    held = [{n: first.held[n] for n in p if n in first.held} for p in parts]
+    state.fragments = [Fragment(h, transport.islands, device, p, pool) for h, p in zip(held, parts, strict=True)]
+    every = tuple(range(len(replicas)))
+    locals_ = [(i,) for i in every] if own_anchors else [every]
+    state.anchors = [[Anchor(f, j, local) for local in locals_] for j, f in enumerate(state.fragments)]
+    averaged = {n: first.buffers[n] for n in coverage.averaged_buffers}
+    _agree_on_weights(transport, replicas)
+    for index, anchors in enumerate(state.anchors):
+        state.written(index, every)  # the ranks of an island, too, start from the same weights
+        for anchor in anchors:
+            anchor.read(first.tensors(anchor.fragment))
+    share_storage(first, state.anchors)
+    state.deadlines.restart()
+    return Fragment(averaged, transport.islands, device, pool=pool) if averaged else None
+
+
+def _check_inner(spec: SyncSpec, first: Replica) -> None:
+    if spec.clients.objective is not None and isinstance(first.inner, ScalarOptimizer):
+        other = f"sync.objective = {type(spec.clients.objective).__name__}"
+        fix = "use an optimizer with a backward pass"
+        raise ConfigError(str(Conflict("inner.optimizer", "ZerothOrder", other, "it changes gradients", fix)))
+
+
+def _partition(spec: SyncSpec, first: Replica, coverage: Coverage) -> list[list[str]]:
+    """Parameters by fragment; together the ranks of an island hold all of each.
+
+    A rank that holds nothing of one (ZeRO cuts across parameters, a pipeline has them elsewhere) takes part in its
+    exchanges with a filler, so that all ranks of an island do the same things in the same order.
+    """
+    expected = first.part.expected(first.model)
+    mesh = first.part.mesh
+    if mesh is not None:
+        settings = f"{spec.every} {spec.outer} {spec.codec} {spec.schedule}"
+        expected = prove_shares(mesh, first.held, expected, settings)
+        first.elements = sum(expected.values())
+    parts = spec.schedule.partition(expected)
+    check_partition(coverage.trainable if mesh is None else list(expected), parts)
+    if mesh is None:
+        return parts
+    return [part if any(n in first.held for n in part) else [first.fill(i), *part] for i, part in enumerate(parts)]
+
+
+def _agree_on_weights(transport: Transport, replicas: Sequence[Replica]) -> None:
+    rows = [torch.frombuffer(bytearray(digest_all(r.held)), dtype=torch.uint8) for r in replicas]
+    table = transport.gather(rows)
+    if bool((table != table[0]).any()):
+        for name in replicas[0].held:
+            transport.broadcast([r.held[name].detach() for r in replicas])
+
+
+def _facts(spec: SyncSpec, transport: Transport, replica: Replica, coverage: Coverage) -> Facts:
+    parameters = dict(replica.model.named_parameters())
+    shards = {n: f"{tuple(t.shape)} {t.dtype}" for n, t in replica.held.items()}
+    return {
+        "version": __version__,
+        "islands": transport.islands,
+        "every": spec.every,
+        "seed": spec.seed,
+        "outer": repr(spec.outer),
+        "codec": repr(spec.codec),
+        "schedule": repr(spec.schedule),
+        "aggregator": repr(spec.aggregator),
+        **({"privacy": repr(spec.privacy)} if spec.privacy is not None else {}),
+        **({"clients": repr(spec.clients)} if spec.clients != Clients() else {}),
+        **({"exchange": repr(spec.exchange)} if spec.exchange is not None else {}),
+        **({"on_late": spec.on_late} if spec.on_late != "wait" else {}),
+        "tensors": {n: f"{tuple(t.shape)} {t.dtype}" for n, t in {**parameters, **replica.buffers}.items()},
+        "trainable": " ".join(coverage.trainable),
+        "frozen weights": digest_all(replica.part.frozen(replica.model, coverage.frozen)).hex(),
+        **({"shards": shards} if replica.part.mesh is not None else {}),
+    }

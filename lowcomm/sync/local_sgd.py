@@ -1,0 +1,283 @@
+"""LocalSGD: the object that a user's own loop holds; trainer.py uses the same one.
+
+It hooks the inner optimizer, counts steps, and after every H of them exchanges pseudo-gradients and takes the outer
+step. What it guarantees is listed in the docs under "What a sync guarantees"; a round is in `round.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lowcomm.aggregate import Aggregator, Mean
+from lowcomm.codec import Codec, Fp32
+from lowcomm.exchange.base import ExchangeChoice
+from lowcomm.hooks.lora import loosen
+from lowcomm.island.part import Part, Whole
+from lowcomm.outer import Nesterov, Outer
+from lowcomm.privacy import Mechanism
+from lowcomm.schedule import Action, EveryH, Schedule
+from lowcomm.state.coverage import check_still_covered
+from lowcomm.state.deadlines import LATE_TOLERANCE_S, Deadlines, OnLate
+from lowcomm.state.replica import Replica
+from lowcomm.state.report import SyncReport
+from lowcomm.state.spec import BufferRule, Clients, SyncSpec
+from lowcomm.state.state import SyncState
+from lowcomm.sync.assembly import assemble
+from lowcomm.sync.compatibility import check_spec
+from lowcomm.sync.data_parallel import average_gradients, rebase
+from lowcomm.sync.handshake import check_counts, find_transport
+from lowcomm.sync.overlap import commit_in_flight, launch
+from lowcomm.sync.reporting import report_skipped
+from lowcomm.sync.round import begin, commit, depart
+from lowcomm.transport import Transport
+from lowcomm.types import SyncError, require
+
+
+class LocalSGD:
+    """Train `model` with `inner` for `every` steps, then merge with the other islands; repeat.
+
+    Args:
+        model: the island's model, or a list of models: several islands simulated in this process.
+        inner: the optimizer(s) over the trainable parameters.
+        island: what this rank holds of an island of several ranks (`lowcomm.island`); None: the whole replica.
+        every: inner steps per round (H).
+        outer: outer optimizer; codec, schedule, aggregator, privacy: the other arrows of the flow.
+        exchange: None: islands in lockstep; else who exchanges with whom, and when (`lowcomm.exchange`).
+        transport: None takes the default process group if there is one, else the models given.
+        buffers: rule by name pattern for persistent buffers: "average" or "local".
+        outer_device: where global weights and outer state live (None: with the parameters); fp32 either way.
+        seed: 64-bit seed from which each round's randomness derives; equal on every island.
+        quorum: fraction of the islands that must be usable for a round to be committed.
+        on_late: "wait" goes on when a late exchange arrives; "stop" ends in a SyncError at the next one, everywhere,
+            after a wait of more than late_tolerance_s.
+        clients: who is sampled, local steps, local objective, secure aggregation.
+
+    Raises ConfigError, CoverageError or DivergenceError at construction, SyncError from the step that could not sync.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Sequence[nn.Module],
+        inner: Optimizer | Sequence[Optimizer],
+        *,
+        every: int,
+        island: Part | None = None,
+        outer: Outer | None = None,
+        codec: Codec | None = None,
+        schedule: Schedule | None = None,
+        aggregator: Aggregator | None = None,
+        exchange: ExchangeChoice | None = None,
+        transport: Transport | None = None,
+        buffers: Mapping[str, BufferRule] | None = None,
+        outer_device: torch.device | str | None = None,
+        seed: int = 0,
+        quorum: float = 0.5,
+        privacy: Mechanism | None = None,
+        on_late: OnLate = "wait",
+        late_tolerance_s: float = LATE_TOLERANCE_S,
+        clients: Clients | None = None,
+    ) -> None:
+        spec = SyncSpec(
+            every=every, outer=outer or Nesterov(), codec=codec or Fp32(), schedule=schedule or EveryH(),
+            aggregator=aggregator or Mean(), privacy=privacy, clients=clients or Clients(), exchange=exchange,
+            buffers=dict(buffers or {}), outer_device=outer_device, seed=seed, quorum=quorum, on_late=on_late,
+            late_tolerance_s=late_tolerance_s,
+        )  # fmt: skip
+        check_spec(spec)
+        models = [model] if isinstance(model, nn.Module) else list(model)
+        inners = [inner] if isinstance(inner, Optimizer) else list(inner)
+        loosen(models, spec.aggregator)
+        transport = transport or find_transport(len(models), island)
+        check_counts(len(models), len(inners), transport)
+        replicas = [Replica(m, i, island or Whole()) for m, i in zip(models, inners, strict=True)]
+        self.state: SyncState = assemble(spec, transport, replicas, self._before_step, self._after_step)
+        """What a checkpoint holds, and the parts that a round runs through."""
+        self._averaged_step: int | None = None
+
+    @property
+    def next_action(self) -> Action:
+        """What the schedule says about the inner step that comes next."""
+        return self.state.action_at(self.state.step + 1)
+
+    def count_tokens(self, tokens: int, island: int = 0) -> None:
+        """Say how many tokens the next inner step of local island `island` trains on (weights of the mean).
+
+        A loop that never calls it has one unit per step, so that all weights are equal.
+        """
+        require(tokens >= 0, "tokens", tokens, "0 or more", "count what the step trains on")
+        self.state.replicas[island].next_tokens += tokens
+
+    @torch.no_grad()
+    def average_gradients(self) -> None:
+        """Replace every gradient by its mean over the islands; call it before clipping. Once per step.
+
+        The step hook does it for a loop that does not, in steps where the schedule asks for it (DDP).
+        """
+        average_gradients(self.state)
+        self._averaged_step = self.state.step
+
+    def finish(self) -> None:
+        """Merge what has been trained since the last sync; the models then hold the global weights."""
+        state = self.state
+        self.commit(tuple(state.in_flight))
+        if state.must_rebase:
+            rebase(state)
+        state.consistency.compare_all(state.anchors, state.consistency.take_later())
+        rows = [torch.tensor([r.unsynced(i) for i in range(len(state.fragments))]) for r in state.replicas]
+        pooled = [state.transport.inside(row).sum(dim=0) for row in rows]
+        trained = state.transport.gather(pooled).amax(dim=0).tolist()  # an island may have had no work where others had
+        holds_back = state.spec.codec.holds_back
+        due = tuple(i for i, tokens in enumerate(trained) if tokens > 0 or holds_back)
+        state.last = True
+        try:
+            if due:
+                self.sync(due)
+        finally:
+            state.last = False  # after a failure training may go on
+
+    def sync(self, fragments: Sequence[int]) -> None:
+        """Exchange these fragments now. On SyncError nothing has changed and they stay in `pending`.
+
+        One exception, which its message names: the fragment was committed but the islands could not compare it. It
+        stays in `pending` as well, so that the next sync compares it.
+        """
+        start, state = time.perf_counter(), self.state
+        if state.in_flight:
+            self.commit([i for i in fragments if i in state.in_flight])
+        state.worker.wait()
+        state.due = tuple(fragments)
+        check_still_covered(state.replicas)
+        for index in state.due:
+            self._report(self._sync_fragment(index, start))
+            state.due = tuple(i for i in state.due if i != index)
+            start = time.perf_counter()
+
+    def launch(self, fragments: Sequence[int]) -> None:
+        """Start to exchange these fragments beside training; `commit` applies what comes of it."""
+        for index in fragments:
+            check_still_covered(self.state.replicas)
+            launch(self.state, index)
+
+    def commit(self, fragments: Sequence[int]) -> None:
+        """Apply exchanges that were launched, waiting for them if need be.
+
+        On SyncError nothing has changed and the fragment is in `pending`: the next step exchanges it anew.
+        """
+        for index in fragments:
+            self._report(commit_in_flight(self.state, index))
+
+    def wait(self) -> None:
+        """Wait until no exchange runs beside training: before anybody else uses the transport."""
+        self.state.worker.wait()
+
+    def _sync_fragment(self, index: int, start: float) -> SyncReport | None:
+        state = self.state
+        sampling = state.spec.clients.sampling
+        if sampling is not None and state.spec.expected(state.transport.islands, state.round) == frozenset():
+            return self._skip(index)
+        try:
+            out = depart(state, index)
+            return commit(state, out, begin(state, out), start)
+        finally:
+            state.fragments[index].release()
+
+    def _skip(self, index: int) -> SyncReport:
+        """A round for which nobody was sampled: nothing is exchanged or committed, and its number is used up."""
+        report = report_skipped(self.state, index)
+        self.state.round += 1
+        for replica in self.state.replicas:
+            replica.mark_synced(index)
+        return report
+
+    def _report(self, report: SyncReport | None) -> None:
+        if report is not None:
+            for listener in self.state.listeners:
+                listener(report)
+
+    def _before_step(self) -> None:
+        state, averages = self.state, self.next_action.average_gradients
+        if averages and self._averaged_step != state.step:
+            if len(state.replicas) > 1:
+                raise SyncError("with several islands in one process, call average_gradients() before the first step()")
+            self.average_gradients()
+        elif state.must_rebase and not averages:
+            rebase(state)
+
+    def rests(self, island: int = 0) -> bool:
+        """Whether a local island sits the next inner step out: not sampled, or done with its steps of the round."""
+        state = self.state
+        return state.spec.rests(state.transport.local[island], state.transport.islands, state.step, state.round)
+
+    def rest(self, island: int = 0) -> None:
+        """Let a local island sit an inner step out, in place of its optimizer's step."""
+        self.state.replicas[island].steps += 1
+        self._advance()
+
+    def _after_step(self, island: int) -> None:
+        self.state.replicas[island].take_step()
+        self._advance()
+
+    def _advance(self) -> None:
+        state = self.state
+        if any(r.steps == state.step for r in state.replicas):
+            return
+        state.step += 1
+        state.step_clock.stepped()
+        action = state.action_at(state.step)
+        overlaps = state.spec.schedule.overlaps
+        due = (*state.due, *(() if overlaps else action.sync))
+        self.commit([i for i in action.commit if i in state.in_flight])
+        if due:
+            self.sync(tuple(dict.fromkeys(due)))
+        if overlaps:
+            self.launch([i for i in action.sync if i not in due])
+        state.step_clock.begin()
+
+    @property
+    def step(self) -> int:
+        """Inner steps that all local islands have done."""
+        return self.state.step
+
+    @property
+    def round(self) -> int:
+        """Rounds committed: the number of the next one."""
+        return self.state.round
+
+    @property
+    def rounds_done(self) -> int:
+        """Rounds committed, a period of averaged gradients counting as one: what checkpoints are named by."""
+        return self.state.round + self.state.gradient_steps // self.state.spec.every
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """Fragments whose exchange was due and has not been committed."""
+        return self.state.due
+
+    @property
+    def replicas(self) -> list[Replica]:
+        """The local islands' models and inner optimizers."""
+        return self.state.replicas
+
+    @property
+    def transport(self) -> Transport:
+        """Joins the islands; `sent_bytes` and `received_bytes` count what crossed it, by local island."""
+        return self.state.transport
+
+    @property
+    def deadlines(self) -> Deadlines:
+        """Late exchanges: their number, their times, who listens to them."""
+        return self.state.deadlines
+
+    @property
+    def listeners(self) -> list[Callable[[SyncReport], None]]:
+        """Called with the report of every committed round."""
+        return self.state.listeners
+
+    def weights(self) -> dict[str, Tensor]:
+        """The global weights by name: fp32 views on the outer device."""
+        return self.state.weights()

@@ -1,0 +1,110 @@
+"""A round from top to bottom: `depart -> begin -> commit`.
+
+Training waits between the calls, or goes on (`overlap.py`): the same three calls either way. Before `commit` nothing
+has changed but what left an island under a privacy mechanism; once the hooks' exchanges have succeeded, it can't fail.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import torch
+
+from lowcomm.state.anchor import Anchor
+from lowcomm.state.digest import mix
+from lowcomm.state.outgoing import Arrived, Outgoing, Pending
+from lowcomm.state.report import SyncReport
+from lowcomm.state.state import SyncState
+from lowcomm.sync.pacing import decide_pace
+from lowcomm.sync.reporting import report_of
+from lowcomm.types import SyncError
+
+
+@torch.no_grad()
+def depart(state: SyncState, index: int) -> Outgoing:
+    """Local weights -> Delta -> privacy and other hooks."""
+    out = leave(state, index)
+    for hook in state.hooks:
+        hook.release(out)
+    return out
+
+
+def begin(state: SyncState, out: Outgoing) -> Pending:
+    """Codec -> exchange -> decode -> aggregate. The result raises SyncError; then nothing has changed."""
+    return state.exchange.start(out)
+
+
+@torch.no_grad()
+def commit(state: SyncState, out: Outgoing, pending: Pending, start: float, delayed: bool = False) -> SyncReport | None:
+    """Outer step -> model. Raises what the exchange raised; None: it makes no new version yet.
+
+    start: since when training has waited (time.perf_counter). delayed: training went on since the exchange started.
+    """
+    try:
+        arrived = state.receive(out, pending, delayed)
+        if arrived is None:
+            return None
+        changes = [hook.exchange(out, arrived) for hook in state.hooks]
+    except SyncError:
+        if delayed:
+            state.take_back(out)
+        raise
+    for hook in state.hooks:
+        hook.before_write(out, arrived)
+    digest = b""
+    for anchor, update in arrived.updates:
+        digest = advance(state, anchor, update, out, arrived, delayed)
+    for hook, change in reversed(list(zip(state.hooks, changes, strict=True))):
+        added = hook.after_write(out, arrived, change)
+        digest = digest if added is None else mix(digest, added)
+    state.accept(out, arrived, pending, delayed)
+    if state.exchange.anchors == "shared":
+        if delayed:
+            state.consistency.postpone(out.index, digest, out.round)
+        else:
+            state.consistency.compare(out.anchors[0], digest, out.round)
+    if state.spec.schedule.adapts:
+        state.pace = decide_pace(state, out, pending)
+    return report_of(state, out, pending, arrived, pending.blocked_s + time.perf_counter() - start)
+
+
+def leave(state: SyncState, index: int) -> Outgoing:
+    """The pseudo-gradients of a fragment, as they are."""
+    fragment, transport, spec = state.fragments[index], state.transport, state.spec
+    now = dataclasses.replace(state.round_of(index), link_bytes_per_s=transport.link_bytes_per_s)
+    computed = [
+        state.anchor_of(index, i).delta_of(replica.tensors(fragment), i) for i, replica in enumerate(state.replicas)
+    ]
+    whole = now.last and spec.codec.holds_back  # what was held back is of the whole run
+    return Outgoing(
+        fragment=fragment,
+        index=index,
+        round=now,
+        anchors=state.anchors[index],
+        versions=[anchor.version for anchor in state.anchors[index]],
+        deltas=[d for d, _ in computed],
+        norms=[norm for _, norm in computed],
+        tokens=[r.tokens for r in state.replicas],
+        unsynced=[r.tokens if whole else r.unsynced(index) for r in state.replicas],
+        states=[s[index] for s in state.codec_states],
+        rule_state=state.rule_states[index],
+        expected=spec.expected(transport.islands, state.round),
+        bytes_before=list(zip(transport.sent_bytes, transport.received_bytes, strict=True)),
+    )
+
+
+def advance(
+    state: SyncState, anchor: Anchor, update: torch.Tensor, out: Outgoing, arrived: Arrived, delayed: bool
+) -> bytes:
+    """Take an anchor's outer step and bring its replicas to the new weights; returns the digest of the anchor."""
+    tensors = state.tensors(out.index, anchor.local)
+    if not delayed:
+        anchor.step(update)
+        return anchor.write(tensors)
+    alpha, starts = state.spec.schedule.alpha, None
+    if alpha is None:
+        share = state.spec.schedule.own_share(state.transport.islands)
+        starts = anchor.starts([out.deltas[i] for i in anchor.local], share)
+    anchor.step(update)
+    return anchor.merge(tensors, starts, alpha, [state.moved(out, arrived, i) for i in anchor.local])
