@@ -127,7 +127,12 @@ def memory(kind: str, preset: str, codec: str, mesh: Mesh) -> dict[str, Any]:
         sync.sync((0,))
     peak = resident_bytes("VmHWM") - before
     (fragment,) = sync.state.fragments
-    outer = [t for state in sync.state.anchors[0][0].optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+    outer = [
+        t
+        for state in sync.state.anchors[0][0].optimizer.state.values()
+        for t in state.values()
+        if isinstance(t, Tensor)
+    ]
     feedback = [t for t in sync.state.codec_states[0][0].values() if isinstance(t, Tensor)]
     kept = 4 * fragment.size + sum(t.numel() * t.element_size() for t in (*outer, *feedback))
     shard = 4 * fragment.numel

@@ -31,12 +31,12 @@ from benchmarks.common import ROOT, write_result
 from benchmarks.netlab import Lab, Link
 from lowcomm.aggregate import Mean
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, Int8, TopK, TwoBit
+from lowcomm.exchange.choose import way_of
+from lowcomm.exchange.roll_call import call_roll
 from lowcomm.outer import Nesterov
 from lowcomm.plan.codecs import CODECS
 from lowcomm.plan.runtime import LOCAL_S_PER_PARAMETER
 from lowcomm.plan.traffic import traffic
-from lowcomm.exchange.choose import way_of
-from lowcomm.exchange.roll_call import call_roll
 from lowcomm.state.anchor import Anchor
 from lowcomm.state.fragment import Fragment
 from lowcomm.state.outgoing import Outgoing

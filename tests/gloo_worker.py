@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 
 from lowcomm.outer import SGD
-from lowcomm.state.deadlines import Late
 from lowcomm.run.clock import start_together
 from lowcomm.schedule import Streaming
+from lowcomm.state.deadlines import Late
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Collective, Simulated
 from lowcomm.types import DivergenceError, SyncError

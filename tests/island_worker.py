@@ -26,9 +26,9 @@ from lowcomm.island import AdamW, InnerConfig, IslandConfig, Mesh, PlainIsland
 from lowcomm.island_kinds import build_island
 from lowcomm.model import ModelConfig, build_model
 from lowcomm.outer import Nesterov
-from lowcomm.state.digest import sha256_weights
-from lowcomm.state.checkpoint import global_part, island_part, load_global, load_island
 from lowcomm.schedule import EveryH, EveryStep, Schedule, Streaming
+from lowcomm.state.checkpoint import global_part, island_part, load_global, load_island
+from lowcomm.state.digest import sha256_weights
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Collective, Transport
 from lowcomm.transport.base import Arrival

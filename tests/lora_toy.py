@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from lowcomm.aggregate import Aggregator
 from lowcomm.aggregate.lora import LoraRule
-from lowcomm.state.spec import Clients
 from lowcomm.codec import Codec
 from lowcomm.model import LoRA
 from lowcomm.model.tuning import Tuning
 from lowcomm.outer import SGD, Outer
+from lowcomm.state.spec import Clients
 from lowcomm.sync import LocalSGD
 
 WIDTH, VOCAB, LENGTH = 16, 24, 8

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lowcomm.codec import ErrorFeedback, Graded, Int4, Int8, PowerSGD, Sign, TwoBit
-from lowcomm.state.checkpoint import global_part, load_global
 from lowcomm.schedule import Adaptive, EveryH, Measured, Pace
+from lowcomm.state.checkpoint import global_part, load_global
 from lowcomm.sync import LocalSGD, SyncReport
 from lowcomm.transport import Simulated
 from lowcomm.types import ConfigError, PayloadError, Round
@@ -119,7 +119,7 @@ def test_a_resumed_run_keeps_what_was_decided() -> None:
     for step in range(9):
         toy.train_step(sync, step)
     load_global(again.state, global_part(sync.state))
-    assert again.pace == sync.state.pace != Pace(every=4)
+    assert again.state.pace == sync.state.pace != Pace(every=4)
 
 
 def test_rank_and_bits_of_a_low_rank_codec_are_in_the_log() -> None:

@@ -12,15 +12,17 @@ import torch
 import lowcomm.local
 import lowcomm.sampling
 from lowcomm.aggregate import Mean
-from lowcomm.state.spec import Clients
 from lowcomm.codec import ErrorFeedback, Int4, LocalResidual, TopK
 from lowcomm.config import RunConfig, SyncConfig, check
+from lowcomm.hooks.control_variates import ControlVariates
 from lowcomm.local import FedProx, Objective, Scaffold
 from lowcomm.model import LoRA, ModelConfig
 from lowcomm.outer import SGD
 from lowcomm.privacy import AdaptiveClip, ClientGaussian, Released, epsilon
 from lowcomm.sampling import FixedSize, Poisson, Sampling
 from lowcomm.schedule import EveryStep
+from lowcomm.state.outgoing import Outgoing
+from lowcomm.state.spec import Clients
 from lowcomm.sync import LocalSGD
 from lowcomm.trainer import train
 from lowcomm.types import ConfigError
@@ -58,6 +60,12 @@ def train_rounds(sync: LocalSGD, steps: int = 12) -> list[Any]:
     return reports
 
 
+def variates(sync: LocalSGD) -> ControlVariates:
+    (hook,) = sync.state.hooks
+    assert isinstance(hook, ControlVariates)
+    return hook
+
+
 def weights(sync: LocalSGD) -> torch.Tensor:
     return toy.flat(list(sync.weights().values()))
 
@@ -84,8 +92,8 @@ def test_scaffold_with_one_island_is_plain() -> None:
     train_rounds(plain)
     train_rounds(other)
     assert torch.equal(weights(plain), weights(other))
-    assert torch.equal(other.corrections.common[0], other.corrections.own[0][0])
-    assert bool(other.corrections.common[0].any())
+    assert torch.equal(variates(other).common[0], variates(other).own[0][0])
+    assert bool(variates(other).common[0].any())
 
 
 def test_scaffold_s_controls_are_the_papers() -> None:
@@ -94,7 +102,7 @@ def test_scaffold_s_controls_are_the_papers() -> None:
     inners = [toy.sgd(m) for m in models]
     sync = LocalSGD(models, inners, every=4, outer=SGD(lr=1.0), clients=Clients(objective=Scaffold()))
     for first in (0, 4):
-        x, held = weights(sync), sync.corrections
+        x, held = weights(sync), variates(sync)
         c, own = held.common[0].clone(), [o[0].clone() for o in held.own]
         seen: list[torch.Tensor] = []
         for step in range(first, first + 4):
@@ -262,13 +270,15 @@ def test_private_poisson_divides_by_the_expected_number() -> None:
     train_rounds(sync, 4 * index)
     (drawn,) = sampling.draw(2, 0, index)
     start, kept = weights(sync), {}
-    compute = sync.state.privacy.protect
+    hook = sync.state.privacy
+    assert hook is not None
+    release = hook.release
 
-    def keep(*arguments: Any) -> list[float]:
+    def keep(out: Outgoing) -> None:
         kept[drawn] = [p.detach().clone() for p in sync.replicas[drawn].tensors(sync.state.fragments[0])]
-        return compute(*arguments)
+        release(out)
 
-    sync.state.privacy.protect = keep  # type: ignore[method-assign]
+    hook.release = keep  # type: ignore[method-assign]
     report = train_rounds(sync, 4)[0]
     # the one that was sampled trained alone: its own Delta, over q n = 1
     alone = toy.flat(list(kept[drawn]))
@@ -294,7 +304,7 @@ def test_private_poisson_divides_by_the_expected_number() -> None:
         ),
         (
             {"sampling": FixedSize(), "aggregator": Mean(by="uniform"), "privacy": AdaptiveClip()},
-            r"whose clip is learnt from all islands",
+            r"its clip is learnt from all islands",
         ),
     ],
 )

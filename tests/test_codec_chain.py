@@ -247,8 +247,8 @@ def test_sparseloco_says_what_the_paper_says() -> None:
     model = toy.Net()
     sync = SparseLoCo(model, toy.adamw(model))
     assert isinstance(sync, LocalSGD)
-    assert (sync.state.spec.every, sync.outer) == (30, SGD(lr=1.0))
-    assert sync.codec == ErrorFeedback(codec=TopK(chunk=4096, k=64, bits=2), beta=0.95)
+    assert (sync.spec.every, sync.spec.outer) == (30, SGD(lr=1.0))
+    assert sync.spec.codec == ErrorFeedback(codec=TopK(chunk=4096, k=64, bits=2), beta=0.95)
 
 
 @pytest.mark.parametrize(

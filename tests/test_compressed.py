@@ -39,16 +39,18 @@ from lowcomm.codec import (
 from lowcomm.codec.dense import Dense
 from lowcomm.codec.wire import HEADER_BYTES
 from lowcomm.config import RunConfig, SyncConfig, check
+from lowcomm.exchange import segments
+from lowcomm.exchange.roll_call import call_roll
+from lowcomm.exchange.segments import cut
 from lowcomm.outer import Nesterov
-from lowcomm.round import segments
-from lowcomm.round.compressed_sum import cut
-from lowcomm.round.exchange import RollCall, aggregate_into_mean, call_roll
+from lowcomm.state.cohort import Cohort
 from lowcomm.state.fragment import Fragment
 from lowcomm.sync import SyncReport
 from lowcomm.transport import Collective, Simulated, Transport, collective, pipelined
 from lowcomm.transport.base import Arrival
 from lowcomm.types import ConfigError, Contribution, Delta, Payload, PayloadError, Round, SyncError
 from tests import runs
+from tests.exchanging import carry
 
 SHAPES = {"embed.weight": (33, 29), "scale": (), "empty": (0, 4), "block.bias": (7,), "head.weight": (5, 3, 11)}
 NUMEL = 33 * 29 + 1 + 7 + 165
@@ -94,14 +96,14 @@ def delta_of(island: int, index: int, size: int) -> Tensor:
 
 def exchange(
     transport: Transport, codec: Codec, states: list[State], index: int, aggregator: Aggregator | None = None
-) -> tuple[Fragment, list[State], RollCall]:
+) -> tuple[Fragment, list[State], Cohort]:
     """One round over the deltas above; the third island (if any) has trained nothing."""
     fragment, current, rule = a_fragment(transport.islands), a_round(index), aggregator or Mean()
     deltas = [delta_of(k, index, fragment.size) for k in transport.local]
     tokens = [TOKENS[k] for k in transport.local]
     roll = call_roll(transport, rule, current, tokens, [float(d.norm()) for d in deltas], 0.5)
-    done = aggregate_into_mean(fragment, deltas, transport, codec, rule, states, roll, current, 0.5)
-    return fragment, done.states, done.roll
+    done = carry(fragment, deltas, transport, codec, rule, states, roll, current)
+    return fragment, done.states, done.cohort
 
 
 def fresh(transport: Transport, codec: Codec) -> list[State]:
@@ -268,22 +270,20 @@ def test_gather_and_reduce_agree_for_values_that_survive_twice() -> None:
     like = a_fragment(4)
     values = torch.tensor([127.0, -64.0, 1.0, 0.0]).repeat(like.size)[: like.size]
     values[NUMEL:] = 0
-    roll = RollCall(weights=[0.25] * 4, tokens=[1.0] * 4, dropped={}, norms=[1.0] * 4)
+    roll = Cohort(weights=[0.25] * 4, tokens=[1.0] * 4, dropped={}, norms=[1.0] * 4)
     for way in ("reduce", "gather"):
         codec = Int8(block=16, exchange=way)
         states: list[State] = [{}] * 4
-        aggregate_into_mean(
-            like, [values.clone() for _ in range(4)], Simulated(4), codec, Mean(), states, roll, a_round(0)
-        )
+        carry(like, [values.clone() for _ in range(4)], Simulated(4), codec, Mean(), states, roll, a_round(0))
         assert torch.equal(like.mean, values)
 
 
 def test_majority_wins() -> None:
     """Three against one; the scale is the weighted mean of the scales."""
     like = a_fragment(4)
-    roll = RollCall(weights=[0.25] * 4, tokens=[1.0] * 4, dropped={}, norms=[1.0] * 4)
+    roll = Cohort(weights=[0.25] * 4, tokens=[1.0] * 4, dropped={}, norms=[1.0] * 4)
     deltas = [torch.full((like.size,), v) for v in (1.0, 1.0, -4.0, 2.0)]
-    aggregate_into_mean(like, deltas, Simulated(4), Sign(vote=True), Mean(), [{}] * 4, roll, a_round(0))
+    carry(like, deltas, Simulated(4), Sign(vote=True), Mean(), [{}] * 4, roll, a_round(0))
     assert torch.equal(like.mean[:NUMEL], torch.full((NUMEL,), 2.0))
 
 
@@ -296,10 +296,8 @@ def test_stochastic_rounding_differs_per_island() -> None:
     alone, _ = codec.encode(like.views(values), {}, dataclasses.replace(a_round(0), island=0))
     other, _ = codec.encode(like.views(values), {}, dataclasses.replace(a_round(0), island=1))
     assert not torch.equal(alone.data, other.data)
-    roll = RollCall(weights=[0.25] * 4, tokens=[1.0] * 4, dropped={}, norms=[1.0] * 4)
-    aggregate_into_mean(
-        like, [values.clone() for _ in range(4)], Simulated(4), codec, Mean(), [{}] * 4, roll, a_round(0)
-    )
+    roll = Cohort(weights=[0.25] * 4, tokens=[1.0] * 4, dropped={}, norms=[1.0] * 4)
+    carry(like, [values.clone() for _ in range(4)], Simulated(4), codec, Mean(), [{}] * 4, roll, a_round(0))
     single = torch.cat([d.reshape(-1) for d in codec.decode(alone, like.views(values)).values()])
     assert float((like.mean - values).norm()) < 0.6 * float((single - values[:NUMEL]).norm())
 
@@ -376,11 +374,11 @@ class Huge(Int8):
 def test_an_encoder_that_fails_leaves_its_island_out(way: Literal["reduce", "gather"]) -> None:
     like = a_fragment(3)
     deltas = [torch.full((like.size,), v) for v in (1.0, -5.0, 3.0)]
-    roll = RollCall(weights=[1 / 3] * 3, tokens=[1.0] * 3, dropped={}, norms=[1.0] * 3)
+    roll = Cohort(weights=[1 / 3] * 3, tokens=[1.0] * 3, dropped={}, norms=[1.0] * 3)
     codec = Huge(exchange=way)
-    done = aggregate_into_mean(like, deltas, Simulated(3), codec, Mean(), [{}] * 3, roll, a_round(0))
-    assert done.roll.weights == [0.5, 0, 0.5]
-    assert "embed.weight" in done.roll.dropped[1]
+    done = carry(like, deltas, Simulated(3), codec, Mean(), [{}] * 3, roll, a_round(0))
+    assert done.cohort.weights == [0.5, 0, 0.5]
+    assert "embed.weight" in done.cohort.dropped[1]
     assert torch.allclose(like.mean[:NUMEL], torch.full((NUMEL,), 2.0), rtol=0.02)
 
 
@@ -425,9 +423,9 @@ def test_bytes_on_the_wire(codec: Codec, most: float) -> None:
     deltas = [torch.randn(fragment.size) for _ in range(islands)]
     payload, _ = codec.encode(fragment.views(deltas[0]), {}, a_round(0))
     assert payload.nbytes / numel <= most
-    roll = RollCall(weights=[0.25] * 4, tokens=[1.0] * 4, dropped={}, norms=[1.0] * 4)
+    roll = Cohort(weights=[0.25] * 4, tokens=[1.0] * 4, dropped={}, norms=[1.0] * 4)
     transport = Simulated(islands)
-    aggregate_into_mean(fragment, deltas, transport, codec, Mean(), [{}] * 4, roll, a_round(0))
+    carry(fragment, deltas, transport, codec, Mean(), [{}] * 4, roll, a_round(0))
     share = 2 * (islands - 1) / islands
     assert transport.sent_bytes == pytest.approx([share * payload.nbytes] * islands, rel=0.02)
     assert transport.received_bytes == pytest.approx([share * payload.nbytes] * islands, rel=0.02)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lowcomm.state.anchor import Anchor
 from lowcomm.state.coverage import check_partition
 from lowcomm.state.fragment import Fragment
 from lowcomm.transport import base
@@ -44,16 +45,17 @@ def test_views_cover_the_flat_vector_once(shapes: list[tuple[int, ...]], islands
     fragment = Fragment(tensors, islands, torch.device("cpu"))
     assert fragment.size % islands == 0
     assert fragment.numel == sum(t.numel() for t in tensors.values()) <= fragment.size < fragment.numel + islands
-    fragment.read(list(tensors.values()))
+    anchor = Anchor(fragment, 0, (0,))
+    anchor.read(list(tensors.values()))
     expected = torch.cat([t.reshape(-1).float() for t in tensors.values()])
-    assert torch.equal(fragment.weights[: fragment.numel], expected)
+    assert torch.equal(anchor.weights[: fragment.numel], expected)
     touched = torch.zeros(fragment.size)
     for name, view in fragment.views(touched).items():
         assert view.shape == tensors[name].shape
         view.add_(1)
     assert torch.equal(touched, (torch.arange(fragment.size) < fragment.numel).float())
     moved = [t - 0.5 for t in tensors.values()]
-    delta, norm = fragment.compute_delta(moved, 0)
+    delta, norm = anchor.delta_of(moved, 0)
     assert torch.equal(delta, 0.5 * touched)
     assert norm == pytest.approx(0.5 * fragment.numel**0.5)
 

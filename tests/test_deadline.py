@@ -8,7 +8,6 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,13 @@ from lowcomm.config import SyncConfig, check
 from lowcomm.report.load import load_run
 from lowcomm.report.progress import Progress
 from lowcomm.report.series import warnings_of
+from lowcomm.schedule import OneStepDelay, Streaming
+from lowcomm.state.cohort import Cohort
 from lowcomm.state.deadlines import Late, explain
 from lowcomm.state.digest import sha256_weights
-from lowcomm.round.exchange import RollCall
-from lowcomm.round.flight import Flight, Worker
-from lowcomm.schedule import OneStepDelay, Streaming
+from lowcomm.state.outgoing import Pending
 from lowcomm.sync import LocalSGD
-from lowcomm.types import ConfigError, DivergenceError, Round, SyncError
+from lowcomm.types import ConfigError, DivergenceError, SyncError
 from tests import runs, toy
 from tests.test_collective import run_job
 from tests.threads import Hub, Threaded, run_threads
@@ -34,13 +33,11 @@ STEPS = 11  # exchanges start after steps 4 and 8 and are due one step later
 SCHEDULE = Streaming(fragments=1, delay=1)
 
 
-def flight(arrivals_s: list[float], roll_s: float, transfer_s: float) -> Flight:
-    roll = RollCall(weights=[0.5, 0.5], tokens=[1.0, 1.0], dropped={}, norms=[1.0, 1.0], arrivals_s=arrivals_s)
-    return Flight(
-        fragment=0, round=Round(index=0, step=4, fragments=(0,), seed=0), deltas=[], norms=[], tokens=[], unsynced=[],
-        bytes_before=[], began=10.0, rolled=10.0 + roll_s, exchange_s=roll_s + transfer_s, sent_bytes=[125_000],
-        roll=roll, future=Future(),
-    )  # fmt: skip
+def pending(arrivals_s: list[float], roll_s: float, transfer_s: float) -> Pending:
+    cohort = Cohort(weights=[0.5, 0.5], tokens=[1.0, 1.0], dropped={}, norms=[1.0, 1.0], arrivals_s=arrivals_s)
+    return Pending(
+        began=10.0, called=10.0 + roll_s, exchange_s=roll_s + transfer_s, sent_bytes=[125_000], cohort=cohort
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,7 +53,7 @@ def flight(arrivals_s: list[float], roll_s: float, transfer_s: float) -> Flight:
 def test_cause(
     arrivals_s: list[float], roll_s: float, transfer_s: float, waited_s: float, cause: str, says: str
 ) -> None:
-    found, detail = explain(flight(arrivals_s, roll_s, transfer_s), 0, waited_s)
+    found, detail = explain(pending(arrivals_s, roll_s, transfer_s), 0, waited_s)
     assert found == cause
     assert re.search(says, detail), detail
 
@@ -248,10 +245,10 @@ def test_peak_rate_is_that_of_exchanges_beside_training() -> None:
         peaks[me] = sync.deadlines.peak_bytes_per_s or 0.0
 
     run_threads(2, body)
-    size_bytes = sum(f.size for f in toy.build(2, schedule=SCHEDULE).fragments) * 4
+    size_bytes = sum(f.size for f in toy.build(2, schedule=SCHEDULE).state.fragments) * 4
     assert all(0 < peak < (size_bytes + 100) / 0.2 for peak in peaks), peaks
     waiting = toy.build(2, schedule=SCHEDULE)
-    waiting._worker = Worker(beside=False)
+    waiting.state.worker.beside = False
     for step in range(6):
         toy.train_step(waiting, step)
     assert waiting.round == 1 and waiting.deadlines.peak_bytes_per_s is None

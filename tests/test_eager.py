@@ -91,7 +91,7 @@ def test_a_failed_exchange_gives_back_what_an_island_went_on_without() -> None:
         toy.train_step(sync, step)
     transport.fails = True
     toy.train_step(sync, 3)
-    carried = [d.clone() for d in sync.state.in_flight[0].deltas]
+    carried = [d.clone() for d in sync.state.in_flight[0].out.deltas]
     for step in range(4, 7):
         toy.train_step(sync, step)
     with pytest.raises(SyncError, match="the gather failed"):

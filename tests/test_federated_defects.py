@@ -50,17 +50,16 @@ import torch
 from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.aggregate.lora import FFA
 from lowcomm.cli import main
-from lowcomm.state.spec import Clients
-from lowcomm.codec import Fp32
 from lowcomm.config import EvalConfig
+from lowcomm.hooks.control_variates import ControlVariates
 from lowcomm.island import AdamW, InnerConfig, PlainIsland
 from lowcomm.local import Scaffold
 from lowcomm.model import LoRA
 from lowcomm.outer import SGD, Outer
 from lowcomm.privacy import ClientGaussian
-from lowcomm.round.guard import check_privacy
-from lowcomm.schedule import EveryH
+from lowcomm.state.spec import Clients, SyncSpec
 from lowcomm.sync import LocalSGD
+from lowcomm.sync.compatibility import check_spec
 from lowcomm.trainer import train
 from lowcomm.types import ConfigError
 from tests import lora_toy, runs, toy
@@ -145,8 +144,10 @@ def test_scaffold_s_controls_are_gradients_under_adam() -> None:
             raw[i] += toy.flat([p.grad for p in sync.replicas[i].params.values() if p.grad is not None]) / 4
             inners[i].step()
             inners[i].zero_grad()
+    (hook,) = sync.state.hooks
+    assert isinstance(hook, ControlVariates)
     for i, mean in enumerate(raw):
-        own = toy.flat(list(fragment.views(sync.corrections.own[i][0]).values()))
+        own = toy.flat(list(fragment.views(hook.own[i][0]).values()))
         torch.testing.assert_close(own, mean, rtol=1e-5, atol=1e-7)
         by_weights = (x - last[i]) / (3 * 0.02)
         assert float((by_weights - mean).norm() / mean.norm()) > 1
@@ -163,7 +164,9 @@ def test_fedadagrad_is_what_runs(tmp_path: Path, corpus: Path) -> None:
     fed = next(outer for outer in OUTERS if type(outer).__name__ == "FedAdagrad")
     sync = toy.build(2, outer=fed)
     v: list[torch.Tensor] = []
-    sync.listeners.append(lambda _: v.append(toy.flat([s["v"] for s in sync.state.anchors[0][0].optimizer.state.values()])))
+    sync.listeners.append(
+        lambda _: v.append(toy.flat([s["v"] for s in sync.state.anchors[0][0].optimizer.state.values()]))
+    )
     deltas = _deltas(sync)
     for step in range(3 * toy.EVERY):
         toy.train_step(sync, step)
@@ -230,7 +233,7 @@ def test_evaluation_picks_no_round(tmp_path: Path, corpus: Path) -> None:
 def test_noise_is_never_added_to_a_weighted_mean(rule: Aggregator) -> None:
     """A rule that client-level privacy takes weighs a client of 100 times the text like any other."""
     try:
-        check_privacy(ClientGaussian(), rule, Fp32(), EveryH())
+        check_spec(SyncSpec(every=1, privacy=ClientGaussian(), aggregator=rule))
     except ConfigError as error:
         assert "Fix: " in str(error)
         assert rule != Mean(by="uniform")

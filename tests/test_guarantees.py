@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import lowcomm as lc
 from lowcomm.codec import ErrorFeedback, Int4, PowerSGD
 from lowcomm.outer import SGD, FedAdam, Nesterov
-from lowcomm.state.coverage import check_partition, prove
-from lowcomm.round.verify import verify_equal
 from lowcomm.schedule import OneStepDelay, Streaming
+from lowcomm.state.consistency import Consistency
+from lowcomm.state.coverage import check_partition, prove
 from lowcomm.sync import LocalSGD, SyncReport
 from lowcomm.transport import Simulated
 from lowcomm.transport.base import ordered_sum
@@ -39,9 +39,15 @@ class Flaky(Simulated):
 
 def snapshot(sync: LocalSGD) -> list[Tensor]:
     """Everything that a failed exchange must leave alone."""
-    tensors = [t for f in sync.fragments for t in (f.weights,)]
+    tensors = [a.weights for (a,) in sync.state.anchors]
     tensors += [p for r in sync.replicas for p in r.params.values()]
-    tensors += [t for (a,) in sync.state.anchors for s in a.optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
+    tensors += [
+        t
+        for (a,) in sync.state.anchors
+        for s in a.optimizer.state.values()
+        for t in s.values()
+        if isinstance(t, Tensor)
+    ]
     return [t.detach().clone() for t in tensors]
 
 
@@ -219,8 +225,8 @@ def test_pending_work_is_in_the_next_sync() -> None:
 
 def test_one_flipped_bit_stops_the_run_naming_the_tensor() -> None:
     sync = toy.build(2)
-    fragment = sync.state.fragments[0]
-    good = fragment.read(sync.replicas[0].tensors(fragment))
+    fragment, (anchor,) = sync.state.fragments[0], sync.state.anchors[0]
+    good = anchor.read(sync.replicas[0].tensors(fragment))
 
     class Disagreeing(Simulated):
         def gather(self, rows: Sequence[Tensor]) -> Tensor:
@@ -230,9 +236,9 @@ def test_one_flipped_bit_stops_the_run_naming_the_tensor() -> None:
             return table
 
     round_ = lc.types.Round(index=7, step=28, fragments=(0,), seed=0)
-    verify_equal(sync.transport, fragment, [good, good], round_)
+    sync.state.consistency.compare_each(anchor, [good, good], round_)
     with pytest.raises(DivergenceError, match=rf"round 7 .* {fragment.names[2]} on islands \[1\]"):
-        verify_equal(Disagreeing(2), fragment, [good, bytes([good[0] ^ 1]) + good[1:]], round_)
+        Consistency(Disagreeing(2)).compare_each(anchor, [good, bytes([good[0] ^ 1]) + good[1:]], round_)
 
 
 def test_sum_does_not_depend_on_how_the_vector_is_cut() -> None:
@@ -305,7 +311,7 @@ def test_bytes_are_counted_for_the_exact_buffers() -> None:
     before = n.transport.sent_bytes[0]
     for step in range(toy.EVERY):
         toy.train_step(n, step)
-    size = n.fragments[0].size
+    size = n.state.fragments[0].size
     roll_call, digests = 4 * 8, 16
     expected = 2 * (islands - 1) * size // islands * 4 + (islands - 1) * (roll_call + digests)
     assert n.transport.sent_bytes[0] - before == expected
@@ -337,17 +343,18 @@ def test_island_without_work_gets_the_mean_of_the_others() -> None:
 def test_presets_say_what_the_papers_say() -> None:
     model = toy.Net()
     diloco = lc.DiLoCo(model, toy.adamw(model))
-    assert (diloco.every, diloco.outer) == (500, Nesterov(lr=0.7, momentum=0.9))
+    assert (diloco.spec.every, diloco.spec.outer) == (500, Nesterov(lr=0.7, momentum=0.9))
     other = toy.Net()
-    assert lc.FedAvg(other, toy.adamw(other), every=5).outer == SGD(lr=1.0)
+    assert lc.FedAvg(other, toy.adamw(other), every=5).spec.outer == SGD(lr=1.0)
     layers = nn.Sequential(*(nn.Linear(3, 3) for _ in range(4)))
     named = nn.ModuleDict({"layers": layers})
     streaming = lc.StreamingDiLoCo(named, toy.sgd(named), every=24)
-    assert streaming.schedule == Streaming(fragments=4, delay=5, alpha=0.5) and len(streaming.fragments) == 4
-    assert streaming.codec == ErrorFeedback(codec=Int4()) and streaming.outer == Nesterov(lr=0.4, momentum=0.9)
+    spec = streaming.spec
+    assert spec.schedule == Streaming(fragments=4, delay=5, alpha=0.5) and len(streaming.state.fragments) == 4
+    assert spec.codec == ErrorFeedback(codec=Int4()) and spec.outer == Nesterov(lr=0.4, momentum=0.9)
     last = toy.Net()
     delayed = lc.DiLoCoX(last, toy.adamw(last))
-    assert delayed.schedule == OneStepDelay() and delayed.every == 125
-    assert delayed.codec == ErrorFeedback(codec=PowerSGD(rank=64, bits=4, energy=0.95))
+    assert delayed.spec.schedule == OneStepDelay() and delayed.spec.every == 125
+    assert delayed.spec.codec == ErrorFeedback(codec=PowerSGD(rank=64, bits=4, energy=0.95))
     with pytest.raises(TypeError):
         lc.DiLoCo(other, toy.adamw(other), evry=3)  # type: ignore[call-arg]

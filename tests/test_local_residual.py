@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lowcomm.codec import ErrorFeedback, Fp8, Int4, LocalResidual, TopK
 from lowcomm.outer import SGD
-from lowcomm.state.checkpoint import island_part
 from lowcomm.schedule import EveryH, LateMerge, OneStepDelay, Schedule, Streaming
+from lowcomm.state.checkpoint import island_part
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Simulated
 from lowcomm.types import ConfigError, Round, SyncError

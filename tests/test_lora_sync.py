@@ -28,8 +28,8 @@ from lowcomm.aggregate.lora import (
 )
 from lowcomm.codec import EitherFactor, ErrorFeedback, Int8, InTurn, LargestLayers, Shared, TopK
 from lowcomm.outer import SGD, Nesterov
-from lowcomm.state.checkpoint import global_part, island_part
 from lowcomm.schedule import Streaming
+from lowcomm.state.checkpoint import global_part, island_part
 from lowcomm.sync import LocalSGD
 from lowcomm.types import ConfigError, CoverageError
 from tests import lora_toy as toy

@@ -74,7 +74,7 @@ def test_predicted_bytes_are_the_counted_ones(planned: coded.Coded, codec: Codec
         before = list(zip(sync.transport.sent_bytes, sync.transport.received_bytes, strict=True))
         one_round(sync, fragments)
         assert sync.round == fragments
-        parts = [f.numel for f in sync.fragments]
+        parts = [f.numel for f in sync.state.fragments]
         for k in range(islands):
             expected = [traffic(planned, numel, islands, k) for numel in parts]
             assert sync.transport.sent_bytes[k] - before[k][0] == sum(t.sent_bytes for t in expected)

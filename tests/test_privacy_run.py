@@ -14,17 +14,18 @@ import torch.distributed as dist
 from torch import nn
 
 import lowcomm as lc
-from lowcomm.aggregate import Mean
+from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.aggregate.lora import FFA, FedIT
 from lowcomm.cli import main
 from lowcomm.codec import Codec, ErrorFeedback, Int8, LocalResidual, Rqm, TopK
 from lowcomm.config import CheckpointConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig, TextFiles
 from lowcomm.model import LoRA, ModelConfig
-from lowcomm.outer import SGD
+from lowcomm.outer import SGD, Nesterov
 from lowcomm.privacy import AdaptiveClip, ClientGaussian, ExampleGaussian, Mechanism, Released, epsilon
-from lowcomm.round.guard import check_privacy
 from lowcomm.schedule import EveryH, EveryStep, Schedule, Streaming
+from lowcomm.state.spec import SyncSpec
+from lowcomm.sync.compatibility import check_spec
 from lowcomm.trainer import train
 from lowcomm.types import ConfigError, SyncError
 from tests import runs
@@ -201,6 +202,11 @@ def test_batches_larger_than_an_epoch_are_refused(tmp_path: Path, corpus: Path) 
 UNIFORM = Mean(by="uniform")
 
 
+def spec_of(privacy: Mechanism | None, rule: Aggregator, codec: Codec, schedule: Schedule) -> SyncSpec:
+    outer = SGD(lr=1.0) if isinstance(rule, FedIT) else Nesterov()
+    return SyncSpec(every=4, outer=outer, aggregator=rule, codec=codec, schedule=schedule, privacy=privacy)
+
+
 @pytest.mark.parametrize(
     ("rule", "codec", "schedule", "words"),
     [
@@ -216,12 +222,12 @@ def test_parts_that_break_the_guarantee_are_refused(
     rule: Mean | FedIT, codec: Codec, schedule: Schedule, words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
-        check_privacy(ClientGaussian(), rule, codec, schedule)
+        check_spec(spec_of(ClientGaussian(), rule, codec, schedule))
     assert "Fix: " in str(caught.value)
-    check_privacy(None, rule, codec, schedule)
+    check_spec(spec_of(None, UNIFORM, codec, schedule))
     if not isinstance(codec, ErrorFeedback):
-        check_privacy(ExampleGaussian(), rule, codec, schedule)  # what an island trained is private already
-    check_privacy(ClientGaussian(), UNIFORM, ErrorFeedback(codec=TopK()), EveryH())
+        check_spec(spec_of(ExampleGaussian(), rule, codec, schedule))  # what an island trained is private already
+    check_spec(spec_of(ClientGaussian(), UNIFORM, ErrorFeedback(codec=TopK()), EveryH()))
 
 
 def loop(**settings: Any) -> tuple[lc.LocalSGD, list[nn.Module]]:

@@ -9,10 +9,10 @@ from torch import Tensor
 from lowcomm.aggregate import Mean
 from lowcomm.aggregate.lora import FFA, Adapter, FedIT, HetLoRA, LoraRule
 from lowcomm.aggregate.lora.hetlora import kept, pruned, tail
-from lowcomm.state.spec import Clients
 from lowcomm.local import FedProx, Objective, RankDecay, Scaffold
 from lowcomm.local.rank_decay import pairs
 from lowcomm.model import LoRA
+from lowcomm.state.spec import Clients
 from lowcomm.sync import LocalSGD
 from lowcomm.types import ConfigError
 from tests import lora_toy, toy

@@ -15,12 +15,14 @@ import torch
 from lowcomm.aggregate.lora import Adapter, HetLoRA
 from lowcomm.aggregate.lora.hetlora import kept
 from lowcomm.aggregate.lora.rule import pairs_of
-from lowcomm.state.spec import Clients
 from lowcomm.codec import Ans, Codec, ErrorFeedback, Fp32, Int4, Int8, Packed
 from lowcomm.codec.base import State
+from lowcomm.exchange.roll_call import call_roll
+from lowcomm.hooks.rank_pruning import RankPruning, forget_rows
 from lowcomm.island import Soap
 from lowcomm.local import Objective, RankDecay, Scaffold
-from lowcomm.round.roll_call import call_roll
+from lowcomm.state.cohort import Section
+from lowcomm.state.spec import Clients
 from lowcomm.trainer import train
 from lowcomm.transport import Simulated
 from lowcomm.types import ConfigError, Delta, Payload, PayloadError, Round
@@ -126,7 +128,7 @@ def test_while_nobody_prunes_it_is_the_rule_of_fixed_ranks() -> None:
     pruning, fixed = islands(strength=0.0), islands(gamma=None, strength=0.0)
     for run in (pruning, fixed):
         run.round()
-    assert pruning.sync.ranks == list(FIRST) and fixed.sync.ranks == [] and fixed.reports[-1].ranks == []
+    assert pruning.sync.state.ranks == list(FIRST) and fixed.sync.state.ranks == [] and fixed.reports[-1].ranks == []
     assert all(torch.equal(w, fixed.sync.weights()[n]) for n, w in pruning.sync.weights().items())
     assert sum(pruning.reports[-1].exchanged_bytes) < 0.8 * sum(fixed.reports[-1].exchanged_bytes)
 
@@ -181,16 +183,16 @@ def test_a_client_whose_payload_was_no_good_keeps_its_rank() -> None:
 def test_a_rank_that_can_not_be_is_left_out(told: Any, words: str) -> None:
     at, rule = Round(index=0, step=1, fragments=(0,), seed=0), HetLoRA(rank=4, gamma=GAMMA)
     arguments = (Simulated(3), rule, at, [1.0] * 3, [1.0] * 3, 0.5)
-    roll = call_roll(*arguments, ranks=[3, told, 2], had=[4, 4, 2])
-    assert list(roll.dropped) == [1] and words in roll.dropped[1]
-    assert roll.ranks == [3, 4, 2] and roll.weights == [0.5, 0.0, 0.5]
-    assert call_roll(*arguments, stop=False).ranks == []
+    hook = RankPruning(dataclasses.replace(rule, ranks=(4, 4, 2)), [], Simulated(3))
+    section = Section(own=[[3.0], [told], [2.0]], otherwise=[[4.0], [4.0], [2.0]], refuse=hook.refuse)
+    cohort = call_roll(*arguments, sections={"ranks": section})
+    assert list(cohort.dropped) == [1] and words in cohort.dropped[1]
+    assert cohort.sections["ranks"] == [[3], [4], [2]] and cohort.weights == [0.5, 0.0, 0.5]
+    assert call_roll(*arguments, stop=False).sections == {}
 
 
 def test_a_state_in_another_basis_starts_anew() -> None:
     """SOAP's moments are in the eigenbasis of its preconditioners, where rows can't be told apart."""
-    from lowcomm.round.shrinking import _forget  # pyright: ignore[reportPrivateUsage]
-
     layer, name = torch.nn.Linear(6, 4, bias=False), "m.q_proj.lora_A.default.weight"
     p = layer.weight
     adam, soap = torch.optim.AdamW([p]), Soap(lr=0.1).build(layer)
@@ -198,7 +200,7 @@ def test_a_state_in_another_basis_starts_anew() -> None:
         for _ in range(3):
             p.grad = torch.ones_like(p)
             inner.step()
-        _forget(name, p, inner.state[p], 3)
+        forget_rows(name, p, inner.state[p], 3)
     assert not adam.state[p]["exp_avg"][3:].any() and bool(adam.state[p]["exp_avg"][:3].all())
     assert float(adam.state[p]["step"]) == 3
     assert not soap.state[p]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from lowcomm.aggregate.lora import FFA, FedSB, LoraRule
 from lowcomm.codec import Codec
 from lowcomm.outer import SGD
-from lowcomm.state.digest import sha256_weights
 from lowcomm.schedule import EveryStep, Schedule, Streaming
+from lowcomm.state.digest import sha256_weights
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Simulated, Transport
 from lowcomm.transport.relay import Answer, Relay, Request

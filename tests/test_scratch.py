@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lowcomm.outer import Nesterov
-from lowcomm.state.buffer_pool import BufferPool
 from lowcomm.schedule import Streaming
+from lowcomm.state.buffer_pool import BufferPool
 from lowcomm.sync import LocalSGD
 from lowcomm.transport.pipelined import SEGMENT, SMALLEST, segmentation, window
 
@@ -52,11 +52,11 @@ def islands(schedule: Streaming | None) -> LocalSGD:
 def test_a_sync_keeps_one_vector_per_local_island_and_fragment_on_its_way(fragments: int | None) -> None:
     """Not one per fragment, and the mean has none of its own where nobody needs the pseudo-gradient any more."""
     sync = islands(None if fragments is None else Streaming(fragments=fragments, delay=1, by="size"))
-    largest = 4 * max(f.size for f in sync.fragments)
+    largest = 4 * max(f.size for f in sync.state.fragments)
     scratch = sync.state.fragments[0].pool
-    assert all(f._scratch is scratch for f in sync.fragments)
+    assert all(f.pool is scratch for f in sync.state.fragments)
     assert scratch.total_bytes <= (2 if fragments is None else 3) * largest
-    assert all(p.grad is None for f in sync.fragments for p in f.outer_params)
+    assert all(p.grad is None for (a,) in sync.state.anchors for p in a.params)
 
 
 @pytest.mark.parametrize("islands", [1, 2, 3, 8])

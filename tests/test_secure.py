@@ -19,16 +19,16 @@ pytest.importorskip("cryptography")
 from lowcomm import checkpoint
 from lowcomm.aggregate import Mean
 from lowcomm.aggregate.lora import FedEx, FLoRA
-from lowcomm.state.spec import Clients
-from lowcomm.codec import Fp32, TopK
+from lowcomm.codec import TopK
 from lowcomm.outer import SGD
-from lowcomm.round.secure_checks import check_secure
 from lowcomm.schedule import EveryH, EveryStep
 from lowcomm.secure import SecureSum, dtype_of, from_fixed, to_fixed
 from lowcomm.secure.party import Party
 from lowcomm.secure.shamir import combine, split
 from lowcomm.secure.unmask import masks_left
+from lowcomm.state.spec import Clients, SyncSpec
 from lowcomm.sync import LocalSGD
+from lowcomm.sync.compatibility import check_spec
 from lowcomm.trainer import train
 from lowcomm.transport import Collective, Simulated, Transport
 from lowcomm.transport.base import Arrival
@@ -274,13 +274,13 @@ def test_a_run_goes_on_without_a_site_that_died_but_not_without_the_one_that_wri
 
 def test_what_needs_each_contribution_is_refused() -> None:
     secure = SecureSum()
-    check_secure(secure, Fp32(), Mean(), EveryH())
+    check_spec(SyncSpec(every=4, clients=Clients(secure=secure)))
     for rule in (FLoRA(rank=4), FedEx(rank=4)):
         with pytest.raises(ConfigError, match=r"it must see each contribution.*Fix: "):
-            check_secure(secure, Fp32(), rule, EveryH())
+            check_spec(SyncSpec(every=4, clients=Clients(secure=secure), aggregator=rule, outer=SGD(lr=1.0)))
     with pytest.raises(ConfigError, match=r"sync\.codec = TopK.*added as integers.*Fix: "):
-        check_secure(secure, TopK(), Mean(), EveryH())
+        check_spec(SyncSpec(every=4, clients=Clients(secure=secure), codec=TopK()))
     with pytest.raises(ConfigError, match=r"averaged gradients are not masked.*Fix: "):
-        check_secure(secure, Fp32(), Mean(), EveryStep())
+        check_spec(SyncSpec(every=4, clients=Clients(secure=secure), schedule=EveryStep()))
     with pytest.raises(ConfigError, match=r"sync\.secure\.threshold = 0\.5 is not allowed"):
-        check_secure(SecureSum(threshold=0.5), Fp32(), Mean(), EveryH())
+        check_spec(SyncSpec(every=4, clients=Clients(secure=SecureSum(threshold=0.5))))

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lowcomm.aggregate import Aggregator
 from lowcomm.aggregate.lora import FedIT, FedSA, SenderMean
-from lowcomm.state.spec import Clients
 from lowcomm.codec import Codec, Fp32, LargestLayers, Shared
 from lowcomm.local import Objective, SelectLayers
 from lowcomm.local.select_layers import layer_of
 from lowcomm.model import LoRA
+from lowcomm.state.spec import Clients
 from lowcomm.types import ConfigError
 from tests import lora_toy, toy
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lowcomm.codec import Codec, ErrorFeedback, Int4, PowerSGD, Zstd
 from lowcomm.outer import SGD
-from lowcomm.round.flight import Worker
 from lowcomm.schedule import EveryH, Schedule, Streaming
 from lowcomm.schedule.layers import by_size, strided
 from lowcomm.sync import LocalSGD, SyncReport
@@ -183,7 +182,7 @@ def test_training_goes_on_beside_an_exchange() -> None:
     """Steps return while it is held up; landing waits for it, and that time is counted as blocked."""
     transport = Slow(2)
     sync = toy.build(2, schedule=Streaming(fragments=1, delay=3), transport=transport)
-    sync.state.worker = Worker(beside=True)
+    sync.state.worker.beside = True
     reports: list[SyncReport] = []
     sync.listeners.append(reports.append)
     transport.open.clear()

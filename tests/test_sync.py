@@ -67,9 +67,15 @@ class AtSteps(Schedule):
 
 def snapshot(sync: LocalSGD) -> list[Tensor]:
     """Global weights, local weights, outer state."""
-    tensors = [f.weights for f in sync.fragments]
+    tensors = [a.weights for (a,) in sync.state.anchors]
     tensors += [p for r in sync.replicas for p in r.params.values()]
-    tensors += [t for (a,) in sync.state.anchors for s in a.optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
+    tensors += [
+        t
+        for (a,) in sync.state.anchors
+        for s in a.optimizer.state.values()
+        for t in s.values()
+        if isinstance(t, Tensor)
+    ]
     return [t.detach().clone() for t in tensors]
 
 
@@ -155,7 +161,7 @@ def test_only_the_fragment_that_failed_stays_pending() -> None:
     sync = toy.build(ISLANDS, transport=transport, schedule=AtSteps(steps=(2,), order=(1, 0)))
     toy.train_step(sync, 0)
     transport.cut = {"weighted_sum": 2}
-    first = [f.weights.clone() for f in sync.fragments]
+    first = [a.weights.clone() for (a,) in sync.state.anchors]
     assert not try_step(sync, 1)
     assert sync.pending == (0,)
     assert torch.equal(sync.state.anchors[0][0].weights, first[0])

@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 from lowcomm.codec import Codec, Fp32
 from lowcomm.island import Inner
 from lowcomm.outer import Nesterov, Outer
+from lowcomm.schedule import EveryH, Schedule
 from lowcomm.state.deadlines import LATE_TOLERANCE_S, OnLate
 from lowcomm.state.digest import sha256_weights
-from lowcomm.schedule import EveryH, Schedule
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Transport
 

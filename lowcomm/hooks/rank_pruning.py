@@ -34,17 +34,15 @@ class RankPruning(Hook):
     @torch.no_grad()
     def release(self, out: Outgoing) -> None:
         """Say the rank with which each local island goes on after what it has trained; send its rows only."""
-        had = list(self.ranks)
         own = [self._next(out, r, k) for r, k in zip(self.replicas, self.transport.local, strict=True)]
-
-        def refuse(island: int, said: Sequence[float]) -> str | None:
-            ok = 1 <= said[0] <= had[island]
-            return None if ok else f"its rank is {said[0]:g}, it had {had[island]}"
-
-        out.sections[SECTION] = Section(
-            own=[[float(rank)] for rank in own], otherwise=[[float(rank)] for rank in had], refuse=refuse
-        )
+        had = [[float(rank)] for rank in self.ranks]
+        out.sections[SECTION] = Section(own=[[float(rank)] for rank in own], otherwise=had, refuse=self.refuse)
         out.cut = cut_to_rank
+
+    def refuse(self, island: int, said: Sequence[float]) -> str | None:
+        """Why an island can't have the rank that it says: ranks only shrink."""
+        ok = 1 <= said[0] <= self.ranks[island]
+        return None if ok else f"its rank is {said[0]:g}, it had {self.ranks[island]}"
 
     def _next(self, out: Outgoing, replica: Replica, island: int) -> int:
         rank, after = self.ranks[island], {name: replica.held[name].detach() for name in out.fragment.names}

@@ -27,8 +27,8 @@ from lowcomm.codec import Codec
 from lowcomm.integrations.groups import IslandGroups, check_inside
 from lowcomm.integrations.settings import Settings
 from lowcomm.outer import Outer
-from lowcomm.state.spec import BufferRule
 from lowcomm.schedule import Schedule
+from lowcomm.state.spec import BufferRule
 from lowcomm.sync import LocalSGD
 from lowcomm.types import ConfigError
 

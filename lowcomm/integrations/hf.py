@@ -40,10 +40,10 @@ from lowcomm.integrations.groups import IslandGroups
 from lowcomm.integrations.log import log_line
 from lowcomm.integrations.settings import Settings
 from lowcomm.outer import Outer
-from lowcomm.state.spec import BufferRule
-from lowcomm.state.report import SyncReport
 from lowcomm.run.finale import holding_global_weights
 from lowcomm.schedule import Schedule
+from lowcomm.state.report import SyncReport
+from lowcomm.state.spec import BufferRule
 from lowcomm.sync import LocalSGD
 from lowcomm.types import CheckpointError, ConfigError
 

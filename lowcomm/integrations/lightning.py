@@ -28,10 +28,10 @@ from lowcomm.integrations.groups import IslandGroups
 from lowcomm.integrations.log import log_line
 from lowcomm.integrations.settings import Settings
 from lowcomm.outer import Outer
-from lowcomm.state.spec import BufferRule
-from lowcomm.state.report import SyncReport
 from lowcomm.run.finale import holding_global_weights
 from lowcomm.schedule import Schedule
+from lowcomm.state.report import SyncReport
+from lowcomm.state.spec import BufferRule
 from lowcomm.sync import LocalSGD
 from lowcomm.types import ConfigError
 
@@ -113,7 +113,9 @@ class LowCommCallback(Callback):
         self.sync = sync = self.settings.attach(pl_module, trainer.optimizers[0], self._groups)
         sync.listeners.append(self._reports.append)
         if trainer.global_step > 0:
-            saved.load(sync.state, self._directory(trainer), trainer.global_step, self.settings.describe(sync.transport))
+            saved.load(
+                sync.state, self._directory(trainer), trainer.global_step, self.settings.describe(sync.transport)
+            )
         pl_module.register_state_dict_post_hook(lambda _, state, prefix, __: self._show_global_weights(state, prefix))
 
     def on_train_batch_end(

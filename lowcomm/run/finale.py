@@ -14,13 +14,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from lowcomm.hooks.lora import at_server_scale
 from lowcomm.island.part import gather_texts
 from lowcomm.model import merge_tuning
-from lowcomm.state.digest import sha256_weights
-from lowcomm.hooks.lora import at_server_scale
 from lowcomm.run.assembly import Run, build_models
 from lowcomm.run.privacy_spent import privacy_spent
 from lowcomm.run.run_dir import write_json
+from lowcomm.state.digest import sha256_weights
 from lowcomm.state.state import SyncState
 from lowcomm.types import IGNORED, CheckpointError
 
@@ -182,7 +182,14 @@ def _counted(run: Run, wall_s: float) -> list[Tensor]:
     return [
         torch.tensor(
             [
-                *(r.tokens, transport.sent_bytes[i], transport.received_bytes[i], sync.state.blocked_s, sync.state.sync_s, wall_s),
+                *(
+                    r.tokens,
+                    transport.sent_bytes[i],
+                    transport.received_bytes[i],
+                    sync.state.blocked_s,
+                    sync.state.sync_s,
+                    wall_s,
+                ),
                 *(late.misses, late.waited_s, late.peak_bytes_per_s or 0.0, transport.link_bytes_per_s or math.inf),
             ],
             dtype=torch.float64,

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 import torch
 
-from lowcomm.state.deadlines import Late, describe
 from lowcomm.run.assembly import Run
 from lowcomm.run.privacy_spent import privacy_spent
+from lowcomm.state.deadlines import Late, describe
 from lowcomm.state.report import SyncReport
 
 

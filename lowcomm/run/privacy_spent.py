@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from lowcomm.codec import Codec, Rqm
 from lowcomm.data import Data, Shard
 from lowcomm.data.windows import WindowShard
+from lowcomm.hooks.privacy import EXAMPLES
 from lowcomm.island import PrivateIsland
 from lowcomm.privacy import Mechanism, Released, RqmAccountant, add_noise, clip_to, epsilon, load_dp_accounting
 from lowcomm.privacy.noise import generator_of
-from lowcomm.hooks.privacy import EXAMPLES
 from lowcomm.sampling import Sampling
 from lowcomm.state.state import SyncState
 from lowcomm.types import ConfigError, require

@@ -9,10 +9,10 @@ import torch
 
 from lowcomm import checkpoint
 from lowcomm.config import to_dict
-from lowcomm.state.checkpoint import global_part, island_part, load_global, load_island
 from lowcomm.run.assembly import Run
 from lowcomm.run.clock import start_together
 from lowcomm.run.run_dir import environment, write_json
+from lowcomm.state.checkpoint import global_part, island_part, load_global, load_island
 from lowcomm.sync.overlap import relaunch
 from lowcomm.types import CheckpointError
 

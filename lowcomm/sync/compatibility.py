@@ -171,7 +171,9 @@ def _privacy(spec: SyncSpec) -> Iterator[Conflict]:
         yield Conflict("sync.codec", _name(codec), other, why, "use ErrorFeedback, which keeps only noised values")
     sampling = spec.clients.sampling
     if sampling is not None and mechanism.learns:
-        yield Conflict("sync.sampling", _name(sampling), other, "its clip is learnt from all", "use ClientGaussian")
+        yield Conflict(
+            "sync.sampling", _name(sampling), other, "its clip is learnt from all islands", "use ClientGaussian"
+        )
     if not isinstance(spec.schedule, EveryH | Growing):
         why = "averaged gradients carry no noise, and exchanges in flight are releases that a budget can't stop"
         yield Conflict("sync.schedule", _name(spec.schedule), other, why, "use EveryH")

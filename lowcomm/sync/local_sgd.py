@@ -239,6 +239,11 @@ class LocalSGD:
         state.step_clock.begin()
 
     @property
+    def spec(self) -> SyncSpec:
+        """Every choice: `every`, `outer`, `codec`, `schedule` and the others."""
+        return self.state.spec
+
+    @property
     def step(self) -> int:
         """Inner steps that all local islands have done."""
         return self.state.step

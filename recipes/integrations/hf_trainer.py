@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trainer.save_model(str(options.output / "final"))  # the global weights
 
     assert callback.sync is not None
-    example.report(callback.sync)
+    example.report(callback.sync.state)
 
 
 if __name__ == "__main__":

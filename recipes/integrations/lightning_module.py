@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trainer.fit(Language(example.nano(data)), loader)
 
     assert callback.sync is not None
-    example.report(callback.sync)
+    example.report(callback.sync.state)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trainer.train()
 
     assert callback.sync is not None
-    example.report(callback.sync)
+    example.report(callback.sync.state)
 
 
 if __name__ == "__main__":
