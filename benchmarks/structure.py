@@ -1,8 +1,8 @@
 """What the code of the package says about its own shape: import circles, and functions that take a whole object.
 
 Everything is read from the sources under a root, so that another commit's tree is measured by the same rules. Imports
-at the top of a file count, those that only type checkers read too: they do not run, but tie files all the same. An import
-inside a function does not count.
+at the top of a file count, those that only type checkers read too: they do not run, but tie files all the same. An
+import inside a function does not count.
 """
 
 from __future__ import annotations
