@@ -2,7 +2,8 @@
 
     PYTHONPATH=TREE:TREE/kernels python -P benchmarks/core_probe.py TREE
 
-It uses nothing but LocalSGD as a user's loop does. Comprehensions and generator expressions are no calls. -P, since the folder of this file has a kernels.py.
+It uses nothing but LocalSGD as a user's loop does. Comprehensions and generator expressions are no calls. -P, since
+the folder of this file has a kernels.py.
 """
 
 from __future__ import annotations
