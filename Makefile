@@ -7,7 +7,7 @@ STAMP := $(VENV)/.lowcomm-installed
 TORCH := torch==2.13.0
 # Extra pip flags for torch alone, for instance the index of the CPU-only wheels (2 GB less to fetch).
 TORCH_FLAGS ?=
-BENCH ?= tuning tuning_delay "quality --preset nano" "quality --preset tiny" codecs fewer_bytes schedules sync_cost islands \
+BENCH ?= tuning tuning_delay "quality --preset nano" "quality --preset tiny" codecs fewer_bytes schedules sync_cost core islands \
 	streams segments simulation_cost batched sweep fedlora zeroth_order fed_peft membership fed_overhead "kernels cpu" "kernels aot" fuzz_codecs readme
 PYTEST_FLAGS ?=
 
