@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lowcomm.outer import SGD, Nesterov
 from lowcomm.schedule import Action, EveryH, EveryStep, PostLocal, Schedule
+from lowcomm.state.checkpoint import global_part, load_global
 from lowcomm.sync import LocalSGD, SyncReport
 from lowcomm.transport import Simulated
 from lowcomm.types import ConfigError, CoverageError, SyncError
@@ -347,3 +348,16 @@ def test_one_model_alone_is_one_island() -> None:
         toy.train_step(sync, step)
     assert (sync.round, sync.transport.islands, sync.transport.sent_bytes) == (2, 1, [0])
     assert torch.equal(toy.flat(sync.replicas[0].tensors(sync.state.fragments[0])), global_weights(sync))
+
+
+def test_a_run_has_a_number_of_its_own_that_a_checkpoint_keeps() -> None:
+    first, second = toy.build(2), toy.build(2)
+    assert first.state.run_id != second.state.run_id  # of the same seed and recipe
+    assert first.state.round_of(0).run == first.state.run_id
+    load_global(second.state, global_part(first.state))
+    assert second.state.run_id == first.state.run_id
+    tensors, values = global_part(first.state)
+    fresh = toy.build(2)
+    kept = fresh.state.run_id
+    load_global(fresh.state, (tensors, {key: v for key, v in values.items() if key != "run"}))  # of an older version
+    assert fresh.state.run_id == kept

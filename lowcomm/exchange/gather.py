@@ -81,11 +81,12 @@ class Gather(Way):
         for island, (payload, weight) in enumerate(zip(payloads, cohort.weights, strict=True)):
             if weight == 0:
                 continue
+            theirs = dataclasses.replace(out.round, island=island)
             try:
                 if one_by_one:
-                    codec.accumulate(payload, weight, mean, out.round)
+                    codec.accumulate(payload, weight, mean, theirs)
                 else:
-                    delta = codec.decode(payload, out.part(mean, island, cohort), out.round)
+                    delta = codec.decode(payload, out.part(mean, island, cohort), theirs)
                     one = Contribution(island=island, delta=delta, weight=weight, round=out.round.index)
                     contributions.append(one)
             except PayloadError as error:

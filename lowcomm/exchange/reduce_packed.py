@@ -75,7 +75,8 @@ class _Owner:
     def __init__(self, way: Way, out: Outgoing, cohort: Cohort, plan: Plan, local: int) -> None:
         self.plan, self.weights, self.mean = plan, cohort.weights, out.fragment.mean
         self.island = way.transport.local[local]
-        self.seed = way.round_of(out, local).own_seed(use=1)
+        self.own = way.round_of(out, local)
+        self.seed = self.own.own_seed(use=1)
         self.start, stop = plan.chunks[self.island]
         self.old = out.states[local].get(SECOND)
         self.second: Tensor | None = None
@@ -92,13 +93,13 @@ class _Owner:
         weights, parts = [self.weights[k] for k in used], [bodies[k] for k in used]
         if plan.dense.merge(parts, weights, total, body, plan.round.seed):
             self.second = None
-            return plan.seal(data, j, self.island)
+            return plan.seal(data, self.own, j, self.island)
         plan.dense.sum_bodies(parts, weights, total)
         try:
             self._write(total, body, start)
         except NonFiniteError:
             return data.zero_()
-        return plan.seal(data, j, self.island)
+        return plan.seal(data, self.own, j, self.island)
 
     def _write(self, total: Tensor, body: Tensor, start: int) -> None:
         dense, feedback = self.plan.dense, self.plan.feedback
@@ -126,7 +127,7 @@ def _open_all(
             if cohort.weights[k] == 0 or k in bad[i]:
                 continue
             try:
-                bodies[k] = plan.open(row, j, local[i])
+                bodies[k] = plan.open(row, j, local[i], sender=k)
             except PayloadError as error:
                 bad[i][k] = str(error)
         found.append(bodies)
@@ -143,6 +144,6 @@ def _read_all(
         for k, row in enumerate(rows):
             start, stop = plan.cuts[j][k]
             try:
-                plan.dense.read(plan.open(row, j, k), out.fragment.mean[start:stop])
+                plan.dense.read(plan.open(row, j, k, sender=k), out.fragment.mean[start:stop])
             except PayloadError as error:
                 bad[i][k] = str(error)

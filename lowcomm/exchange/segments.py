@@ -5,6 +5,7 @@ A vector is cut in chunks (one per island that sums it, or one for all), chunks 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,17 +83,16 @@ class Plan:
     def part(self, j: int, k: int) -> wire.Part:
         return wire.Part(index=j * len(self.chunks) + k, count=len(self.cuts) * len(self.chunks))
 
-    def seal(self, data: Tensor, j: int, k: int) -> Tensor:
-        return wire.seal(data, self.dense.codec_id, self.shapes, self.round, self.part(j, k)).data
+    def seal(self, data: Tensor, own: Round, j: int, k: int) -> Tensor:
+        """The row that holds segment j of chunk k; own: the round as its sender encodes it."""
+        return wire.seal(data, self.dense.codec_id, self.shapes, own, self.part(j, k)).data
 
-    def open(self, row: Tensor, j: int, k: int) -> Tensor:
-        """The body of a row that holds segment j of chunk k, examined. Raises PayloadError."""
+    def open(self, row: Tensor, j: int, k: int, sender: int) -> Tensor:
+        """The body of a row of island `sender` that holds segment j of chunk k, examined. Raises PayloadError."""
         start, stop = self.cuts[j][k]
         size = self.dense.body_bytes(stop - start)
-        payload = Payload(data=row)
-        body = wire.open_body(
-            payload, self.dense.codec_id, self.shapes, self.round, body_bytes=size, part=self.part(j, k)
-        )
+        payload, theirs = Payload(data=row), dataclasses.replace(self.round, island=sender)
+        body = wire.open_body(payload, self.dense.codec_id, self.shapes, theirs, body_bytes=size, part=self.part(j, k))
         self.dense.examine(body, stop - start)
         return body
 
@@ -103,7 +103,8 @@ class Sender:
     def __init__(self, way: Way, out: Outgoing, cohort: Cohort, plan: Plan, local: int) -> None:
         self.fragment, self.plan, self.flat = out.fragment, plan, out.deltas[local]
         self.island, self.state = way.transport.local[local], out.states[local]
-        self.seed = way.round_of(out, local).own_seed()
+        self.own = way.round_of(out, local)
+        self.seed = self.own.own_seed()
         self.silent = not way.takes_part(cohort, local)
         self.bad: dict[int, str] = {}
         """Islands whose contributions are unusable, this one's own among them if its encoder failed, and why."""
@@ -124,7 +125,7 @@ class Sender:
             except NonFiniteError as failure:
                 views = self.fragment.views(self.flat)
                 self.bad[self.island] = str(non_finite(views, start + failure.index))
-            plan.seal(rows[k], j, k)
+            plan.seal(rows[k], self.own, j, k)
         return [row.zero_() for row in rows] if self.silent or self.bad else rows
 
     def state_after(self) -> State:

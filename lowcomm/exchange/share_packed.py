@@ -60,7 +60,7 @@ def _open(cohort: Cohort, plan: Plan, j: int, rows: Sequence[Tensor], bad: dict[
         if cohort.weights[k] == 0 or k in bad:
             continue
         try:
-            bodies[k] = plan.open(row, j, 0)
+            bodies[k] = plan.open(row, j, 0, sender=k)
         except PayloadError as error:
             bad[k] = str(error)
     return bodies

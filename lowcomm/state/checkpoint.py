@@ -34,6 +34,7 @@ def global_part(state: SyncState) -> Part:
         "outer": outer,
         "fragments": [list(f.names) for f in state.fragments],
         "pace": dataclasses.asdict(state.pace),
+        "run": f"{state.run_id:016x}",
     }
     for part in (*state.hooks, state.exchange):
         more, meta = part.global_part()
@@ -51,6 +52,8 @@ def load_global(state: SyncState, part: Part) -> None:
         if state.exchange.anchors == "shared":
             _load_anchor(anchors[0], f"weights.{i}", f"outer.{i}", tensors, values["outer"][i])
         state.rule_states[i] = _under(f"rule.{i}.", tensors)
+    # checkpoints of older versions have no run: the one that the handshake just agreed on stays
+    state.run_id = int(values.get("run", f"{state.run_id:016x}"), 16)
     state.round, state.pace = values["round"], Pace(**values["pace"])
     for hook in (*state.hooks, state.exchange):
         hook.load_global(tensors, values)

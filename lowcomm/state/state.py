@@ -30,6 +30,8 @@ from lowcomm.types import Round
 class SyncState:
     """What `LocalSGD` holds; lists of lists are by local island, then by fragment, unless said otherwise."""
 
+    run_id: int
+    """64-bit random number on which the islands agreed, kept over a resume: payloads of other runs are refused."""
     exchange: Exchange
     worker: Worker
     anchors: list[list[Anchor]]
@@ -77,6 +79,7 @@ class SyncState:
             step=self.step,
             fragments=(index,),
             seed=self.spec.round_seed(self.round),
+            run=self.run_id,
             last=self.last,
             level=self.pace.level,
         )

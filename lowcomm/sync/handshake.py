@@ -6,9 +6,11 @@ A difference is refused with both sides' values, since a run with two shapes of 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from lowcomm.island.part import Part, prove_shares
 from lowcomm.island.scalars import ScalarOptimizer
@@ -51,7 +53,7 @@ def compare(transport: Transport, facts: Sequence[Facts]) -> None:
     facts: one per local island.
     """
     texts = [json.dumps(f, sort_keys=True).encode() for f in facts]
-    rows = transport.gather_sized([torch.frombuffer(bytearray(t), dtype=torch.uint8) for t in texts])
+    rows = transport.gather_sized([_bytes(t) for t in texts])
     own = json.loads(texts[0])
     for island, row in enumerate(rows):
         theirs = json.loads(bytes(row.numpy()))
@@ -96,7 +98,7 @@ def prepare(state: SyncState, own_anchors: bool) -> Fragment | None:
     locals_ = [(i,) for i in every] if own_anchors else [every]
     state.anchors = [[Anchor(f, j, local) for local in locals_] for j, f in enumerate(state.fragments)]
     averaged = {n: first.buffers[n] for n in coverage.averaged_buffers}
-    _agree_on_weights(transport, replicas)
+    state.run_id = _agree_on_weights_and_run(transport, replicas)
     for index, anchors in enumerate(state.anchors):
         state.written(index, every)  # the ranks of an island, too, start from the same weights
         for anchor in anchors:
@@ -132,12 +134,21 @@ def _partition(spec: SyncSpec, first: Replica, coverage: Coverage) -> list[list[
     return [part if any(n in first.held for n in part) else [first.fill(i), *part] for i, part in enumerate(parts)]
 
 
-def _agree_on_weights(transport: Transport, replicas: Sequence[Replica]) -> None:
-    rows = [torch.frombuffer(bytearray(digest_all(r.held)), dtype=torch.uint8) for r in replicas]
-    table = transport.gather(rows)
-    if bool((table != table[0]).any()):
+def _agree_on_weights_and_run(transport: Transport, replicas: Sequence[Replica]) -> int:
+    """Take over the weights of island 0 where they differ, and its number of the run, which is returned: 64 bits.
+
+    The number comes from the operating system, so that a run of the same seed and recipe has another one.
+    """
+    number = transport.inside(_bytes(os.urandom(8)))[0]  # one for all ranks of an island
+    table = transport.gather([torch.cat([_bytes(digest_all(r.held)), number]) for r in replicas])
+    if bool((table[:, :-8] != table[0, :-8]).any()):
         for name in replicas[0].held:
             transport.broadcast([r.held[name].detach() for r in replicas])
+    return int.from_bytes(bytes(table[0, -8:].numpy()), "little")
+
+
+def _bytes(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def _facts(spec: SyncSpec, transport: Transport, replica: Replica, coverage: Coverage) -> Facts:
