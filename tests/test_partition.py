@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowcomm.config import RunConfig, check_resumable, to_dict
+from lowcomm.config import RunConfig
+from lowcomm.config_file import check_resumable, to_dict
 from lowcomm.data import (
     ByLength,
     DataConfig,

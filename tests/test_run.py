@@ -18,7 +18,8 @@ import lowcomm.trainer
 from lowcomm import checkpoint
 from lowcomm.cli import main
 from lowcomm.codec import ErrorFeedback, Rqm
-from lowcomm.config import CheckpointConfig, EvalConfig, SyncConfig, to_dict
+from lowcomm.config import CheckpointConfig, EvalConfig, SyncConfig
+from lowcomm.config_file import to_dict
 from lowcomm.data import build_data
 from lowcomm.island import InnerConfig, IslandConfig, PlainIsland
 from lowcomm.privacy import RqmAccountant

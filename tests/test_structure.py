@@ -1,4 +1,4 @@
-"""The shape of the package: no import circle, nothing that takes a whole LocalSGD. Bounds that only ever fall."""
+"""The shape of the package: no import circle, nothing that takes a whole LocalSGD."""
 
 from __future__ import annotations
 
@@ -9,20 +9,14 @@ import pytest
 from benchmarks.structure import circles, graph, takers
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES_IN_CIRCLES = 17
-"""Files of lowcomm/ that import each other in a circle, at most; 0 is the aim."""
-TAKE_A_LOCAL_SGD = 62
-"""Functions of lowcomm/ with an argument that is a LocalSGD, at most."""
 
 
 def test_files_in_import_circles() -> None:
-    found = circles(graph(ROOT))
-    assert sum(map(len, found)) <= FILES_IN_CIRCLES, found
+    assert circles(graph(ROOT)) == []
 
 
 def test_functions_that_take_a_whole_local_sgd() -> None:
-    found = takers(ROOT, "LocalSGD")
-    assert len(found) <= TAKE_A_LOCAL_SGD, "\n".join(found)
+    assert takers(ROOT, "LocalSGD") == []
 
 
 def write(root: Path, files: dict[str, str]) -> Path:

@@ -17,7 +17,7 @@ from lowcomm.data.errors import bad
 from lowcomm.data.source import Document
 from lowcomm.data.template import Template
 from lowcomm.data.tokens import Tokens
-from lowcomm.data.windows import Windows
+from lowcomm.data.window_source import Windows
 from lowcomm.types import IGNORED
 
 

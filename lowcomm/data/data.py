@@ -14,7 +14,8 @@ from lowcomm.data.config import DataConfig
 from lowcomm.data.errors import bad
 from lowcomm.data.shard import Shard
 from lowcomm.data.tokenizer import Tokenizer
-from lowcomm.data.windows import Windows, evenly
+from lowcomm.data.window_source import Windows
+from lowcomm.data.windows import evenly
 
 Stats = dict[str, int | float | str]
 

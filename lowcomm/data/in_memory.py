@@ -20,7 +20,8 @@ from lowcomm.data.split import split
 from lowcomm.data.template import Template
 from lowcomm.data.tokenizer import Tokenizer
 from lowcomm.data.tokens import Tokens, deal_files, held_by, select, tokenise
-from lowcomm.data.windows import TextWindows, Windows, WindowShard, window_count
+from lowcomm.data.window_source import Windows
+from lowcomm.data.windows import TextWindows, WindowShard, window_count
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,16 +9,14 @@ those of the first epoch of the shard that it is made from.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from lowcomm.data.shard import Shard, State, check_identity, count
+from lowcomm.data.window_source import Windows
 from lowcomm.types import counted
-
-if TYPE_CHECKING:
-    from lowcomm.data.windows import Windows
 
 Draw = Callable[[int], np.random.Generator]
 """The stream of draw number t: whoever does not know it does not know who is in batch t."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,20 +10,8 @@ from torch import Tensor
 
 from lowcomm.data.poisson import Draw, PoissonShard
 from lowcomm.data.shard import Shard, State, check_identity, count, pair
+from lowcomm.data.window_source import Windows
 from lowcomm.types import counted
-
-
-class Windows(ABC):
-    """Sequences of one length that can be taken in any order."""
-
-    total: int
-    """How many there are."""
-    tokens: int
-    """Tokens that they are cut from."""
-
-    @abstractmethod
-    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """int64 (inputs, targets) [len(indices), seq_len] of the windows with these indices."""
 
 
 class TextWindows(Windows):

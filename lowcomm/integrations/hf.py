@@ -44,6 +44,7 @@ from lowcomm.run.finale import holding_global_weights
 from lowcomm.schedule import Schedule
 from lowcomm.state.report import SyncReport
 from lowcomm.state.spec import BufferRule
+from lowcomm.state.state import SyncState
 from lowcomm.sync import LocalSGD
 from lowcomm.types import CheckpointError, ConfigError
 
@@ -131,7 +132,7 @@ class LowCommCallback(TrainerCallback):
         self.sync = self.settings.attach(model, bare(optimizer), self._groups)
         self.sync.listeners.append(self._reports.append)
         if state.global_step > 0:
-            self._resume(self.sync, args, state.global_step)
+            self._resume(self.sync.state, args, state.global_step)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module,
@@ -211,16 +212,16 @@ class LowCommCallback(TrainerCallback):
             Trainer.log(self._trainer, log_line(self.sync.transport, report))
         control.should_log = due  # or the line of this step would count as written
 
-    def _resume(self, sync: LocalSGD, args: TrainingArguments, step: int) -> None:
+    def _resume(self, state: SyncState, args: TrainingArguments, step: int) -> None:
         found = self.resume_from or Path(str(args.output_dir)) / f"checkpoint-{step}"
         if not (found / DIRECTORY).is_dir():
             raise CheckpointError(
                 f"the Trainer goes on from step {step}, but {found} has no state of the islands. "
                 "Fix: LowCommCallback(resume_from=...) with the directory given to train(), or start anew"
             )
-        before = {n: p.detach().clone() for n, p in sync.replicas[0].held.items()}
-        saved.load(sync.state, found / DIRECTORY, step, self.settings.describe(sync.transport))
-        for name, view in sync.weights().items():
+        before = {n: p.detach().clone() for n, p in state.replicas[0].held.items()}
+        saved.load(state, found / DIRECTORY, step, self.settings.describe(state.transport))
+        for name, view in state.weights().items():
             if not torch.equal(view.to(before[name]), before[name]):
                 raise CheckpointError(
                     f"{name} in {found / DIRECTORY} is not what the Trainer loaded: that was another checkpoint. "

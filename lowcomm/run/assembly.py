@@ -12,7 +12,8 @@ from typing import IO, cast
 import torch
 from torch import nn
 
-from lowcomm.config import RunConfig, check, check_resumable
+from lowcomm.config import RunConfig, check
+from lowcomm.config_file import check_resumable
 from lowcomm.data import Data, Shard, build_data
 from lowcomm.island import BatchedIslands, PlainIsland
 from lowcomm.island_kinds import build_island

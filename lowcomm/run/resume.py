@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lowcomm import checkpoint
-from lowcomm.config import to_dict
+from lowcomm.config_file import to_dict
 from lowcomm.run.assembly import Run
 from lowcomm.run.clock import start_together
 from lowcomm.run.run_dir import environment, write_json

@@ -7,7 +7,6 @@ starts, for `lowcomm train` and a loop of one's own alike. Ranges of single sett
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -24,25 +23,10 @@ from lowcomm.local import RankDecay
 from lowcomm.model import LoRA, Tuning
 from lowcomm.outer import SGD, HeavyBall, Nesterov
 from lowcomm.schedule import EveryH, Growing
+from lowcomm.state.conflict import Conflict, refuse
 from lowcomm.state.deadlines import check_late
 from lowcomm.state.spec import SyncSpec
 from lowcomm.types import ConfigError, require
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """`field = value` that does not go with `other` (maybe nothing in particular)."""
-
-    field: str
-    value: object
-    other: str
-    why: str
-    fix: str
-
-    def __str__(self) -> str:
-        value = "" if self.value is None else f" = {self.value}"
-        other = f" with {self.other}" if self.other else ""
-        return f"{self.field}{value} is not allowed{other}: {self.why}. Fix: {self.fix}"
 
 
 def check_spec(spec: SyncSpec, steps: int | None = None) -> None:
@@ -77,12 +61,6 @@ def check_islands(spec: SyncSpec, islands: int, ranks: int, averaged: Sequence[s
         spec.exchange.check(islands)
     refuse(_with_ranks(spec, ranks))
     refuse(_with_buffers(spec, averaged))
-
-
-def refuse(found: Iterator[Conflict]) -> None:
-    """Raise ConfigError for the first."""
-    for conflict in found:
-        raise ConfigError(str(conflict))
 
 
 def conflicts(spec: SyncSpec) -> Iterator[Conflict]:

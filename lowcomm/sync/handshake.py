@@ -16,13 +16,14 @@ from lowcomm.island.part import Part, prove_shares
 from lowcomm.island.scalars import ScalarOptimizer
 from lowcomm.state.anchor import Anchor
 from lowcomm.state.buffer_pool import BufferPool
+from lowcomm.state.conflict import Conflict
 from lowcomm.state.coverage import Coverage, check_partition, prove
 from lowcomm.state.digest import digest_all
 from lowcomm.state.fragment import Fragment
 from lowcomm.state.replica import Replica
 from lowcomm.state.spec import Clients, SyncSpec
 from lowcomm.state.state import SyncState
-from lowcomm.sync.compatibility import Conflict, check_islands
+from lowcomm.sync.compatibility import check_islands
 from lowcomm.sync.data_parallel import share_storage
 from lowcomm.transport import Collective, Transport, default_transport
 from lowcomm.types import ConfigError, DivergenceError, require
