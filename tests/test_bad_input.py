@@ -179,7 +179,7 @@ def test_schedule_out_of_range(refuse: Refuse) -> None:
 
 def test_source_out_of_range(refuse: Refuse, tmp_path: Path) -> None:
     recipe = tmp_path / "stdlib.py"
-    recipe.write_text("from lowcomm.config import RunConfig\n\ndef run:\n    return RunConfig\n", encoding="utf-8"
+    recipe.write_text("from lowcomm.config import RunConfig\n\ndef run():\n    return RunConfig()\n", encoding="utf-8")
     capsys_line = refuse_recipe(refuse, recipe, "--data.source.max-bytes", "0")
     assert "data.source.max_bytes is 0" in capsys_line
 
@@ -415,7 +415,7 @@ RECIPES = [
     ("raise ValueError('two\\nlines')\n", "does not load: ValueError: two lines"),
     ("\0", "does not load"),
     (
-        "from lowcomm.config import RunConfig\ndef run:\n    return RunConfigstepz=1\n"
+        "from lowcomm.config import RunConfig\ndef run():\n    return RunConfig(stepz=1)\n",
         "failed: TypeError: RunConfig.__init__() got an unexpected keyword argument 'stepz'",
     ),
 ]

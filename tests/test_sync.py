@@ -232,7 +232,7 @@ def test_a_stale_round_is_left_out_and_reported() -> None:
     reports: list[SyncReport] = []
     sync = toy.build(ISLANDS, outer=SGD(lr=1.0), transport=OtherRound(ISLANDS), every=100)
     sync.listeners.append(reports.append)
-    sync.round = 5
+    sync.state.round = 5
     for step in range(toy.EVERY):
         toy.train_step(sync, step)
     local = [toy.flat(r.tensors(sync.state.fragments[0])) for r in sync.replicas]

@@ -47,7 +47,8 @@ class Exchange(ABC):
     """Starts exchanges, one fragment at a time."""
 
     anchors: ClassVar[Literal["shared", "own"]] = "shared"
-    """As in `ExchangeChoice`."""
+    hears_all: ClassVar[bool] = True
+    """As in `ExchangeChoice`, which this was built from."""
 
     @abstractmethod
     def start(self, out: Outgoing) -> Pending:

@@ -126,24 +126,12 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
     alone = config.model.compile and not together
     islands = [build_island(config, m, k, alone, members.mesh) for m, k in zip(models, transport.local, strict=True)]
     batched = BatchedIslands(islands, compile=config.model.compile) if together else None
-    sync = LocalSGD(
+    sync = LocalSGD.of(
+        config.sync.spec(config.seed),
         [i.model for i in islands],
         [i.inner for i in islands],
         island=islands[0].part if members.mesh is not None else None,
-        every=config.sync.every,
-        outer=config.sync.outer,
-        codec=config.sync.codec,
-        schedule=config.sync.schedule,
-        aggregator=config.sync.aggregator,
         transport=transport,
-        outer_device=None if config.sync.outer_device == "model" else "cpu",
-        seed=config.seed,
-        quorum=config.sync.quorum,
-        privacy=config.sync.privacy,
-        on_late=config.sync.on_late,
-        late_tolerance_s=config.sync.late_tolerance_s,
-        clients=config.sync.clients,
-        exchange=config.sync.exchange,
     )
     secure(islands, sync.state, config.data.batch_size)
     handle = lock(config.directory, world.rank, config.resume) if world.local_rank == 0 else None

@@ -1,13 +1,14 @@
 """LocalSGD: the object that a user's own loop holds; trainer.py uses the same one.
 
-It hooks the inner optimizer, counts steps, and after every H of them exchanges pseudo-gradients and takes the outer
-step. What it guarantees is listed in the docs under "What a sync guarantees"; a round is in `round.py`.
+It hooks the inner optimizer, counts steps, and after every H of them runs a round (`round.py`). What it guarantees is
+listed in the docs under "What a sync guarantees".
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,7 @@ from lowcomm.sync.compatibility import check_spec
 from lowcomm.sync.data_parallel import average_gradients, rebase
 from lowcomm.sync.handshake import check_counts, find_transport
 from lowcomm.sync.overlap import commit_in_flight, launch
-from lowcomm.sync.reporting import report_skipped
-from lowcomm.sync.round import begin, commit, depart
+from lowcomm.sync.round import begin, commit, depart, nobody_sampled, skip, unmerged
 from lowcomm.transport import Transport
 from lowcomm.types import SyncError, require
 
@@ -88,9 +88,34 @@ class LocalSGD:
             buffers=dict(buffers or {}), outer_device=outer_device, seed=seed, quorum=quorum, on_late=on_late,
             late_tolerance_s=late_tolerance_s,
         )  # fmt: skip
-        check_spec(spec)
         models = [model] if isinstance(model, nn.Module) else list(model)
         inners = [inner] if isinstance(inner, Optimizer) else list(inner)
+        self._assemble(spec, models, inners, island, transport)
+
+    @classmethod
+    def of(
+        cls,
+        spec: SyncSpec,
+        models: Sequence[nn.Module],
+        inners: Sequence[Optimizer],
+        *,
+        island: Part | None = None,
+        transport: Transport | None = None,
+    ) -> Self:
+        """The LocalSGD of a spec; raises what its constructor raises."""
+        sync = cls.__new__(cls)
+        sync._assemble(spec, models, inners, island, transport)
+        return sync
+
+    def _assemble(
+        self,
+        spec: SyncSpec,
+        models: Sequence[nn.Module],
+        inners: Sequence[Optimizer],
+        island: Part | None,
+        transport: Transport | None,
+    ) -> None:
+        check_spec(spec)
         loosen(models, spec.aggregator)
         transport = transport or find_transport(len(models), island)
         check_counts(len(models), len(inners), transport)
@@ -128,11 +153,7 @@ class LocalSGD:
         if state.must_rebase:
             rebase(state)
         state.consistency.compare_all(state.anchors, state.consistency.take_later())
-        rows = [torch.tensor([r.unsynced(i) for i in range(len(state.fragments))]) for r in state.replicas]
-        pooled = [state.transport.inside(row).sum(dim=0) for row in rows]
-        trained = state.transport.gather(pooled).amax(dim=0).tolist()  # an island may have had no work where others had
-        holds_back = state.spec.codec.holds_back
-        due = tuple(i for i, tokens in enumerate(trained) if tokens > 0 or holds_back)
+        due = unmerged(state)
         state.last = True
         try:
             if due:
@@ -177,22 +198,13 @@ class LocalSGD:
 
     def _sync_fragment(self, index: int, start: float) -> SyncReport | None:
         state = self.state
-        sampling = state.spec.clients.sampling
-        if sampling is not None and state.spec.expected(state.transport.islands, state.round) == frozenset():
-            return self._skip(index)
+        if nobody_sampled(state):
+            return skip(state, index)
         try:
             out = depart(state, index)
             return commit(state, out, begin(state, out), start)
         finally:
             state.fragments[index].release()
-
-    def _skip(self, index: int) -> SyncReport:
-        """A round for which nobody was sampled: nothing is exchanged or committed, and its number is used up."""
-        report = report_skipped(self.state, index)
-        self.state.round += 1
-        for replica in self.state.replicas:
-            replica.mark_synced(index)
-        return report
 
     def _report(self, report: SyncReport | None) -> None:
         if report is not None:

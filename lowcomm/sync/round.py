@@ -17,7 +17,7 @@ from lowcomm.state.outgoing import Arrived, Outgoing, Pending
 from lowcomm.state.report import SyncReport
 from lowcomm.state.state import SyncState
 from lowcomm.sync.pacing import decide_pace
-from lowcomm.sync.reporting import report_of
+from lowcomm.sync.reporting import report_of, report_skipped
 from lowcomm.types import SyncError
 
 
@@ -108,3 +108,28 @@ def advance(
         starts = anchor.starts([out.deltas[i] for i in anchor.local], share)
     anchor.step(update)
     return anchor.merge(tensors, starts, alpha, [state.moved(out, arrived, i) for i in anchor.local])
+
+
+def nobody_sampled(state: SyncState) -> bool:
+    """Whether no island contributes to the next round."""
+    sampling = state.spec.clients.sampling
+    return sampling is not None and state.spec.expected(state.transport.islands, state.round) == frozenset()
+
+
+def skip(state: SyncState, index: int) -> SyncReport:
+    """A round for which nobody was sampled: nothing is exchanged or committed, and its number is used up."""
+    report = report_skipped(state, index)
+    state.round += 1
+    for replica in state.replicas:
+        replica.mark_synced(index)
+    return report
+
+
+def unmerged(state: SyncState) -> tuple[int, ...]:
+    """Fragments in which an island has trained since their last commit; all where codecs hold something back."""
+    rows = [torch.tensor([r.unsynced(i) for i in range(len(state.fragments))]) for r in state.replicas]
+    pooled = [state.transport.inside(row).sum(dim=0) for row in rows]
+    if state.exchange.hears_all:  # an island may have had no work where others had
+        pooled = [state.transport.gather(pooled).amax(dim=0)]
+    trained = torch.stack(pooled).amax(dim=0).tolist()
+    return tuple(i for i, tokens in enumerate(trained) if tokens > 0 or state.spec.codec.holds_back)
