@@ -110,6 +110,13 @@ def test_the_pages_build_and_every_method_is_there(site: Path) -> None:
     assert page.count("https://arxiv.org/abs/") > 10
 
 
+def test_the_round_on_its_page_is_the_round_in_the_code() -> None:
+    (shown,) = [block.code for block in blocks(DOCS / "pages" / "round.md") if block.kind == "python"]
+    source = (ROOT / "lowcomm" / "sync" / "round.py").read_text(encoding="utf-8")
+    assert shown.strip() in source
+    assert all(f"def {name}(" in shown for name in ("depart", "begin", "commit"))
+
+
 def test_every_group_of_methods_has_its_place() -> None:
     """A new tuple in tests/methods.py needs a section."""
     from tests import methods

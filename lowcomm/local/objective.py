@@ -12,7 +12,7 @@ from lowcomm.types import Delta
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
-    """A frozen dataclass of settings; what it remembers is kept by the sync (`lowcomm/round/corrections.py`)."""
+    """A frozen dataclass of settings; what it remembers is kept by the sync (`lowcomm/hooks/local_objective.py`)."""
 
     sends: ClassVar[bool] = False
     """Whether it has control variates, which cross the link beside the Delta."""

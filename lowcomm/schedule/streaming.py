@@ -28,12 +28,12 @@ from lowcomm.types import require
 
 @dataclass(frozen=True, kw_only=True)
 class Streaming(Schedule):
-    """One fragment after the other, each landing `delay` steps after it started."""
+    """One fragment after the other, each committed `delay` steps after it started."""
 
     fragments: int = 4
     """Fragments that the model is cut into, synced at equal distances within H steps."""
     delay: int = 0
-    """Inner steps between the start of an exchange and its landing, below H / fragments."""
+    """Inner steps between the start of an exchange and its commit, below H / fragments."""
     alpha: float | None = None
     """Share of the local weights when a delayed fragment lands, 0 < alpha < 1; None keeps all local progress."""
     by: Literal["strided", "size"] = "strided"

@@ -16,7 +16,7 @@ Cost on the wire, per island with n islands: 2 (n - 1) / n P bits / 8 for P para
 aggregation with bits = 32; and (n - 1) (64 + 82 + 34 n) + 4 (n - 1) bytes of keys, shares and checksums, and
 (n - 1) (6 n + 4) bytes that say who is left (4 islands or more; three gathers in a row, twice).
 Computation: n ChaCha20 streams of P entries to mask, and again as many to take the masks off.
-Processes that die, two in the same exchange too: the others go on without them (`lowcomm.round.secure_sum`).
+Processes that die, two in the same exchange too: the others go on without them (`lowcomm.exchange.secure`).
 Raises: SyncError if fewer than the threshold are left: nothing is committed. ConfigError for what can't be summed.
 Deviates: there is no server. Each island adds up one n-th of the vector, and so sees one n-th of every masked vector.
 What is protected from whom stands in docs/pages/security.md: nobody is assumed to break the protocol, and with two
