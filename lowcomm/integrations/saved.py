@@ -19,6 +19,7 @@ import torch.distributed as dist
 from lowcomm import checkpoint
 from lowcomm.round.sync_state import global_part, island_part, load_global, load_island
 from lowcomm.sync import LocalSGD
+from lowcomm.transport.base import texts_of
 from lowcomm.types import CheckpointError
 
 Facts = Mapping[str, str | int]
@@ -57,7 +58,7 @@ def load(sync: LocalSGD, directory: Path, step: int, facts: Facts) -> None:
     session = checkpoint.verified(directory, rank()).get(name, "")
     text = json.dumps([problem, session]).encode()
     rows = sync.transport.gather_sized([torch.frombuffer(bytearray(text), dtype=torch.uint8)])
-    found = [json.loads(bytes(row.numpy())) for row in rows]
+    found = texts_of(rows)
     for island, (theirs, _) in enumerate(found):
         if theirs:
             raise CheckpointError(f"island {island} cannot go on from inner step {step}: {theirs}")

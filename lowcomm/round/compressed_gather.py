@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from lowcomm.aggregate.base import Combined
+from lowcomm.codec import wire
 from lowcomm.codec.base import State
+from lowcomm.codec.packed import most_bytes
 from lowcomm.round.compressed import Crossing, Exchanged
 from lowcomm.round.roll_call import RollCall
 from lowcomm.round.shrinking import part, sizes_bytes
@@ -46,7 +48,7 @@ def _exchange(crossing: Crossing, rows: Sequence[Tensor]) -> list[Tensor]:
     transport, roll, codec = crossing.transport, crossing.roll, crossing.codec
     everyone = all(w != 0 for w in roll.weights)  # else some rows are empty, which all islands know
     if not codec.fixed_size or not (everyone or roll.ranks):
-        return transport.gather_sized(rows)
+        return transport.gather_sized(rows, wire.HEADER_BYTES + most_bytes(crossing.mean))
     if not roll.ranks:
         return list(transport.gather(rows))
     sizes = sizes_bytes(codec, crossing.mean, roll, crossing.round)

@@ -25,7 +25,7 @@ from lowcomm.round.lora_sync import check_lora, loosen
 from lowcomm.round.replica import Replica
 from lowcomm.round.scratch import Scratch
 from lowcomm.round.secure_checks import check_maskable, check_secure
-from lowcomm.transport.base import Transport
+from lowcomm.transport.base import Transport, texts_of
 from lowcomm.types import DivergenceError, require
 from lowcomm.version import __version__
 
@@ -65,8 +65,8 @@ def compare(transport: Transport, facts: Sequence[Facts]) -> None:
     texts = [json.dumps(f, sort_keys=True).encode() for f in facts]
     rows = transport.gather_sized([_bytes(t) for t in texts])
     own = json.loads(texts[0])
-    for island, row in enumerate(rows):
-        theirs = json.loads(bytes(row.numpy()))
+    for island, theirs in enumerate(texts_of(rows)):
+        theirs = theirs if isinstance(theirs, dict) else {}
         for key in sorted({*own, *theirs}):
             if own.get(key) != theirs.get(key):
                 _refuse(key, own.get(key), theirs.get(key), transport.local[0], island)

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lowcomm.transport.base import BLOCK, KEPT, Arrival, Transport, ordered_sum
+from lowcomm.transport.base import BLOCK, KEPT, MOST_BYTES, Arrival, Transport, check_sizes, ordered_sum
 from lowcomm.transport.pipelined import pipelined_sum, window
 from lowcomm.transport.survivors import swap_living
 from lowcomm.types import AbandonedError, TransportError, require
@@ -115,9 +115,10 @@ class Collective(Transport):
         self.count((self.islands - 1) * size_bytes, (self.islands - 1) * size_bytes)
         return out.view(self.islands, -1)
 
-    def gather_sized(self, rows: Sequence[Tensor]) -> list[Tensor]:
+    def gather_sized(self, rows: Sequence[Tensor], most_bytes: int = MOST_BYTES) -> list[Tensor]:
         (row,) = rows
         sizes = self.gather([torch.tensor([row.numel()], dtype=torch.int64, device=row.device)]).flatten().tolist()
+        check_sizes(sizes, most_bytes)
         out = [torch.empty(size, dtype=torch.uint8, device=row.device) for size in sizes]
         out[self.local[0]].copy_(row)
         self._start("all-gather", [row.contiguous()] * self.islands, out)()
