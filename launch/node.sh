@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One node's part of a run: its environment, then torchrun. The other launchers start it on every node.
+# One node's part of a run: its environment, then torchrun (on one node alone our own supervisor, without a port). The other launchers start it on every node.
 #
 #   launch/node.sh [OPTIONS] RECIPE [FLAGS of lowcomm train ...]
 #
@@ -80,14 +80,15 @@ lines+=(
   "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-\$((\$(nproc) / $ranks + (\$(nproc) < $ranks)))}"
 )
 
-command=("$python" -m torch.distributed.run --nnodes "$nodes" --nproc-per-node "$ranks")
 if [ "$nodes" -eq 1 ]; then
-  command+=(--rdzv-backend c10d --rdzv-endpoint 127.0.0.1:0 --local-addr 127.0.0.1)
+  # no rendezvous: its ports would be open to all users of this machine
+  command=("$python" -m lowcomm.run.ranks "$ranks" train "$1")
 else
   # ranks follow --node-rank: islands are neighbours; a late node is waited for
-  command+=(--node-rank "$node_rank" --master-addr "$master" --master-port "$port" --rdzv-conf timeout=1800)
+  command=("$python" -m torch.distributed.run --nnodes "$nodes" --nproc-per-node "$ranks" --node-rank "$node_rank")
+  command+=(--master-addr "$master" --master-port "$port" --rdzv-conf timeout=1800 --max-restarts 0)
+  command+=(--shutdown-timeout "$STOP_S" -m lowcomm.cli train "$1")
 fi
-command+=(--max-restarts 0 --shutdown-timeout "$STOP_S" -m lowcomm.cli train "$1")
 shift
 [ -z "$islands" ] || command+=(--islands "$islands")
 [ "${island_size:-1}" -eq 1 ] || command+=(--island.size "$island_size")
@@ -182,8 +183,8 @@ if [ -n "$watch" ]; then
 fi
 wait "$errors" || true
 
-# torchrun ends with 1 whatever its ranks ended with; its own summary has their codes.
-if [ "$code" -ne 0 ]; then
+# On several nodes: torchrun ends with 1 whatever its ranks ended with; its own summary has their codes.
+if [ "$code" -ne 0 ] && [ "$nodes" -gt 1 ]; then
   # -15 is what it did to the others itself
   codes=$(grep -oE 'exitcode +: +-?[0-9]+' "$scratch/said" | grep -oE -- '-?[0-9]+$' | grep -vx -- -15 | sort -u | tr '\n' ' ' || true)
   case $codes in

@@ -6,7 +6,8 @@ ROUND is 000040 after round 40 and 000040-stop1 for a save inside a round. Each 
 place, so that neither a shared file system nor a common clock is needed; a checkpoint counts if every island's part is
 complete and all were written by the same process group (their manifests name one session). Of islands with several
 ranks every rank saves its own part like an island of its own, numbered by its rank in the run. Tensors are safetensors,
-everything else is JSON: loading executes no code.
+everything else is JSON: loading executes no code. Directories have mode 0700 and files 0600: an island's part may hold
+the key of its privacy noise.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lowcomm.private_files import make_directory, protect
 from lowcomm.types import CheckpointError
 
 Part = tuple[dict[str, Tensor], dict[str, Any]]
@@ -43,7 +45,7 @@ def save(root: Path, name: str, island: int, parts: Mapping[str, Part], session:
     final = _island_dir(root, name, island)
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        make_directory(partial)
         files: dict[str, dict[str, Any]] = {}
         for part, (tensors, values) in parts.items():
             save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, partial / f"{part}.safetensors")
@@ -54,7 +56,9 @@ def save(root: Path, name: str, island: int, parts: Mapping[str, Part], session:
         sealed = {**manifest, "sha256": seal(manifest)}
         (partial / "manifest.json").write_text(json.dumps(sealed, indent=1), encoding="utf-8")
         _sync_and_hash(partial / "manifest.json")
-        final.parent.mkdir(parents=True, exist_ok=True)
+        for path in partial.iterdir():  # nobody else could enter the directory before
+            protect(path)
+        make_directory(final.parent)
         if final.exists():  # left by an attempt that not every island completed: its part is of no use
             shutil.rmtree(final)
         partial.rename(final)

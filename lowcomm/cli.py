@@ -104,8 +104,10 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
 
 
 def _train_here(config: RunConfig, rank: int) -> int:
+    from lowcomm.run.ranks import follow_supervisor
     from lowcomm.trainer import train
 
+    follow_supervisor()
     try:
         code = train(config)
     except ConfigError as error:

@@ -50,8 +50,9 @@ def converted(cache_dir: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = cast("Any", AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32))
-    tokenizer = cast("Any", AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name))
+    file: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
+    model = cast("Any", AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **file))
+    tokenizer = cast("Any", AutoTokenizer.from_pretrained(gguf.parent, **file))
     model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None  # else it can't be saved
     del model.config.quantization_config
     partial = directory.with_name(f".{directory.name}-{os.getpid()}")

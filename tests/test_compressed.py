@@ -49,8 +49,8 @@ from lowcomm.state.fragment import Fragment
 from lowcomm.state.outgoing import Outgoing
 from lowcomm.sync import SyncReport
 from lowcomm.transport import Collective, Simulated, Transport, collective, pipelined
-from lowcomm.transport.base import Arrival
-from lowcomm.types import ConfigError, Contribution, Delta, Payload, PayloadError, Round, SyncError
+from lowcomm.transport.base import MOST_BYTES, Arrival
+from lowcomm.types import ConfigError, Contribution, Delta, Payload, PayloadError, Round, SyncError, TransportError
 from tests import runs
 from tests.exchanging import carry
 
@@ -327,8 +327,8 @@ class Meddling(Simulated):
         self.calls += 1
         return lambda: out
 
-    def gather_sized(self, rows: Sequence[Tensor]) -> list[Tensor]:
-        out = [self.meddle(-1, k, row) for k, row in enumerate(super().gather_sized(rows))]
+    def gather_sized(self, rows: Sequence[Tensor], most_bytes: int = MOST_BYTES) -> list[Tensor]:
+        out = [self.meddle(-1, k, row) for k, row in enumerate(super().gather_sized(rows, most_bytes))]
         self.calls += 1
         return out
 
@@ -362,8 +362,8 @@ class Impostor(Simulated):
     def gather(self, rows: Sequence[Tensor]) -> Tensor:
         return super().gather([rows[0], rows[0], *rows[2:]] if rows[0].dtype == torch.uint8 else rows)
 
-    def gather_sized(self, rows: Sequence[Tensor]) -> list[Tensor]:
-        return super().gather_sized([rows[0], rows[0], *rows[2:]])
+    def gather_sized(self, rows: Sequence[Tensor], most_bytes: int = MOST_BYTES) -> list[Tensor]:
+        return super().gather_sized([rows[0], rows[0], *rows[2:]], most_bytes)
 
 
 @pytest.mark.parametrize(
@@ -391,6 +391,19 @@ def test_payloads_of_another_run_or_fragment_are_left_out(codec: Codec, monkeypa
         1: "the payload is of fragment 7, expected fragment 0",
         3: "the payload is of run 0000000000000f00, this is run 0000000000000000",
     }
+
+
+class Boasting(Simulated):
+    """Island 2 sends more than any codec can need."""
+
+    def gather_sized(self, rows: Sequence[Tensor], most_bytes: int = MOST_BYTES) -> list[Tensor]:
+        return super().gather_sized([*rows[:2], torch.zeros(most_bytes + 1, dtype=torch.uint8), *rows[3:]], most_bytes)
+
+
+def test_a_payload_larger_than_any_is_refused_before_it_comes() -> None:
+    with pytest.raises(TransportError, match=r"island 2 announces a row of .* bytes") as caught:
+        exchange(Boasting(4), Threshold(), [{}] * 4, 0)
+    assert "Nothing was committed" in str(caught.value)
 
 
 def test_a_bad_sum_fails_for_all() -> None:

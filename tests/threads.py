@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowcomm.transport import Simulated, Transport
-from lowcomm.transport.base import Arrival
+from lowcomm.transport.base import MOST_BYTES, Arrival
 from lowcomm.types import TransportError
 
 
@@ -68,7 +68,7 @@ class Threaded(Transport):
         self.count(size_bytes, size_bytes)
         return result
 
-    def gather_sized(self, rows: Sequence[Tensor]) -> list[Tensor]:
+    def gather_sized(self, rows: Sequence[Tensor], most_bytes: int = MOST_BYTES) -> list[Tensor]:
         result = self._meet(rows[0].clone(), lambda given: given)
         assert isinstance(result, list)
         return result

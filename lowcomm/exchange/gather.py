@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from lowcomm.aggregate import Aggregate, Context
-from lowcomm.codec import Codec, State
+from lowcomm.codec import Codec, State, wire
+from lowcomm.codec.packed import most_bytes
 from lowcomm.exchange.base import Way
 from lowcomm.state.cohort import Cohort
 from lowcomm.state.outgoing import Arrived, Outgoing
@@ -63,7 +64,7 @@ class Gather(Way):
         transport, codec = self.transport, self.codec.at(out.round)
         everyone = all(w != 0 for w in cohort.weights)  # else some rows are empty, which all islands know
         if not codec.fixed_size or not (everyone or out.cut is not None):
-            return transport.gather_sized(rows)
+            return transport.gather_sized(rows, wire.HEADER_BYTES + most_bytes(out.fragment.views(out.fragment.mean)))
         if out.cut is None:
             return list(transport.gather(rows))
         sizes = _sizes_bytes(codec, out, cohort)

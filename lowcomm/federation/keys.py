@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowcomm.federation.engine import need_flower
+from lowcomm.private_files import make_directory
 from lowcomm.types import ConfigError, require
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def make_keys(directory: Path, clients: int, host: str, days: int) -> None:
     try:
         authority, certificate, key = _certificates(host, days)
         for name in ("server", *(f"client-{k}" for k in range(clients))):
-            (directory / name).mkdir(parents=True, exist_ok=True)
+            make_directory(directory / name)
         _write(directory / "server" / "server.key", _pem(key), 0o600)
         _write(directory / "server" / "server.crt", certificate, 0o644)
         for k in range(clients):
@@ -61,7 +62,7 @@ def make_node(directory: Path) -> None:
     if (directory / "node.key").exists():
         raise ConfigError(f"{directory} holds keys already. Fix: use these, or name another --directory")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         _write_node(directory)
     except OSError as error:
         raise _unwritable(directory, error) from error

@@ -49,7 +49,7 @@ def unpack(content: RecordDict) -> tuple[dict[str, Any], list[Tensor]]:
         data = arrays["rows"].data if arrays is not None else record["rows"]
         sizes = header["sizes"]
         version = header["version"]
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise PayloadError(f"a message of the federation can't be read: {type(error).__name__} {error}") from error
     if version != VERSION:
         raise PayloadError(
@@ -101,7 +101,7 @@ def unpack_requests(content: RecordDict) -> tuple[int, int, list[Request], Outco
             )
         )
         return int(header["client"]), int(header["clients"]), requests, outcome
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise PayloadError(f"a client's message can't be read: {type(error).__name__} {error}") from error
 
 
@@ -123,7 +123,7 @@ def unpack_answers(content: RecordDict, client: int | None = None) -> tuple[list
             for a, part in _dealt(header["answers"], rows)
         ]
         whose, failure = header["client"], header["failure"]
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise PayloadError(f"the server's message can't be read: {type(error).__name__} {error}") from error
     if answers and client is not None and whose != client:
         raise PayloadError(f"the server's message has answers for client {whose}, this is client {client}")

@@ -20,6 +20,7 @@ from lowcomm import checkpoint
 from lowcomm.state.checkpoint import global_part, island_part, load_global, load_island
 from lowcomm.state.state import SyncState
 from lowcomm.sync.overlap import relaunch
+from lowcomm.transport.base import texts_of
 from lowcomm.types import CheckpointError
 
 Facts = Mapping[str, str | int]
@@ -58,7 +59,7 @@ def load(state: SyncState, directory: Path, step: int, facts: Facts) -> None:
     session = checkpoint.verified(directory, rank()).get(name, "")
     text = json.dumps([problem, session]).encode()
     rows = state.transport.gather_sized([torch.frombuffer(bytearray(text), dtype=torch.uint8)])
-    found = [json.loads(bytes(row.numpy())) for row in rows]
+    found = texts_of(rows)
     for island, (theirs, _) in enumerate(found):
         if theirs:
             raise CheckpointError(f"island {island} cannot go on from inner step {step}: {theirs}")

@@ -17,7 +17,10 @@ from torch.optim import Optimizer
 
 from lowcomm.island.dtensor import local
 from lowcomm.island.mesh import Mesh
-from lowcomm.types import CoverageError, DivergenceError
+from lowcomm.types import CoverageError, DivergenceError, TransportError
+
+MOST_BYTES = 1 << 26
+"""Of a text that a rank tells the others of its island."""
 
 
 class Part(ABC):
@@ -112,7 +115,13 @@ def prove_shares(mesh: Mesh, held: Mapping[str, Tensor], expected: Mapping[str, 
 def gather_texts(mesh: Mesh, text: str) -> list[str]:
     """A text of each rank of the island, in rank order."""
     data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-    longest = int(mesh.rows(torch.tensor([data.numel()])).max())
+    sizes = [int(size) for size in mesh.rows(torch.tensor([data.numel()])).flatten()]
+    for rank, size in enumerate(sizes):
+        if not 0 <= size <= MOST_BYTES:
+            raise TransportError(
+                f"rank {rank} of island {mesh.island} announces {size} bytes, 0 to {MOST_BYTES} are possible"
+            )
+    longest = max(sizes)
     row = torch.zeros(longest, dtype=torch.uint8)
     row[: data.numel()] = data
     return [bytes(r.tolist()).rstrip(b"\0").decode() for r in mesh.rows(row)]

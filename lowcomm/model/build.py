@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -114,11 +115,15 @@ def _load(directory: Path, vocab_size: int, max_tokens: int) -> PreTrainedModel:
         model, info = cast(
             "tuple[PreTrainedModel, dict[str, Any]]",
             AutoModelForCausalLM.from_pretrained(
-                directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
+                directory,
+                dtype=torch.float32,
+                local_files_only=True,
+                output_loading_info=True,
+                trust_remote_code=False,
             ),
         )
     except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cause = own_code(directory) or (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"model.directory = {str(directory)!r} does not load as a transformers causal LM: {cause}. "
             "Fix: give a directory saved by save_pretrained with safetensors weights."
@@ -136,6 +141,15 @@ def _load(directory: Path, vocab_size: int, max_tokens: int) -> PreTrainedModel:
     longest = int(getattr(model.config, "max_position_embeddings", None) or max_tokens)
     require(max_tokens <= longest, "data.seq_len", max_tokens, f"at most the model's {longest}", "shorten sequences")
     return model.train()
+
+
+def own_code(directory: Path) -> str | None:
+    """That a model directory names code of its own, which is never run; None: it names none."""
+    try:
+        names = json.loads((directory / "config.json").read_text(encoding="utf-8"))["auto_map"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return f"it asks for code of its own (auto_map: {' '.join(str(names).split())}), which is never run"
 
 
 def token_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -66,12 +66,14 @@ def _from_config(directory: Path) -> Model:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from lowcomm.model.build import own_code
+
     try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (ValueError, OSError, KeyError, AttributeError, TypeError, RuntimeError) as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cause = own_code(directory) or (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"--config = {str(directory)!r} is no causal LM: {cause}. Fix: {fix}.") from error
     count = sum(p.numel() for p in model.parameters())
     layers = getattr(config, "num_hidden_layers", None)

@@ -27,7 +27,7 @@ class Metrics:
     """
 
     def __init__(self, directory: Path, tensorboard: bool) -> None:
-        self._file = os.open(directory / "metrics.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(directory / "metrics.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._board = _open_board(directory) if tensorboard else None
         self.failure: str | None = None
 

@@ -14,6 +14,7 @@ from lowcomm.run.clock import start_together
 from lowcomm.run.run_dir import environment, write_json
 from lowcomm.state.checkpoint import global_part, island_part, load_global, load_island
 from lowcomm.sync.overlap import relaunch
+from lowcomm.transport.base import texts_of
 from lowcomm.types import CheckpointError
 
 
@@ -97,6 +98,6 @@ def _newest_common(run: Run) -> tuple[str | None, int]:
         torch.frombuffer(bytearray(json.dumps([checkpoint.verified(root, k), stops]).encode()), dtype=torch.uint8)
         for k in transport.local
     ]
-    tables = [json.loads(bytes(row.numpy())) for row in transport.gather_sized(rows)]
+    tables = texts_of(transport.gather_sized(rows))
     common = [name for name, session in tables[0][0].items() if all(t[0].get(name) == session for t in tables)]
     return (common[-1] if common else None), max(t[1] for t in tables)

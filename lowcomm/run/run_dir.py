@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import torch
 
+from lowcomm.private_files import make_directory
 from lowcomm.types import ConfigError
 from lowcomm.version import __version__
 
@@ -80,7 +81,7 @@ def lock(directory: Path, rank: int, resume: bool) -> IO[str]:
     """
     path = directory / (".lock" if rank == 0 else f".lock-{rank}")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         handle = path.open("w", encoding="utf-8")
     except OSError as error:
         raise ConfigError(

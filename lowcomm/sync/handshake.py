@@ -26,6 +26,7 @@ from lowcomm.state.state import SyncState
 from lowcomm.sync.compatibility import check_islands
 from lowcomm.sync.data_parallel import share_storage
 from lowcomm.transport import Collective, Transport, default_transport
+from lowcomm.transport.base import texts_of
 from lowcomm.types import ConfigError, DivergenceError, require
 from lowcomm.version import __version__
 
@@ -56,8 +57,8 @@ def compare(transport: Transport, facts: Sequence[Facts]) -> None:
     texts = [json.dumps(f, sort_keys=True).encode() for f in facts]
     rows = transport.gather_sized([_bytes(t) for t in texts])
     own = json.loads(texts[0])
-    for island, row in enumerate(rows):
-        theirs = json.loads(bytes(row.numpy()))
+    for island, theirs in enumerate(texts_of(rows)):
+        theirs = theirs if isinstance(theirs, dict) else {}
         for key in sorted({*own, *theirs}):
             if own.get(key) != theirs.get(key):
                 _refuse(key, own.get(key), theirs.get(key), transport.local[0], island)

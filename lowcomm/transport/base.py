@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ BLOCK = 1 << 17
 
 KEPT = "Nothing was committed: local weights are kept and the pseudo-gradient stays pending."
 """What an exchange that failed leaves."""
+MOST_BYTES = 1 << 26
+"""Of a row whose size its sender announces, where the caller gives no other bound."""
 Arrival = Callable[[], list[list[Tensor]]]
 """Waits for a swap that was started and gives what it brought. Raises SyncError."""
 
@@ -55,8 +59,11 @@ class Transport(ABC):
         """All islands' rows: 1-D tensors of one size and dtype -> [islands, size]."""
 
     @abstractmethod
-    def gather_sized(self, rows: Sequence[Tensor]) -> list[Tensor]:
-        """All islands' rows, uint8, 1-D, of any sizes (which are exchanged first), in island order."""
+    def gather_sized(self, rows: Sequence[Tensor], most_bytes: int = MOST_BYTES) -> list[Tensor]:
+        """All islands' rows, uint8, 1-D, of any sizes (which are exchanged first), in island order.
+
+        Raises TransportError, before anything is allocated, if an island announces more than `most_bytes`.
+        """
 
     @abstractmethod
     def start_swap(self, rows: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]) -> Arrival:
@@ -134,6 +141,28 @@ class Transport(ABC):
         for i in range(len(self.local)):
             self.sent_bytes[i] += sent_bytes
             self.received_bytes[i] += received_bytes
+
+
+def check_sizes(sizes: Sequence[int], most_bytes: int) -> None:
+    """Raise TransportError for an island whose row has, or is announced with, a size that none can have."""
+    for island, size in enumerate(sizes):
+        if not 0 <= size <= most_bytes:
+            raise TransportError(
+                f"island {island} announces a row of {size} bytes, 0 to {most_bytes} are possible. {KEPT}"
+            )
+
+
+def texts_of(rows: Sequence[Tensor]) -> list[Any]:
+    """The JSON values that islands sent as rows of bytes. Raises TransportError naming one that sent something else."""
+    found: list[Any] = []
+    for island, row in enumerate(rows):
+        try:
+            found.append(json.loads(bytes(row.numpy())))
+        except (ValueError, RecursionError) as error:
+            raise TransportError(
+                f"island {island} sent text that is no JSON ({type(error).__name__}). {KEPT}"
+            ) from error
+    return found
 
 
 def may_take_place(index: int, weights: Sequence[float]) -> bool:

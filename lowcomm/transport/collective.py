@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lowcomm.transport.base import BLOCK, KEPT, Arrival, Transport, ordered_sum
+from lowcomm.transport.base import BLOCK, KEPT, MOST_BYTES, Arrival, Transport, check_sizes, ordered_sum
 from lowcomm.transport.pipelined import pipelined_sum, window
 from lowcomm.transport.survivors import swap_living
 from lowcomm.types import AbandonedError, TransportError, require
@@ -62,10 +62,25 @@ class Collective(Transport):
         self._scratch: Tensor | None = None
 
     @classmethod
-    def open(cls, device: torch.device, timeout_s: float, streams: int = 1) -> Collective:
-        """Join the group that torchrun's environment describes; `timeout_s` bounds each exchange."""
+    def open(
+        cls,
+        device: torch.device,
+        timeout_s: float,
+        streams: int = 1,
+        store: dist.Store | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> Collective:
+        """Join the group that torchrun's environment describes, or `ranks` ranks that meet in `store`.
+
+        timeout_s: bounds each exchange.
+        """
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        timeout = timedelta(seconds=timeout_s)
+        if store is None:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
         return cls(streams=streams, timeout_s=timeout_s)
 
     def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
@@ -100,9 +115,10 @@ class Collective(Transport):
         self.count((self.islands - 1) * size_bytes, (self.islands - 1) * size_bytes)
         return out.view(self.islands, -1)
 
-    def gather_sized(self, rows: Sequence[Tensor]) -> list[Tensor]:
+    def gather_sized(self, rows: Sequence[Tensor], most_bytes: int = MOST_BYTES) -> list[Tensor]:
         (row,) = rows
         sizes = self.gather([torch.tensor([row.numel()], dtype=torch.int64, device=row.device)]).flatten().tolist()
+        check_sizes(sizes, most_bytes)
         out = [torch.empty(size, dtype=torch.uint8, device=row.device) for size in sizes]
         out[self.local[0]].copy_(row)
         self._start("all-gather", [row.contiguous()] * self.islands, out)()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lowcomm.transport.base import KEPT, Arrival, Transport
+from lowcomm.transport.base import KEPT, MOST_BYTES, Arrival, Transport, check_sizes
 from lowcomm.transport.relay import Answer, Request
 from lowcomm.types import TransportError
 
@@ -55,10 +55,11 @@ class Relayed(Transport):
         came = self._among("gather", [row])()
         return torch.stack([_typed(came[k], row, row.numel()) if k in came else row for k in range(self.islands)])
 
-    def gather_sized(self, rows: Sequence[Tensor]) -> list[Tensor]:
+    def gather_sized(self, rows: Sequence[Tensor], most_bytes: int = MOST_BYTES) -> list[Tensor]:
         (row,), before = rows, len(self.lost)
         came = self._among("gather", [row], self.goes_on)()
         self._check_lost(before)
+        check_sizes([came[k].numel() if k in came else 0 for k in range(self.islands)], most_bytes)
         there = {**{k: r.to(row.device) for k, r in came.items()}, self.local[0]: row}
         return [there[k] if k in there else row[:0] for k in range(self.islands)]
 

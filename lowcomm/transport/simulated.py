@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lowcomm.transport.base import BLOCK, Arrival, Transport, ordered_sum
+from lowcomm.transport.base import BLOCK, MOST_BYTES, Arrival, Transport, check_sizes, ordered_sum
 from lowcomm.types import require
 
 
@@ -38,7 +38,8 @@ class Simulated(Transport):
         self.count(crossing_bytes, crossing_bytes)
         return stacked
 
-    def gather_sized(self, rows: Sequence[Tensor]) -> list[Tensor]:
+    def gather_sized(self, rows: Sequence[Tensor], most_bytes: int = MOST_BYTES) -> list[Tensor]:
+        check_sizes([r.numel() for r in rows], most_bytes)
         total_bytes = sum(r.numel() for r in rows)
         for i, row in enumerate(rows):
             self.sent_bytes[i] += (self.islands - 1) * (row.numel() + 8)

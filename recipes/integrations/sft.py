@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = example.load_text(options.text)
     options.output.mkdir(parents=True, exist_ok=True)
     data.save_tokenizer(options.output / "tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(options.output / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(options.output / "tokenizer", trust_remote_code=False)
     tokenizer.pad_token = tokenizer.eos_token
     args = SFTConfig(
         output_dir=str(options.output),
