@@ -9,7 +9,8 @@
 #   --address ADDRESS            this node's own: gloo and NCCL use the interface that has it
 #   --across IF, --inside IF     or name them: gloo between islands, NCCL inside them (default: as --across)
 #   --islands N --island-size R  passed on to the recipe: all islands, and the ranks of each if there are several
-#   --run-dir DIR                passed on, with --resume where DIR holds a checkpoint: for nodes that are started again
+#   --run-dir DIR                passed on with --resume auto, for nodes that are started again: they go on where DIR has
+#                                a checkpoint, else the run starts
 #   --python PATH                default: python3
 #   --watch-stdin                stop when standard input ends: whoever started this is gone
 #   --behind-firewall            start although this node has a public address
@@ -26,6 +27,7 @@ python=python3 watch="" firewalled="" dry=""
 
 while [ $# -gt 0 ]; do
   case $1 in
+    --help | -h) show_help "$0" ;;
     --watch-stdin) watch=1 ;;
     --behind-firewall) firewalled=1 ;;
     --dry-run) dry=1 ;;
@@ -36,7 +38,7 @@ while [ $# -gt 0 ]; do
       printf -v "${name//-/_}" %s "$2"
       shift
       ;;
-    -*) refuse OPTION "$1" "one of those at the head of $0" "put the flags of lowcomm train behind the recipe" ;;
+    -*) refuse OPTION "$1" "one of those that $0 --help lists" "put the flags of lowcomm train behind the recipe" ;;
     *) break ;;
   esac
   shift
@@ -58,6 +60,9 @@ fi
 for name in across inside; do
   need_match "--$name" "${!name}" '^[A-Za-z0-9_.,@=^-]*$' "an interface such as eth0" "see ip link"
 done
+
+# it becomes part of a line that a shell reads
+need_match OMP_NUM_THREADS "${OMP_NUM_THREADS:-1}" '^[0-9]+(,[0-9]+)*$' "a number of threads" "unset it"
 
 # A node's environment, as lines that a shell can read.
 find_interface="ip -o -4 addr show to $address | awk '{print \$2; exit}'"
@@ -87,19 +92,23 @@ else
   # ranks follow --node-rank: islands are neighbours; a late node is waited for
   command+=(--node-rank "$node_rank" --master-addr "$master" --master-port "$port" --rdzv-conf timeout=1800)
 fi
-command+=(--max-restarts 0 --shutdown-timeout "$STOP_S" -m lowcomm.cli train "$1")
-shift
-[ -z "$islands" ] || command+=(--islands "$islands")
-[ "${island_size:-1}" -eq 1 ] || command+=(--island.size "$island_size")
-command+=("$@")
-if [ -n "$run_dir" ]; then
-  command+=(--run-dir "$run_dir")
-  ! has_checkpoint "$run_dir" || command+=(--resume)
-fi
+recipe_and_flags=("$1")
+[ -z "$islands" ] || recipe_and_flags+=(--islands "$islands")
+[ "${island_size:-1}" -eq 1 ] || recipe_and_flags+=(--island.size "$island_size")
+recipe_and_flags+=("${@:2}")
+[ -z "$run_dir" ] || recipe_and_flags+=(--run-dir "$run_dir" --resume auto)
+command+=(--max-restarts 0 --shutdown-timeout "$STOP_S" -m lowcomm.cli train "${recipe_and_flags[@]}")
 
+said=""
+[ -z "$islands" ] || said=$(totals "$islands" "${island_size:-$((nodes * ranks / islands))}" "$nodes")
 if [ -n "$dry" ]; then
+  # who starts the nodes has loaded the recipe once for all of them
+  if [ -z "${LOWCOMM_RECIPE_LOADED:-}" ]; then
+    need_loadable "$python" "${recipe_and_flags[@]}"
+    [ -z "$said" ] || echo "# $said"
+  fi
   printf '%s\n' "${lines[@]}"
-  quoted "${command[@]}"
+  one_line "${command[@]}"
   exit 0
 fi
 
@@ -112,6 +121,7 @@ fi
 for line in "${lines[@]}"; do eval "$line"; done
 [ -n "$GLOO_SOCKET_IFNAME" ] || refuse --address "$address" "an address of this node" "see ip addr, or pass --across"
 
+[ -z "$said" ] || [ "$node_rank" -ne 0 ] || echo "$said" >&2
 mark="LOWCOMM_LAUNCH=$$-$(cat /proc/sys/kernel/random/uuid)"
 scratch=$(mktemp -d)
 mkfifo "$scratch/errors" "$scratch/clock"

@@ -18,13 +18,14 @@ STOP_S=20 # what a save may take after a signal; a trainer that waits for others
 superlink='' ca='' keys='' client='' clients='' port=''
 while [ $# -gt 0 ]; do
   case $1 in
+    --help | -h) show_help "$0" ;;
     --dry-run) dry_run=true ;;
     --superlink | --ca | --keys | --client | --clients | --port | --python)
       need_value "$1" $#
       printf -v "${1#--}" %s "$2"
       shift
       ;;
-    -*) refuse OPTION "$1" "one of those at the head of $0" "put the flags of lowcomm train behind the recipe" ;;
+    -*) refuse OPTION "$1" "one of those that $0 --help lists" "put the flags of lowcomm train behind the recipe" ;;
     *) break ;;
   esac
   shift
@@ -45,6 +46,7 @@ train=(env "${environment[@]}" "$python" -m lowcomm.cli federation client --clie
   --node "127.0.0.1:$port" --secret "$keys/worker.secret" "$@")
 
 if $dry_run; then
+  [ -n "${LOWCOMM_RECIPE_LOADED:-}" ] || need_loadable "$python" "$@"
   shown "${node[@]}"
   shown "${train[@]}"
   exit 0

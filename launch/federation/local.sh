@@ -15,13 +15,14 @@ source "$(dirname "${BASH_SOURCE[0]}")/flower.sh"
 clients=3 directory=runs/federation port=9092 passed=()
 while [ $# -gt 0 ]; do
   case $1 in
+    --help | -h) show_help "$0" ;;
     --dry-run) dry_run=true passed+=("$1") ;;
     --clients | --directory | --port | --python)
       need_value "$1" $#
       printf -v "${1#--}" %s "$2"
       shift
       ;;
-    -*) refuse OPTION "$1" "one of those at the head of $0" "put the flags of lowcomm train behind the recipe" ;;
+    -*) refuse OPTION "$1" "one of those that $0 --help lists" "put the flags of lowcomm train behind the recipe" ;;
     *) break ;;
   esac
   shift
@@ -42,6 +43,9 @@ client() { # K RECIPE FLAGS ...
 }
 
 if $dry_run; then
+  need_loadable "$python" "$@"
+  export LOWCOMM_RECIPE_LOADED=1
+  echo "# launch: 1 server and $clients clients, each an island"
   shown "${make[@]}"
   "${server[@]}"
   for ((k = 0; k < clients; k++)); do client "$k" "$@"; done

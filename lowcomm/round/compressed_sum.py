@@ -22,7 +22,7 @@ from lowcomm.codec.error_feedback import SECOND
 from lowcomm.round.compressed import Crossing, Exchanged
 from lowcomm.round.roll_call import RollCall, agree
 from lowcomm.round.segments import Bounds, Plan, Sender
-from lowcomm.types import PayloadError, SyncError
+from lowcomm.types import PayloadError, UnusableError
 
 
 def cut(numel: int, islands: int, granule: int) -> list[Bounds]:
@@ -58,7 +58,7 @@ def sum_packed(crossing: Crossing, dense: Dense, deltas: Sequence[Tensor]) -> Ex
         _read_all(crossing, plan, j, coming[j](), bad)
     if failed := agree(transport, bad):
         whose = "; ".join(f"chunk of island {k}: {why}" for k, why in failed.items())
-        raise SyncError(f"round {crossing.round.index}: a packed sum is unusable ({whose}). Nothing was committed.")
+        raise UnusableError(f"round {crossing.round.index}: a packed sum is unusable ({whose}). Nothing was committed.")
     done = crossing.commit([sender.state_after() for sender in senders], roll)
     seconds = [owner.second for owner in owners]
     states = [{**s, SECOND: e} if e is not None else s for s, e in zip(done.states, seconds, strict=True)]

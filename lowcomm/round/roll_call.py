@@ -17,7 +17,7 @@ import torch
 from lowcomm.aggregate.base import Aggregator
 from lowcomm.round.flood import flood
 from lowcomm.transport.base import Transport
-from lowcomm.types import Round, SyncError
+from lowcomm.types import Round, UnusableError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ def _weights(
     usable = len(wanted) - len(dropped)
     if usable < max(1.0, quorum * len(wanted)) or not sum(kept) > 0:
         reasons = "; ".join(f"island {i}: {why}" for i, why in dropped.items()) or "no island trained a token"
-        raise SyncError(
+        raise UnusableError(
             f"round {round.index} has no quorum: {usable} of {len(wanted)} islands are usable "
             f"({reasons}). Nothing was committed."
         )
