@@ -137,3 +137,8 @@ need_recipe_there() { # PYTHON WHERE RECIPE [FLAGS ...]: as need_loadable, but a
     need_loadable "$1" "${@:3}"
   fi
 }
+
+# Put before a command, this has the kernel tell it to stop when this script is gone, however it went (kill -9 too).
+# shellcheck disable=SC2034  # for those who source this
+stopped_with_us=()
+if setpriv --pdeathsig TERM true 2>/dev/null; then stopped_with_us=(setpriv --pdeathsig TERM); fi

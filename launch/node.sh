@@ -158,14 +158,14 @@ sweep() {
 # what all ranks say is said once
 awk -v said="$scratch/said" '/^lowcomm: error: / && seen[$0]++ {next} {print >said; print; fflush()}' <"$scratch/errors" >&2 3<&- &
 errors=$!
-env "$mark" setsid "${command[@]}" </dev/null 2>"$scratch/errors" 3<&- &
+"${stopped_with_us[@]}" env "$mark" setsid "${command[@]}" </dev/null 2>"$scratch/errors" 3<&- &
 agent=$!
 signalled=""
-trap 'signalled=1; stop' TERM INT HUP
+trap 'signalled=1; stop' TERM INT HUP USR1 USR2
 if [ -n "$watch" ]; then
   {
     trap - EXIT TERM
-    trap '' HUP INT
+    trap '' HUP INT USR1 USR2
     exec >/dev/null 2>&1 4<>"$scratch/clock"
     while read -r _ <&3; do :; done
     stop

@@ -229,7 +229,7 @@ stop_all() { # let go: every machine sees the end of its input
 
 for i in "${!names[@]}"; do
   (
-    trap "" INT # of the terminal: ssh is to stay until its machine has saved
+    trap "" INT HUP # of the terminal: ssh is to stay until its machine has saved
     (
       echo "$BASHPID" >"$scratch/$i.pid"
       exec "${connect[@]}" "${names[i]}" "$(start_command "$i")"
@@ -237,7 +237,7 @@ for i in "${!names[@]}"; do
   ) {hold}>&- &
   children+=($!)
 done
-trap 'echo "launch: stopping: every island saves and leaves" >&2; stop_all' INT TERM HUP
+trap 'echo "launch: stopping: every island saves and leaves" >&2; stop_all' INT TERM HUP USR1 USR2
 
 codes=() waiting=${#children[@]}
 while [ "$waiting" -gt 0 ]; do

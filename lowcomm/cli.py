@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -78,6 +79,10 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
         from lowcomm.config import RunConfig
 
         _parse(RunConfig(), ["--help"], "lowcomm train FILE.py:FUNCTION")
+    if "RANK" in os.environ:
+        from lowcomm.run.signals import stop_with_parent
+
+        stop_with_parent()
     import torch
 
     from lowcomm.model import Full, Scratch

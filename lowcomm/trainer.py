@@ -16,6 +16,7 @@ from lowcomm.run.finale import Evaluation, evaluate, export, holding_global_weig
 from lowcomm.run.journal import Journal
 from lowcomm.run.privacy_spent import Counts
 from lowcomm.run.resume import is_finite, load_newest, save_now, start_files
+from lowcomm.run.signals import tell_stopped, who_stopped
 from lowcomm.transport.base import Transport
 from lowcomm.types import CheckpointError, LowcommError, SyncError, UnusableError
 
@@ -77,8 +78,9 @@ class Loop:
             if not is_finite(run):  # a checkpoint of these weights would hide the good one before it
                 write_summary(run, "failed", self.journal.time_s())
                 raise
-            self.stop("failed" if run.stop.signal is None else "stopped", error)
-            if run.stop.signal is not None:
+            told = run.stop.signal is not None or who_stopped(sync.transport.islands) is not None
+            self.stop("stopped" if told else "failed", error)
+            if told:
                 return STOPPED
             raise
         except LowcommError:
@@ -220,18 +222,25 @@ class Loop:
         """
         run = self.run
         name = f"{run.sync.rounds_done:06d}-stop{run.resumes}"
-        asked = "a signal to another rank" if run.config.checkpoint.stop_at_step != run.sync.step else "stop_at_step"
-        cause = run.stop.signal or (asked if status == "stopped" else "a sync failed")
+        cause = run.stop.signal or ("a sync failed" if status == "failed" else self._who_asked())
         kind = checkpoint.UNUSABLE if isinstance(error, UnusableError) else "exchange"
         saved = self.save(name, kind if status == "failed" else None)
         if saved:
             note = f"{status} ({cause}) at inner step {run.sync.step}, saved as {name}; continue with --resume auto"
             run.progress.note(note)
             self.journal.note(note)
+        if status == "stopped" and saved:
+            tell_stopped(run.sync.transport.local[0], cause)
         write_summary(run, status if saved else "failed", self.journal.time_s())
         if status == "stopped" and not saved:
             raise CheckpointError(f"stopped ({cause}), but not saved: {self.save_failure}")
         return STOPPED
+
+    def _who_asked(self) -> str:
+        if self.run.config.checkpoint.stop_at_step == self.run.sync.step:
+            return "stop_at_step"
+        elsewhere = who_stopped(self.run.sync.transport.islands)
+        return "a signal to another rank" if elsewhere is None else f"island {elsewhere[0]} was: {elsewhere[1]}"
 
     def save(self, name: str, failure: str | None = None) -> bool:
         """Save; a full disk does not stop training, but the run won't end with exit code 0."""

@@ -56,10 +56,10 @@ need_file --ca "$ca" "get ca.crt from the server's owner"
 for file in node.key node.pub worker.secret; do need_file --keys "$keys/$file" "lowcomm federation keys"; done
 log=$keys/supernode.log
 : >"$log"
-"${node[@]}" >"$log" 2>&1 &
+"${stopped_with_us[@]}" "${node[@]}" >"$log" 2>&1 &
 pids=($!)
 trap 'stop "${pids[@]}"' EXIT
-trap 'exit 143' TERM
+trap 'exit 143' TERM HUP USR1 USR2
 trap 'exit 130' INT
 until grep -q 'SuperNode ID' "$log"; do
   if ! kill -0 "${pids[0]}" 2>/dev/null; then
@@ -71,7 +71,7 @@ until grep -q 'SuperNode ID' "$log"; do
   fi
   sleep 0.1
 done
-"${train[@]}" &
+"${stopped_with_us[@]}" "${train[@]}" &
 pids=("$!" "${pids[@]}")
 # shellcheck disable=SC2329  # by the traps
 leave() { # EXIT_CODE: the trainer saves and tells the server, for which it needs the SuperNode
@@ -82,7 +82,7 @@ leave() { # EXIT_CODE: the trainer saves and tells the server, for which it need
   done
   exit "$1"
 }
-trap 'leave 143' TERM
+trap 'leave 143' TERM HUP USR1 USR2
 trap 'leave 130' INT
 code=0
 wait "${pids[0]}" || code=$?

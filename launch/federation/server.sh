@@ -56,14 +56,14 @@ need_flower
 for file in "$keys/ca.crt" "$keys/server/server.crt" "$keys/server/server.key" "${known[@]}"; do
   need_file --keys "$file" "lowcomm federation keys --directory $keys --clients $clients --host $host"
 done
-"${link[@]}" >"$keys/server/superlink.log" 2>&1 &
+"${stopped_with_us[@]}" "${link[@]}" >"$keys/server/superlink.log" 2>&1 &
 pids=($!)
 trap 'stop "${pids[@]}"' EXIT
-trap 'exit 143' TERM
+trap 'exit 143' TERM HUP USR1 USR2
 trap 'exit 130' INT
 "${lowcomm[@]}" register "${server[@]}" --wait-s 60 "${known[@]}"
 [ -z "$ready" ] || touch "$ready"
-"${lowcomm[@]}" run "${server[@]}" --clients "$clients" --patience-s "$patience_s" &
+"${stopped_with_us[@]}" "${lowcomm[@]}" run "${server[@]}" --clients "$clients" --patience-s "$patience_s" &
 pids=("$!" "${pids[@]}")
 code=0
 wait "${pids[0]}" || code=$?

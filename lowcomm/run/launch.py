@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lowcomm.config import RunConfig
-from lowcomm.run.run_dir import available_cores, write_json
+from lowcomm.run.run_dir import available_cores, has_checkpoint, write_json
 
 
 def launch(config: RunConfig, arguments: Sequence[str]) -> int:
@@ -64,13 +64,19 @@ def _after_failure(config: RunConfig, codes: Mapping[int, int]) -> int:
         if code < 0:
             print(
                 f"lowcomm: error: island {island} was killed by {signal.Signals(-code).name}: the run stops. "
-                "Earlier checkpoints are intact. Fix: continue with --resume",
+                f"{_what_is_left(config)}. Fix: pass --resume auto",
                 file=sys.stderr,
             )
     if _status(config) == "stopped":  # written by an island that only saw the agent's signal
         path = config.directory / "summary.json"
         write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "status": "failed"})
     return 1
+
+
+def _what_is_left(config: RunConfig) -> str:
+    if has_checkpoint(config.directory):
+        return "Earlier checkpoints are intact"
+    return "There is no checkpoint yet, so that it starts over"
 
 
 def _status(config: RunConfig) -> str | None:
