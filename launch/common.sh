@@ -32,6 +32,14 @@ need_integer() { # FIELD VALUE LOWEST HIGHEST FIX
   ((10#$2 >= $3 && 10#$2 <= $4)) || refuse "$1" "$2" "$legal" "$5"
 }
 
+need_free_port() { # FIELD PORT [ADDRESS]: nothing answers there yet
+  local connection
+  if { exec {connection}<>"/dev/tcp/${3:-127.0.0.1}/$2"; } 2>/dev/null; then
+    exec {connection}>&-
+    refuse "$1" "$2" "a port that no other program uses" "end that program (ss -ltnp), or choose another port"
+  fi
+}
+
 need_match() { # FIELD VALUE REGEX LEGAL FIX
   [[ $2 =~ $3 ]] || refuse "$1" "$2" "$4" "$5"
 }

@@ -118,6 +118,7 @@ if [ -z "$firewalled" ]; then
     "a node without a public address, as the rendezvous listens on every interface" \
     "close its ports to the outside (launch/sites writes the rules), then pass --behind-firewall"
 fi
+[ "$nodes" -eq 1 ] || [ "$node_rank" -ne 0 ] || need_free_port --port "$port" "${address:-127.0.0.1}"
 for line in "${lines[@]}"; do eval "$line"; done
 [ -n "$GLOO_SOCKET_IFNAME" ] || refuse --address "$address" "an address of this node" "see ip addr, or pass --across"
 

@@ -56,6 +56,7 @@ need_flower
 for file in "$keys/ca.crt" "$keys/server/server.crt" "$keys/server/server.key" "${known[@]}"; do
   need_file --keys "$file" "lowcomm federation keys --directory $keys --clients $clients --host $host"
 done
+need_free_port --port "$port" "$host"
 "${stopped_with_us[@]}" "${link[@]}" >"$keys/server/superlink.log" 2>&1 &
 pids=($!)
 trap 'stop "${pids[@]}"' EXIT
