@@ -31,7 +31,7 @@ from lowcomm.types import Delta, Payload, PayloadError, Round
 from tests.methods import CODECS, name
 
 SHAPES = {"w": (48, 19), "scale": (), "none": (0, 3), "b": (130,), "head": (7, 5, 3)}
-ROUND = Round(index=12, step=96, fragments=(0,), seed=0x1234567890ABCDEF)
+ROUND = Round(index=12, step=96, fragments=(1,), seed=0x1234567890ABCDEF, island=2, run=0xBEE5F)
 WORDS = [0, 1, 2**15, 2**16 - 1, 2**31, 2**32 - 1, 2**63, 2**63 - 1, 2**64 - 1]
 """Lengths and counts that overflow something."""
 PATTERNS = [

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One node's part of a run: its environment, then torchrun. The other launchers start it on every node.
+# One node's part of a run: its environment, then torchrun (on one node alone a supervisor without a port). The other
+# launchers start it on every node.
 #
 #   launch/node.sh [OPTIONS] RECIPE [FLAGS of lowcomm train ...]
 #
@@ -85,19 +86,21 @@ lines+=(
   "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-\$((\$(nproc) / $ranks + (\$(nproc) < $ranks)))}"
 )
 
-command=("$python" -m torch.distributed.run --nnodes "$nodes" --nproc-per-node "$ranks")
-if [ "$nodes" -eq 1 ]; then
-  command+=(--rdzv-backend c10d --rdzv-endpoint 127.0.0.1:0 --local-addr 127.0.0.1)
-else
-  # ranks follow --node-rank: islands are neighbours; a late node is waited for
-  command+=(--node-rank "$node_rank" --master-addr "$master" --master-port "$port" --rdzv-conf timeout=1800)
-fi
 recipe_and_flags=("$1")
 [ -z "$islands" ] || recipe_and_flags+=(--islands "$islands")
 [ "${island_size:-1}" -eq 1 ] || recipe_and_flags+=(--island.size "$island_size")
 recipe_and_flags+=("${@:2}")
 [ -z "$run_dir" ] || recipe_and_flags+=(--run-dir "$run_dir" --resume auto)
-command+=(--max-restarts 0 --shutdown-timeout "$STOP_S" -m lowcomm.cli train "${recipe_and_flags[@]}")
+if [ "$nodes" -eq 1 ]; then
+  # no rendezvous: its ports would be open to all users of this machine
+  command=("$python" -m lowcomm.run.ranks "$ranks")
+else
+  # ranks follow --node-rank: islands are neighbours; a late node is waited for
+  command=("$python" -m torch.distributed.run --nnodes "$nodes" --nproc-per-node "$ranks" --node-rank "$node_rank")
+  command+=(--master-addr "$master" --master-port "$port" --rdzv-conf timeout=1800 --max-restarts 0)
+  command+=(--shutdown-timeout "$STOP_S" -m lowcomm.cli)
+fi
+command+=(train "${recipe_and_flags[@]}")
 
 said=""
 [ -z "$islands" ] || said=$(totals "$islands" "${island_size:-$((nodes * ranks / islands))}" "$nodes")
@@ -193,8 +196,8 @@ if [ -n "$watch" ]; then
 fi
 wait "$errors" || true
 
-# torchrun ends with 1 whatever its ranks ended with; its own summary has their codes.
-if [ "$code" -ne 0 ]; then
+# On several nodes: torchrun ends with 1 whatever its ranks ended with; its own summary has their codes.
+if [ "$code" -ne 0 ] && [ "$nodes" -gt 1 ]; then
   # -15 is what it did to the others itself
   codes=$(grep -oE 'exitcode +: +-?[0-9]+' "$scratch/said" | grep -oE -- '-?[0-9]+$' | grep -vx -- -15 | sort -u | tr '\n' ' ' || true)
   case $codes in

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -79,10 +78,9 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
         from lowcomm.config import RunConfig
 
         _parse(RunConfig(), ["--help"], "lowcomm train FILE.py:FUNCTION")
-    if "RANK" in os.environ:
-        from lowcomm.run.signals import stop_with_parent
+    from lowcomm.run.ranks import follow_supervisor
 
-        stop_with_parent()
+    follow_supervisor()
     import torch
 
     from lowcomm.model import Full, Scratch

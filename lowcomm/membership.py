@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -12,6 +15,7 @@ from lowcomm.config import RunConfig
 from lowcomm.island import Mesh
 from lowcomm.island.mesh import check_divides, divisors
 from lowcomm.transport import Collective, Simulated, Transport
+from lowcomm.transport.listeners import close_listeners
 from lowcomm.types import ConfigError, require
 
 DEFAULT_ISLANDS = 4
@@ -27,16 +31,19 @@ class World:
     local_size: int
     relayed: bool = False
     """Whether each process is an island that a relay joins (lowcomm/federation), rather than torch.distributed."""
+    store: Path | None = None
+    """File by which the ranks of one machine find each other, in a directory of mode 0700; None: torchrun's address."""
 
     @classmethod
     def from_environment(cls) -> World:
-        """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as torchrun sets them."""
+        """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as torchrun sets them; LOWCOMM_STORE of our own ranks."""
         get = os.environ.get
         return cls(
             rank=int(get("RANK", "0")),
             size=int(get("WORLD_SIZE", "1")),
             local_rank=int(get("LOCAL_RANK", "0")),
             local_size=int(get("LOCAL_WORLD_SIZE", "1")),
+            store=Path(get("LOWCOMM_STORE", "")) if get("LOWCOMM_STORE") else None,
         )
 
     @property
@@ -60,11 +67,21 @@ class Membership:
     """Among all ranks of the run; nothing that a sync sends goes by it."""
     mesh: Mesh | None
     """None: islands of one rank."""
+    store: dist.Store | None = None
+    """By which the ranks of one machine have found each other, where nothing listens for it."""
 
     def share(self, tokens: int) -> int:
         """This rank's share of the tokens of its island's batch; the shares of its ranks sum to `tokens`."""
         mesh = self.mesh
         return tokens if mesh is None else tokens // mesh.size + (mesh.rank < tokens % mesh.size)
+
+    def close_listeners(self, what: str) -> None:
+        """On one machine, let no process but the run's ranks connect to this one; all ranks call it alike.
+
+        what: names the call. Raises TransportError if another process has connected.
+        """
+        if self.store is not None:
+            close_listeners(self.store, what, dist.get_rank(), dist.get_world_size())
 
     def close(self) -> None:
         """Leave all groups; safe to call twice."""
@@ -126,10 +143,31 @@ def join(config: RunConfig, world: World, device: torch.device, transport: Trans
         simulated = Simulated(config.islands)
         return Membership(transport=simulated, everyone=simulated, mesh=None)
     timeout_s, streams = config.sync.timeout_s, config.sync.streams
-    everyone = Collective.open(device, timeout_s, 1 if config.island.size != 1 else streams)
-    if config.island.size == 1:
-        return Membership(transport=everyone, everyone=everyone, mesh=None)
+    store = None if world.store is None else open_store(world.store, timeout_s)
+    alone = config.island.size == 1
+    everyone = Collective.open(device, timeout_s, streams if alone else 1, store, world.rank, world.size)
+    if alone:
+        members = Membership(transport=everyone, everyone=everyone, mesh=None, store=store)
+        members.close_listeners("groups")
+        return members
     assert config.island.size is not None and dist.is_initialized()
     mesh = Mesh.build(config.island.size, device.type, timeout_s)
     peers = Collective(mesh.peers, beside=mesh.beside, streams=streams, timeout_s=timeout_s)
-    return Membership(transport=peers, everyone=everyone, mesh=mesh)
+    members = Membership(transport=peers, everyone=everyone, mesh=mesh, store=store)
+    members.close_listeners("groups")  # NCCL listens later, and knows its own by a secret
+    return members
+
+
+def open_store(path: Path, timeout_s: float) -> dist.Store:
+    """The store by which the ranks of one machine find each other. Raises ConfigError if others could write it."""
+    here = path.parent
+    try:
+        facts = here.lstat()
+    except OSError as error:
+        raise ConfigError(f"LOWCOMM_STORE = '{path}' is in no directory. Fix: unset it") from error
+    private = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077
+    legal = "a file in a directory of this user with mode 0700"
+    require(private, "LOWCOMM_STORE", str(path), legal, f"unset it, or chmod 700 {here}")
+    store = dist.FileStore(str(path), -1)  # -1: whoever made the directory removes it
+    store.set_timeout(timedelta(seconds=timeout_s))
+    return store

@@ -61,6 +61,8 @@ class LocalSGD:
     Raises CoverageError or DivergenceError at construction, SyncError from the step that could not sync.
     """
 
+    run_id: int
+    """64-bit random number on which the islands agreed, kept over a resume: payloads of other runs are refused."""
     ranks: list[int]
     """Rank of each island's LoRA factors where ranks shrink inside a run, else empty."""
 
@@ -284,7 +286,7 @@ class LocalSGD:
         """The next round, or one `ahead` of it, for this fragment."""
         index = self.round + ahead
         seed = (self.seed * 0x9E3779B97F4A7C15 + (index + 1) * 0xBF58476D1CE4E5B9) % 2**64
-        now = Round(index=index, step=self.step, fragments=(fragment,), seed=seed)
+        now = Round(index=index, step=self.step, fragments=(fragment,), seed=seed, run=self.run_id)
         return dataclasses.replace(now, level=self.pace.level, last=self._last)
 
     @property

@@ -69,7 +69,9 @@ class Round:
     fragments: tuple[int, ...]
     seed: int
     island: int | None = None
-    """The island that encodes with it; None where nothing depends on the island."""
+    """The island that encodes with it, or whose payload is decoded; None where nothing depends on the island."""
+    run: int = 0
+    """64-bit number of the run, equal on every island and random: payloads of other runs are refused."""
     last: bool = False
     """The merge at the end of a run, after which the islands hold the global weights."""
     level: int = 0

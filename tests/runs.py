@@ -100,6 +100,8 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 OUTCOME = ("weights_sha256", "val_loss", "val_bpb", "tokens", "steps", "rounds", "bytes_sent", "bytes_received")
 CLOCKS = ("time_s", "resumes", "sync_s", "blocked_s")
+RUN = "run"
+"""The random number that tells the payloads of two runs apart, in the global part of checkpoints."""
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def outcome(run_dir: Path) -> dict[str, Any]:
                 state[f"{name}/{key}"] = (str(tensor.dtype), tuple(tensor.shape), tensor.numpy().tobytes())
         elif path.name != "manifest.json":
             values = json.loads(path.read_text(encoding="utf-8"))
-            state |= {f"{name}/{key}": value for key, value in values.items() if key not in CLOCKS}
+            state |= {f"{name}/{key}": value for key, value in values.items() if key not in (*CLOCKS, RUN)}
     return {key: summary(run_dir)[key] for key in OUTCOME} | state
 
 

@@ -41,6 +41,7 @@ from lowcomm.codec.wire import HEADER_BYTES
 from lowcomm.config import RunConfig, SyncConfig, check
 from lowcomm.outer import Nesterov
 from lowcomm.round import segments
+from lowcomm.round.compressed import Crossing
 from lowcomm.round.compressed_sum import cut
 from lowcomm.round.exchange import RollCall, aggregate_into_mean, call_roll
 from lowcomm.round.fragment import Fragment
@@ -348,6 +349,49 @@ def test_a_bad_payload_is_left_out_everywhere(codec: Codec, byte: int) -> None:
     assert bool(after[0]["error"].any())
     exact = (delta_of(0, 0, fragment.size) * 100 + delta_of(3, 0, fragment.size) * 250) / 350
     assert float((fragment.mean - exact).norm() / exact.norm()) < 0.05
+
+
+class Impostor(Simulated):
+    """Island 1 sends what island 0 sends, as its own contribution."""
+
+    swaps = 0
+
+    def start_swap(self, rows: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]) -> Arrival:
+        self.swaps += 1  # the second one of an all-reduce has the sums
+        return super().start_swap([rows[0], rows[0], *rows[2:]] if self.swaps == 1 else rows, sizes)
+
+    def gather(self, rows: Sequence[Tensor]) -> Tensor:
+        return super().gather([rows[0], rows[0], *rows[2:]] if rows[0].dtype == torch.uint8 else rows)
+
+    def gather_sized(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        return super().gather_sized([rows[0], rows[0], *rows[2:]])
+
+
+@pytest.mark.parametrize(
+    "codec", [Int8(block=64), Int8(block=64, exchange="gather"), TopK(chunk=64, k=8), Threshold()], ids=repr
+)
+def test_the_payload_of_another_island_is_left_out(codec: Codec) -> None:
+    """By all-to-all, by gathers of equal and of any sizes: what island 1 sends is island 0's contribution."""
+    _, _, roll = exchange(Impostor(4), codec, fresh(Simulated(4), codec), 0)
+    assert list(roll.dropped) == [1]
+    assert roll.dropped[1] == "the payload is of island 0, expected one of island 1"
+
+
+@pytest.mark.parametrize("codec", [Int8(block=64, exchange="gather"), TopK(chunk=64, k=8)], ids=repr)
+def test_payloads_of_another_run_or_fragment_are_left_out(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Island 3 encodes as in another run, island 1 another fragment."""
+    real = Crossing.round_of
+
+    def other(self: Crossing, local: int) -> Round:
+        changed = {1: {"fragments": (7,)}, 3: {"run": 0xF00}}.get(local, {})
+        return dataclasses.replace(real(self, local), **changed)
+
+    monkeypatch.setattr(Crossing, "round_of", other)
+    _, _, roll = exchange(Simulated(4), codec, fresh(Simulated(4), codec), 0)
+    assert roll.dropped == {
+        1: "the payload is of fragment 7, expected fragment 0",
+        3: "the payload is of run 0000000000000f00, this is run 0000000000000000",
+    }
 
 
 def test_a_bad_sum_fails_for_all() -> None:

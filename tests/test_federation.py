@@ -139,6 +139,24 @@ def test_an_answer_that_does_not_come_is_an_error_in_time() -> None:
         waiting()
 
 
+def test_messages_of_one_run_only() -> None:
+    mailbox = Mailbox(1.0)
+    mailbox.enter(3)
+    mailbox.enter(3)
+    with pytest.raises(TransportError, match="of the federation's run 4, this client is in run 3"):
+        mailbox.enter(4)
+
+
+@needs_flower
+def test_answers_for_another_client_are_refused() -> None:
+    from lowcomm.federation.packing import pack_answers, unpack_answers
+
+    content = pack_answers([Answer(number=0, rows=())], None, 1)
+    assert len(unpack_answers(content, 1)[0]) == 1
+    with pytest.raises(PayloadError, match="answers for client 1, this is client 0"):
+        unpack_answers(content, 0)
+
+
 def test_an_answer_that_nobody_asked_for_is_refused() -> None:
     with pytest.raises(TransportError, match="exchange 3 came, which nobody waits for"):
         Mailbox(timeout_s=1.0).deliver([Answer(number=3, rows=())])

@@ -240,9 +240,10 @@ def waits_with_its_parent(pid_file: str) -> int:
     child = subprocess.Popen(
         [
             *(sys.executable, "-c"),
-            "from lowcomm.run.signals import stop_with_parent\n"
-            "import signal, sys\nstop_with_parent()\nprint('ready', flush=True)\nsignal.pause()",
+            "import signal\nfrom lowcomm.run.ranks import follow_supervisor\n"
+            "follow_supervisor()\nprint('ready', flush=True)\nsignal.pause()",
         ],
+        env={**os.environ, "RANK": "0"},
         stdout=subprocess.PIPE,
         cwd=runs.ROOT,
     )

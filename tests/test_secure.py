@@ -121,6 +121,23 @@ def test_one_that_drops_after_its_shares_is_recovered(broken: tuple[int, ...]) -
     assert torch.equal(got, plain_sum([k for k in range(N) if k not in broken], secure))
 
 
+class Impostor(Wire):
+    """Island 1 sends the masked vector that island 0 sends."""
+
+    def start_swap(self, rows: Sequence[Sequence[torch.Tensor]], sizes: Sequence[Sequence[int]]) -> Arrival:
+        masked = len(self.rows) % 2 == 1
+        return super().start_swap([rows[0], rows[0], *rows[2:]] if masked else rows, sizes)
+
+
+def test_the_masked_vector_of_another_island_is_left_out() -> None:
+    sync = build(Impostor(N), secure := SecureSum())
+    reports = []
+    sync.listeners.append(reports.append)
+    got = one_round(sync)
+    assert "masked vector is damaged, or of another island" in reports[0].dropped[1]
+    assert torch.equal(got, plain_sum([0, 2, 3], secure))
+
+
 def test_fewer_than_the_threshold_commit_nothing() -> None:
     sync = build(Wire(N, (1, 2)), SecureSum())
     before = toy.flat(list(sync.weights().values()))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowcomm.outer import SGD, Nesterov
+from lowcomm.round.sync_state import global_part, load_global
 from lowcomm.schedule import Action, EveryH, EveryStep, PostLocal, Schedule
 from lowcomm.sync import LocalSGD, SyncReport
 from lowcomm.transport import Simulated
@@ -341,3 +342,16 @@ def test_one_model_alone_is_one_island() -> None:
         toy.train_step(sync, step)
     assert (sync.round, sync.transport.islands, sync.transport.sent_bytes) == (2, 1, [0])
     assert torch.equal(toy.flat(sync.replicas[0].tensors(sync.fragments[0])), global_weights(sync))
+
+
+def test_a_run_has_a_number_of_its_own_that_a_checkpoint_keeps() -> None:
+    first, second = toy.build(2), toy.build(2)
+    assert first.run_id != second.run_id  # of the same seed and recipe
+    assert first.round_of(0).run == first.run_id
+    load_global(second, global_part(first))
+    assert second.run_id == first.run_id
+    tensors, values = global_part(first)
+    fresh = toy.build(2)
+    kept = fresh.run_id
+    load_global(fresh, (tensors, {key: v for key, v in values.items() if key != "run"}))  # of an older version
+    assert fresh.run_id == kept

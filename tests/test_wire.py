@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+from typing import Any
 
 import pytest
 import torch
@@ -37,8 +38,9 @@ def test_layout_is_the_documented_one() -> None:
     raw = sealed(b"abc", CodecId.INT4).numpy().tobytes()
     assert len(raw) == HEADER_BYTES + 3 == 67
     assert raw[:4] == b"LCPD"
-    assert struct.unpack_from("<HHQQQIIQ", raw, 4) == (1, 5, SHAPES, ROUND.index, ROUND.seed, 0, 1, 3)
-    assert struct.unpack_from("<Q", raw, 56) == (0,)
+    found = struct.unpack_from("<HHQQIHHIIQQ", raw, 4)
+    assert found == (2, 5, ROUND.run, SHAPES, ROUND.index, 2, 1, 0, 1, 3, ROUND.seed)
+    assert struct.unpack_from("<Q", raw, 56) != (0,)
     assert raw[64:] == b"abc"
 
 
@@ -64,19 +66,22 @@ def test_round_trip_at_any_place_in_a_buffer(body: bytes, shift: int) -> None:
     ("offset", "fmt", "value", "says"),
     [
         (0, "<I", 0x4C435044, "is not one of ours"),
-        (4, "<H", 2, "format version is 2, expected 1"),
+        (4, "<H", 1, "format version is 1, expected 2"),
         (6, "<H", 4, "codec id is 4, expected 1"),
-        (8, "<Q", 77, "names and shapes is 77"),
-        (16, "<Q", ROUND.index - 1, "stale round 11, this is round 12"),
-        (16, "<Q", ROUND.index + 1, "future round 13, this is round 12"),
-        (16, "<Q", 2**64 - 1, "future round"),
-        (24, "<Q", 5, "seed of the round is 5"),
+        (8, "<Q", 77, "of run 000000000000004d, this is run 00000000000bee5f"),
+        (16, "<Q", 77, "names and shapes is 77"),
+        (24, "<I", ROUND.index - 1, "stale round 11, this is round 12"),
+        (24, "<I", ROUND.index + 1, "future round 13, this is round 12"),
+        (24, "<I", 2**32 - 1, "future round"),
+        (28, "<H", 0, "of island 0, expected one of island 2"),
+        (28, "<H", 65535, "of no island, expected one of island 2"),
+        (30, "<H", 0, "of fragment 0, expected fragment 1"),
         (32, "<I", 1, r"part is \(1, 1\)"),
         (36, "<I", 0, r"part is \(0, 0\)"),
         (40, "<Q", 2**63, "body length in bytes is 9223372036854775808, expected 40"),
         (40, "<Q", 39, "body length in bytes is 39"),
-        (48, "<Q", 0, "checksum"),
-        (56, "<Q", 1, "checksum"),
+        (48, "<Q", 5, "seed of the round is 5"),
+        (56, "<Q", 0, "checksum"),
         (64, "<B", 1, "checksum"),
     ],
 )
@@ -90,9 +95,10 @@ def test_each_field_is_checked(offset: int, fmt: str, value: int, says: str) -> 
 def test_a_round_is_checked_only_if_one_is_expected() -> None:
     payload = Payload(data=sealed(bytes(8)))
     unpack(payload, CodecId.FP32, DELTA)
-    for offset in (16, 24):  # the checksum covers what is not compared
-        with pytest.raises(PayloadError, match="checksum"):
-            unpack(field_at(offset, "<Q", 5, payload.data), CodecId.FP32, DELTA)
+    for offset, fmt in ((8, "<Q"), (24, "<I"), (28, "<H"), (30, "<H"), (48, "<Q")):
+        with pytest.raises(PayloadError, match="checksum"):  # it covers what is not compared
+            unpack(field_at(offset, fmt, 5, payload.data), CodecId.FP32, DELTA)
+    unpack(payload, CodecId.FP32, DELTA, dataclasses.replace(ROUND, island=None))  # any sender
     with pytest.raises(PayloadError, match="stale"):
         unpack(payload, CodecId.FP32, DELTA, dataclasses.replace(ROUND, index=13))
     with pytest.raises(PayloadError, match="expected 9"):
@@ -115,6 +121,31 @@ def test_hash_sees_names_shapes_and_order(other: dict[str, tuple[int, ...]]) -> 
     assert shapes_hash({n: torch.zeros(s) for n, s in other.items()}) != shapes_hash(like)
     assert shapes_hash(dict(reversed(like.items()))) != shapes_hash(like)
     assert shapes_hash({n: torch.ones_like(t) for n, t in like.items()}) == shapes_hash(like)
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=name)
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"island": 1}, "payload is of island 2, expected one of island 1"),
+        ({"run": 7}, "payload is of run 00000000000bee5f, this is run 0000000000000007"),
+        ({"fragments": (0,)}, "payload is of fragment 1, expected fragment 0"),
+    ],
+)
+def test_payload_of_another_sender_run_or_fragment(codec: Codec, other: dict[str, Any], says: str) -> None:
+    """The body is one that the codec would take."""
+    payload, _ = codec.encode(DELTA, codec.init(DELTA), ROUND)
+    expected = dataclasses.replace(ROUND, **other)
+    with pytest.raises(PayloadError, match=says):
+        codec.decode(payload, DELTA, expected)
+    with pytest.raises(PayloadError, match=says):
+        codec.accumulate(payload, 1.0, {n: torch.zeros_like(t) for n, t in DELTA.items()}, expected)
+
+
+@pytest.mark.parametrize("other", [{"island": 65535}, {"fragments": (65535,)}])
+def test_a_sender_or_fragment_without_room(other: dict[str, Any]) -> None:
+    with pytest.raises(PayloadError, match=r"can't name .* 65535: there is room for 0 to 65534"):
+        Fp32().encode(DELTA, {}, dataclasses.replace(ROUND, **other))
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=name)

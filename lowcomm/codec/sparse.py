@@ -142,7 +142,7 @@ def as_type(raw: Tensor, dtype: torch.dtype) -> Tensor:
 
 def seed_of(payload: Payload) -> int:
     """The round's seed that an unpacked payload's header holds: 64 bits."""
-    return wire.FIELDS.unpack_from(bytes(payload.data[: wire.HEADER_BYTES].cpu().numpy()))[5]
+    return wire.Header.of(payload.data).seed
 
 
 def check_finite(flat: Tensor) -> None:

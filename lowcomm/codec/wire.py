@@ -4,14 +4,18 @@
          0      4  magic "LCPD"
          4      2  format version
          6      2  codec id
-         8      8  hash of names and shapes
-        16      8  round
-        24      8  seed of the round: differs between runs, so a payload of another run is refused as well
+         8      8  run: a random number on which the islands agree in the handshake
+        16      8  hash of names and shapes
+        24      4  round
+        28      2  sender: the island that encoded it, 65535 where nobody is named
+        30      2  fragment
         32      4  part           36   4  parts: a vector that is cut on its way has one payload per part
         40      8  body length
-        48      8  checksum over the header before it and the body
-        56      8  zero
+        48      8  seed of the round
+        56      8  checksum over the header before it and the body
 
+So a payload of another island, run, round or fragment is refused, whatever its body holds. A receiver says whom it
+expects by `Round.island`.
 The checksum is xxh3-64: a 64-bit code misses an accidental change with probability 2**-64 where CRC32C's 32 bits miss
 one in 4e9, it runs at memory speed in a library that is installed anyway, and no well-kept CRC32C package is. It
 detects accidents; it is no signature. Cost: 64 B per payload. 64 keeps the body aligned for any dtype.
@@ -22,6 +26,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import torch
 import xxhash
@@ -30,11 +35,14 @@ from torch import Tensor
 from lowcomm.types import Delta, Payload, PayloadError, Round
 
 MAGIC = b"LCPD"
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = 64
-FIELDS = struct.Struct("<4sHHQQQIIQ")
-_SUM = struct.Struct("<QQ")
+FIELDS = struct.Struct("<4sHHQQIHHIIQQ")
+_SUM = struct.Struct("<Q")
 _MASK = 2**64 - 1
+_ROUND_MASK = 2**32 - 1
+NOBODY = 0xFFFF
+"""The sender of a payload that no island is named for."""
 
 
 class CodecId(IntEnum):
@@ -73,6 +81,28 @@ class Part:
 WHOLE = Part(index=0, count=1)
 
 
+class Header(NamedTuple):
+    """The fields before the checksum, in the order of the wire."""
+
+    magic: bytes
+    version: int
+    codec_id: int
+    run: int
+    shapes: int
+    round: int
+    sender: int
+    fragment: int
+    part: int
+    parts: int
+    body_bytes: int
+    seed: int
+
+    @classmethod
+    def of(cls, data: Tensor) -> Header:
+        """The header of a payload that has one."""
+        return cls(*FIELDS.unpack_from(bytes(data[:HEADER_BYTES].cpu().numpy())))
+
+
 def shapes_hash(like: Delta) -> int:
     """64-bit hash of names and shapes, in order."""
     text = ";".join(f"{name}:{tuple(d.shape)}" for name, d in like.items())
@@ -86,10 +116,26 @@ def new(body_bytes: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def seal(data: Tensor, codec_id: CodecId, shapes: int, round: Round, part: Part = WHOLE) -> Payload:
-    """Write the header of `data` (from `new`, body filled); `shapes` is that of `shapes_hash`."""
-    fields = (MAGIC, VERSION, codec_id, shapes, round.index & _MASK, round.seed & _MASK, part.index, part.count)
-    head = FIELDS.pack(*fields, data.numel() - HEADER_BYTES)
-    raw = bytearray(head + _SUM.pack(_checksum(head, data), 0))
+    """Write the header of `data` (from `new`, body filled); `shapes` is that of `shapes_hash`.
+
+    The sender is `round.island`. Raises PayloadError for an island or a fragment that the header has no room for.
+    """
+    fields = Header(
+        magic=MAGIC,
+        version=VERSION,
+        codec_id=codec_id,
+        run=round.run & _MASK,
+        shapes=shapes,
+        round=round.index & _ROUND_MASK,
+        sender=NOBODY if round.island is None else _small("island", round.island),
+        fragment=_small("fragment", round.fragments[0]),
+        part=part.index,
+        parts=part.count,
+        body_bytes=data.numel() - HEADER_BYTES,
+        seed=round.seed & _MASK,
+    )
+    head = FIELDS.pack(*fields)
+    raw = bytearray(head + _SUM.pack(_checksum(head, data)))
     data[:HEADER_BYTES].copy_(torch.frombuffer(raw, dtype=torch.uint8))
     return Payload(data=data)
 
@@ -113,7 +159,8 @@ def unpack(
 ) -> Tensor:
     """The body, uint8, a view of the payload at an offset that any dtype can view, after all that the header can tell.
 
-    round: the round that is expected; None takes any. body_bytes: its size, for codecs whose payloads have one.
+    round: the round, run and fragment that are expected, and by its `island` the sender (None: any); None takes all.
+    body_bytes: its size, for codecs whose payloads have one.
     Raises PayloadError.
     """
     return open_body(payload, codec_id, shapes_hash(like), round, body_bytes=body_bytes, part=part)
@@ -135,26 +182,44 @@ def open_body(
     if data.numel() < HEADER_BYTES:
         raise PayloadError(f"the payload has {data.numel()} bytes, its header alone needs {HEADER_BYTES}")
     raw = bytes(data[:HEADER_BYTES].cpu().numpy())
-    magic, version, found_id, found_shapes, index, seed, number, count, length = FIELDS.unpack_from(raw)
-    if magic != MAGIC:
-        raise PayloadError(f"the payload starts with {magic!r}, not {MAGIC!r}: it is not one of ours")
-    _same("format version", version, VERSION)
-    _same("codec id", found_id, int(codec_id))
-    _same("hash of names and shapes", found_shapes, shapes)
+    found = Header(*FIELDS.unpack_from(raw))
+    if found.magic != MAGIC:
+        raise PayloadError(f"the payload starts with {found.magic!r}, not {MAGIC!r}: it is not one of ours")
+    _same("format version", found.version, VERSION)
     if round is not None:
-        age = "stale" if index < round.index & _MASK else "future"
-        if index != round.index & _MASK:
-            raise PayloadError(f"the payload is of {age} round {index}, this is round {round.index}")
-        _same("seed of the round", seed, round.seed & _MASK)
-    _same("part", (number, count), (part.index, part.count))
-    _same("body length in bytes", length, data.numel() - HEADER_BYTES)
+        _check_round(found, round)
+    _same("codec id", found.codec_id, int(codec_id))
+    _same("hash of names and shapes", found.shapes, shapes)
+    _same("part", (found.part, found.parts), (part.index, part.count))
+    _same("body length in bytes", found.body_bytes, data.numel() - HEADER_BYTES)
     if body_bytes is not None:
-        _same("body length in bytes", length, body_bytes)
-    checksum, zero = _SUM.unpack_from(raw, FIELDS.size)
-    _same("checksum", (checksum, zero), (_checksum(raw[: FIELDS.size], data), 0))
+        _same("body length in bytes", found.body_bytes, body_bytes)
+    (checksum,) = _SUM.unpack_from(raw, FIELDS.size)
+    _same("checksum", checksum, _checksum(raw[: FIELDS.size], data))
     body = data[HEADER_BYTES:]
     # a row of a gathered matrix may start anywhere, but a view as another dtype needs a multiple of its size
     return body if body.storage_offset() % 8 == 0 else body.clone()
+
+
+def _check_round(found: Header, round: Round) -> None:
+    """Raise PayloadError unless the header is of this run, sender, fragment and round."""
+    if found.run != round.run & _MASK:
+        raise PayloadError(f"the payload is of run {found.run:016x}, this is run {round.run & _MASK:016x}")
+    if round.island is not None and found.sender != round.island:
+        sender = "no island" if found.sender == NOBODY else f"island {found.sender}"
+        raise PayloadError(f"the payload is of {sender}, expected one of island {round.island}")
+    if found.fragment != round.fragments[0]:
+        raise PayloadError(f"the payload is of fragment {found.fragment}, expected fragment {round.fragments[0]}")
+    if found.round != round.index & _ROUND_MASK:
+        age = "stale" if found.round < round.index & _ROUND_MASK else "future"
+        raise PayloadError(f"the payload is of {age} round {found.round}, this is round {round.index}")
+    _same("seed of the round", found.seed, round.seed & _MASK)
+
+
+def _small(what: str, number: int) -> int:
+    if not 0 <= number < NOBODY:
+        raise PayloadError(f"a payload can't name {what} {number}: there is room for 0 to {NOBODY - 1}")
+    return number
 
 
 def _same(what: str, found: object, expected: object) -> None:

@@ -37,6 +37,7 @@ class Mailbox:
         self._failure: str | None = None
         self._outcome: Outcome | None = None
         self._told = False
+        self._run: int | None = None
         self.parted = threading.Event()
         """Set once the server has the outcome: a SuperNode fetches the next message when it has handed on the last."""
 
@@ -48,6 +49,13 @@ class Mailbox:
             self._asked.add(request.number)
             self._changed.notify_all()
         return lambda: self._wait(request.number)
+
+    def enter(self, run: int) -> None:
+        """Take note of a message of Flower's run `run`. Raises TransportError if earlier ones were of another."""
+        with self._changed:
+            self._run = run if self._run is None else self._run
+            if run != self._run:
+                raise TransportError(f"a message is of the federation's run {run}, this client is in run {self._run}")
 
     def deliver(self, answers: Sequence[Answer]) -> None:
         """Hand answers to whoever waits for them."""

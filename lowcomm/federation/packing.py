@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flwr.app import RecordDict
 
 SMALL_BYTES = 1 << 16
-VERSION = 2
+VERSION = 3
 CAUSE = 500
 """Characters of the cause for which a client is lost."""
 
@@ -105,26 +105,29 @@ def unpack_requests(content: RecordDict) -> tuple[int, int, list[Request], Outco
         raise PayloadError(f"a client's message can't be read: {type(error).__name__} {error}") from error
 
 
-def pack_answers(answers: Sequence[Answer], failure: str | None = None) -> RecordDict:
-    """What the server sends."""
+def pack_answers(answers: Sequence[Answer], failure: str | None = None, client: int | None = None) -> RecordDict:
+    """What the server sends; client: to whom, None before it has said who it is, when there are no answers yet."""
     listed = [
         {"number": a.number, "rows": len(a.rows), "lost": [[k, cause[:CAUSE]] for k, cause in a.lost.items()]}
         for a in answers
     ]
-    return pack({"answers": listed, "failure": failure}, [row for a in answers for row in a.rows])
+    return pack({"client": client, "answers": listed, "failure": failure}, [row for a in answers for row in a.rows])
 
 
-def unpack_answers(content: RecordDict) -> tuple[list[Answer], str | None]:
-    """(answers, why the run failed elsewhere). Raises PayloadError."""
+def unpack_answers(content: RecordDict, client: int | None = None) -> tuple[list[Answer], str | None]:
+    """(answers, why the run failed elsewhere). Raises PayloadError; client: None takes answers to any client."""
     header, rows = unpack(content)
     try:
         answers = [
             Answer(number=int(a["number"]), rows=tuple(part), lost=_lost(a["lost"]))
             for a, part in _dealt(header["answers"], rows)
         ]
-        return answers, None if header["failure"] is None else str(header["failure"])
+        whose, failure = header["client"], header["failure"]
     except (KeyError, ValueError, TypeError) as error:
         raise PayloadError(f"the server's message can't be read: {type(error).__name__} {error}") from error
+    if answers and client is not None and whose != client:
+        raise PayloadError(f"the server's message has answers for client {whose}, this is client {client}")
+    return answers, None if failure is None else str(failure)
 
 
 def _lost(listed: Sequence[Any]) -> dict[int, str]:

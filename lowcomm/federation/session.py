@@ -131,7 +131,7 @@ class Session:
                 continue
             under_way = unreplied[client.node]
             if under_way < MESSAGES and (client.due or (self.failure is not None and not client.told)):
-                content = pack_answers(client.due, self.failure)
+                content = pack_answers(client.due, self.failure, client.island)
                 client.asked, client.due, client.told = client.asked - len(client.due), [], self.failure is not None
                 messages.append((client, Message(content, client.node, "query", ttl=TTL_S)))
                 under_way += 1

@@ -37,7 +37,8 @@ def make_client_app(mailbox: Mailbox, client: int, clients: int) -> ClientApp:
     def query(message: Message, context: Context) -> Message:
         del context  # nothing is kept in it: the state is the trainer's
         try:
-            answers, failure = unpack_answers(message.content)
+            mailbox.enter(message.metadata.run_id)
+            answers, failure = unpack_answers(message.content, client)
             mailbox.deliver(answers)
         except (PayloadError, TransportError) as error:
             failure = str(error)

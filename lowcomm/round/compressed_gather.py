@@ -82,11 +82,12 @@ def _combine(crossing: Crossing, payloads: Sequence[Payload], roll: RollCall) ->
     for island, (payload, weight) in enumerate(zip(payloads, roll.weights, strict=True)):
         if weight == 0:
             continue
+        theirs = dataclasses.replace(crossing.round, island=island)
         try:
             if one_by_one:
-                codec.accumulate(payload, weight, mean, crossing.round)
+                codec.accumulate(payload, weight, mean, theirs)
             else:
-                delta = codec.decode(payload, part(roll, mean, island), crossing.round)
+                delta = codec.decode(payload, part(roll, mean, island), theirs)
                 index = crossing.round.index
                 contributions.append(Contribution(island=island, delta=delta, weight=weight, round=index))
         except PayloadError as error:

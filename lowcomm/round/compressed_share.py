@@ -49,7 +49,7 @@ def _open(crossing: Crossing, plan: Plan, j: int, rows: Sequence[Tensor], bad: d
         if crossing.roll.weights[k] == 0 or k in bad:
             continue
         try:
-            bodies[k] = plan.open(row, crossing, j, 0)
+            bodies[k] = plan.open(row, crossing, j, 0, sender=k)
         except PayloadError as error:
             bad[k] = str(error)
     return bodies

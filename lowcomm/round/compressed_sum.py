@@ -71,7 +71,8 @@ class _Owner:
     def __init__(self, crossing: Crossing, plan: Plan, local: int, roll: RollCall) -> None:
         self.crossing, self.plan, self.roll = crossing, plan, roll
         self.island = crossing.transport.local[local]
-        self.seed = crossing.round_of(local).own_seed(use=1)
+        self.own = crossing.round_of(local)
+        self.seed = self.own.own_seed(use=1)
         self.start, stop = plan.chunks[self.island]
         self.old = crossing.states[local].get(SECOND)
         self.second: Tensor | None = None
@@ -88,13 +89,13 @@ class _Owner:
         weights, parts = [self.roll.weights[k] for k in used], [bodies[k] for k in used]
         if plan.dense.merge(parts, weights, total, body, self.crossing.round.seed):
             self.second = None
-            return plan.seal(data, self.crossing, j, self.island)
+            return plan.seal(data, self.own, j, self.island)
         plan.dense.sum_bodies(parts, weights, total)
         try:
             self._write(total, body, start)
         except NonFiniteError:
             return data.zero_()
-        return plan.seal(data, self.crossing, j, self.island)
+        return plan.seal(data, self.own, j, self.island)
 
     def _write(self, total: Tensor, body: Tensor, start: int) -> None:
         dense, feedback = self.plan.dense, self.plan.feedback
@@ -117,7 +118,7 @@ def _open_all(
             if crossing.roll.weights[k] == 0 or k in bad[i]:
                 continue
             try:
-                bodies[k] = plan.open(row, crossing, j, crossing.transport.local[i])
+                bodies[k] = plan.open(row, crossing, j, crossing.transport.local[i], sender=k)
             except PayloadError as error:
                 bad[i][k] = str(error)
         found.append(bodies)
@@ -134,6 +135,6 @@ def _read_all(
         for k, row in enumerate(rows):
             start, stop = plan.cuts[j][k]
             try:
-                plan.dense.read(plan.open(row, crossing, j, k), crossing.fragment.mean[start:stop])
+                plan.dense.read(plan.open(row, crossing, j, k, sender=k), crossing.fragment.mean[start:stop])
             except PayloadError as error:
                 bad[i][k] = str(error)

@@ -6,11 +6,12 @@ A difference is refused with both sides' values, since a run with two shapes of 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowcomm.clients import Clients, check_clients
 from lowcomm.island.part import prove_shares
@@ -62,7 +63,7 @@ def compare(transport: Transport, facts: Sequence[Facts]) -> None:
     facts: one per local island.
     """
     texts = [json.dumps(f, sort_keys=True).encode() for f in facts]
-    rows = transport.gather_sized([torch.frombuffer(bytearray(t), dtype=torch.uint8) for t in texts])
+    rows = transport.gather_sized([_bytes(t) for t in texts])
     own = json.loads(texts[0])
     for island, row in enumerate(rows):
         theirs = json.loads(bytes(row.numpy()))
@@ -107,7 +108,7 @@ def prepare(
     held = [{n: first.held[n] for n in p if n in first.held} for p in parts]
     fragments = [Fragment(h, islands, device, p, scratch) for h, p in zip(held, parts, strict=True)]
     averaged = {n: first.buffers[n] for n in coverage.averaged_buffers}
-    _agree_on_weights(sync)
+    sync.run_id = _agree_on_weights_and_run(sync)
     for fragment in fragments:
         for replica in sync.replicas:
             replica.written(fragment)  # the ranks of an island, too, start from the same weights
@@ -136,12 +137,22 @@ def _partition(sync: LocalSGD, first: Replica, coverage: Coverage) -> list[list[
     return [part if any(n in first.held for n in part) else [first.fill(i), *part] for i, part in enumerate(parts)]
 
 
-def _agree_on_weights(sync: LocalSGD) -> None:
-    rows = [torch.frombuffer(bytearray(digest_all(r.held)), dtype=torch.uint8) for r in sync.replicas]
-    table = sync.transport.gather(rows)
-    if bool((table != table[0]).any()):
+def _agree_on_weights_and_run(sync: LocalSGD) -> int:
+    """Take over the weights of island 0 where they differ, and its number of the run, which is returned: 64 bits.
+
+    The number comes from the operating system, so that a run of the same seed and recipe has another one.
+    """
+    transport = sync.transport
+    number = transport.inside(_bytes(os.urandom(8)))[0]  # one for all ranks of an island
+    table = transport.gather([torch.cat([_bytes(digest_all(r.held)), number]) for r in sync.replicas])
+    if bool((table[:, :-8] != table[0, :-8]).any()):
         for name in sync.replicas[0].held:
-            sync.transport.broadcast([r.held[name].detach() for r in sync.replicas])
+            transport.broadcast([r.held[name].detach() for r in sync.replicas])
+    return int.from_bytes(bytes(table[0, -8:].numpy()), "little")
+
+
+def _bytes(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def _facts(sync: LocalSGD, replica: Replica, coverage: Coverage) -> Facts:

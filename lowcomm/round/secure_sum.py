@@ -31,7 +31,7 @@ UNUSABLE, LATE, EARLY = 1, 2, 3
 GONE = "its process is gone"
 
 CHECK_BYTES = 4
-"""CRC-32 of a part of a masked vector: against accidents only."""
+"""CRC-32 of a part of a masked vector and of whose it is: against accidents only."""
 
 
 def sum_masked(crossing: Crossing, secure: SecureSum, deltas: Sequence[Tensor]) -> Exchanged:
@@ -65,7 +65,8 @@ class _MaskedSum:
         self.parties = [k for k, w in enumerate(self.crossing.roll.weights) if w != 0 and k not in self.without]
         self.all = sum(w != 0 for w in self.crossing.roll.weights)
         self.threshold = self.secure.fewest(self.all)
-        self.context = f"{self.crossing.round.index} {self.crossing.round.fragments}".encode()
+        now = self.crossing.round
+        self.context = f"{now.run:016x} {now.index} {now.fragments}".encode()
         self.dtype = dtype_of(self.secure.bits)
         self.part = self.crossing.fragment.size // self.crossing.transport.islands
         """Entries that each island adds up."""
@@ -214,16 +215,23 @@ class _MaskedSum:
         """Parts of the senders' masked vectors, `wanted` by receiver; by local island: what came whole, by sender."""
         size = self.part * self.dtype.itemsize
         expected = {(j, k): size + CHECK_BYTES for j in senders for k in wanted}
-        arrived = self._swap(lambda j, k: _checked(self.rows[j][wanted[k] * size :][:size]), expected)
+        arrived = self._swap(
+            lambda j, k: self._checked(self.rows[j][wanted[k] * size :][:size], j, wanted[k]), expected
+        )
         parts: list[dict[int, np.ndarray]] = [{} for _ in arrived]
-        for part, bad, came in zip(parts, self.bad, arrived, strict=True):
+        for me, part, bad, came in zip(self.crossing.transport.local, parts, self.bad, arrived, strict=True):
             for j in (k for k in senders if k in came):
-                data, check = came[j][:size], came[j][size:]
-                if zlib.crc32(data).to_bytes(CHECK_BYTES, "little") != check:
-                    bad.setdefault(j, "the checksum of its masked vector is wrong")
+                data = came[j][:size]
+                if self._checked(data, j, wanted.get(me, me)) != came[j]:
+                    bad.setdefault(j, "its masked vector is damaged, or of another island, round or run")
                 else:
                     part[j] = np.frombuffer(data, dtype=self.dtype)
         return parts
+
+    def _checked(self, data: bytes, sender: int, part: int) -> bytes:
+        """A part of a masked vector, and a checksum over it, its sum (run, round, fragment), its sender and place."""
+        whose = zlib.crc32(self.context + b" part %d of %d" % (part, sender))
+        return data + zlib.crc32(data, whose).to_bytes(CHECK_BYTES, "little")
 
     def _gather(self, rows: Mapping[int, bytes], size: int) -> dict[int, bytes]:
         """`size` bytes of every island that is left, zeros from those that have none."""
@@ -241,10 +249,6 @@ class _MaskedSum:
         sizes = [[expected.get((j, k), 0) for j in islands] for k in transport.local]
         came = transport.swap_present(sends, sizes)
         return [{k: t.numpy().tobytes() for k, t in enumerate(rows) if t is not None} for rows in came]
-
-
-def _checked(data: bytes) -> bytes:
-    return data + zlib.crc32(data).to_bytes(CHECK_BYTES, "little")
 
 
 def _tensor(data: bytes) -> Tensor:

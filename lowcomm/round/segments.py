@@ -5,6 +5,7 @@ A vector is cut in chunks (one per island that sums it, or one for all), chunks 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from lowcomm.codec.dense import Dense
 from lowcomm.codec.error_feedback import ErrorFeedback
 from lowcomm.codec.flat import non_finite
 from lowcomm.round.compressed import Crossing
-from lowcomm.types import Payload
+from lowcomm.types import Payload, Round
 
 SEGMENT = 1 << 20
 """Elements of a chunk that are encoded and sent at a time; equal on all islands."""
@@ -64,17 +65,16 @@ class Plan:
     def part(self, j: int, k: int) -> wire.Part:
         return wire.Part(index=j * len(self.chunks) + k, count=len(self.cuts) * len(self.chunks))
 
-    def seal(self, data: Tensor, crossing: Crossing, j: int, k: int) -> Tensor:
-        return wire.seal(data, self.dense.codec_id, self.shapes, crossing.round, self.part(j, k)).data
+    def seal(self, data: Tensor, own: Round, j: int, k: int) -> Tensor:
+        """The row that holds segment j of chunk k; own: the round as its sender encodes it."""
+        return wire.seal(data, self.dense.codec_id, self.shapes, own, self.part(j, k)).data
 
-    def open(self, row: Tensor, crossing: Crossing, j: int, k: int) -> Tensor:
-        """The body of a row that holds segment j of chunk k, examined. Raises PayloadError."""
+    def open(self, row: Tensor, crossing: Crossing, j: int, k: int, sender: int) -> Tensor:
+        """The body of a row of island `sender` that holds segment j of chunk k, examined. Raises PayloadError."""
         start, stop = self.cuts[j][k]
         size = self.dense.body_bytes(stop - start)
-        payload = Payload(data=row)
-        body = wire.open_body(
-            payload, self.dense.codec_id, self.shapes, crossing.round, body_bytes=size, part=self.part(j, k)
-        )
+        payload, theirs = Payload(data=row), dataclasses.replace(crossing.round, island=sender)
+        body = wire.open_body(payload, self.dense.codec_id, self.shapes, theirs, body_bytes=size, part=self.part(j, k))
         self.dense.examine(body, stop - start)
         return body
 
@@ -85,7 +85,8 @@ class Sender:
     def __init__(self, crossing: Crossing, plan: Plan, local: int, flat: Tensor) -> None:
         self.crossing, self.plan, self.flat = crossing, plan, flat
         self.island, self.state = crossing.transport.local[local], crossing.states[local]
-        self.seed = crossing.round_of(local).own_seed()
+        self.own = crossing.round_of(local)
+        self.seed = self.own.own_seed()
         self.silent = not crossing.takes_part(local)
         self.bad: dict[int, str] = {}
         """Islands whose contributions are unusable, this one's own among them if its encoder failed, and why."""
@@ -106,7 +107,7 @@ class Sender:
             except NonFiniteError as failure:
                 views = self.crossing.fragment.views(self.flat)
                 self.bad[self.island] = str(non_finite(views, start + failure.index))
-            plan.seal(rows[k], self.crossing, j, k)
+            plan.seal(rows[k], self.own, j, k)
         return [row.zero_() for row in rows] if self.silent or self.bad else rows
 
     def state_after(self) -> State:

@@ -29,7 +29,8 @@ def global_part(sync: LocalSGD) -> Part:
     fragments = [list(f.names) for f in sync.fragments]
     pace = dataclasses.asdict(sync.pace)
     ranks = {"ranks": sync.ranks} if sync.ranks else {}
-    return tensors, {"round": sync.round, "outer": outer, "fragments": fragments, "pace": pace, **ranks}
+    values = {"round": sync.round, "outer": outer, "fragments": fragments, "pace": pace, **ranks}
+    return tensors, {**values, "run": f"{sync.run_id:016x}"}
 
 
 def load_global(sync: LocalSGD, part: Part) -> None:
@@ -41,6 +42,8 @@ def load_global(sync: LocalSGD, part: Part) -> None:
         fragment.weights[: fragment.numel].copy_(tensors[f"weights.{i}"])
         optimizer_state.from_tensors(optimizer, f"outer.{i}", tensors, values["outer"][i])
     sync.corrections.load_global(tensors)
+    # checkpoints of older versions have no run: the one that the handshake just agreed on stays
+    sync.run_id = int(values.get("run", f"{sync.run_id:016x}"), 16)
     sync.round, sync.pace, sync.ranks = values["round"], Pace(**values["pace"]), values.get("ranks", sync.ranks)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
@@ -122,8 +123,7 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
     members = join(config, world, device, relayed)
     transport = members.transport
     together = config.batched and len(models) > 1  # one island alone is faster as it is
-    alone = config.model.compile and not together
-    islands = [build_island(config, m, k, alone, members.mesh) for m, k in zip(models, transport.local, strict=True)]
+    islands = _build_islands(config, models, members, config.model.compile and not together)
     batched = BatchedIslands(islands, compile=config.model.compile) if together else None
     sync = LocalSGD(
         [i.model for i in islands],
@@ -162,6 +162,17 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
         lock=handle,
         session=session,
     )
+
+
+def _build_islands(
+    config: RunConfig, models: Sequence[nn.Module], members: Membership, compiled: bool
+) -> list[PlainIsland]:
+    local, mesh = members.transport.local, members.mesh
+    on_cpu = next(models[0].parameters()).device.type == "cpu"
+    islands = [build_island(config, m, k, compiled, mesh) for m, k in zip(models, local, strict=True)]
+    if mesh is not None and on_cpu:
+        members.close_listeners("islands")  # of groups that an island made for itself
+    return islands
 
 
 def _agree_on_session(members: Membership) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import signal
-import sys
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -14,9 +12,6 @@ if TYPE_CHECKING:
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """What schedulers, terminals and people send to end a run or to say that its time is nearly over."""
-
-PR_SET_PDEATHSIG = 1
-"""From <sys/prctl.h>."""
 
 
 class StopFlag:
@@ -42,15 +37,9 @@ class StopFlag:
         self.signal = signal.Signals(number).name
 
 
-def stop_with_parent() -> None:
-    """Have the kernel send SIGTERM when the process that started this one ends: nobody is left behind (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-
-
 def _store() -> Store | None:
     """Key and value by the side of the default process group; None: there is none."""
-    import torch.distributed as dist  # late: `stop_with_parent` is called before torch is imported
+    import torch.distributed as dist  # late: who starts ranks needs STOPPING, and no torch
 
     if not dist.is_available() or not dist.is_initialized():
         return None

@@ -62,10 +62,25 @@ class Collective(Transport):
         self._scratch: Tensor | None = None
 
     @classmethod
-    def open(cls, device: torch.device, timeout_s: float, streams: int = 1) -> Collective:
-        """Join the group that torchrun's environment describes; `timeout_s` bounds each exchange."""
+    def open(
+        cls,
+        device: torch.device,
+        timeout_s: float,
+        streams: int = 1,
+        store: dist.Store | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> Collective:
+        """Join the group that torchrun's environment describes, or `ranks` ranks that meet in `store`.
+
+        timeout_s: bounds each exchange.
+        """
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        timeout = timedelta(seconds=timeout_s)
+        if store is None:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
         return cls(streams=streams, timeout_s=timeout_s)
 
     def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:

@@ -1,0 +1,137 @@
+"""Ranks of one machine: starts a process for each, passes signals on, and leaves none behind.
+
+No rendezvous listens: the ranks find each other through a FileStore in a directory that only this user can enter. One
+rank that fails ends the others, which save. `python -m lowcomm.run.ranks COUNT ARGUMENTS` runs `lowcomm ARGUMENTS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowcomm.run.signals import STOPPING
+
+POLL_S = 0.05
+STOP_S = 120.0
+"""What a save may take after a signal; a rank that takes longer is killed."""
+SUPERVISOR = "LOWCOMM_SUPERVISOR"
+"""Variable with the process id of what started a rank."""
+STORE = "LOWCOMM_STORE"
+"""Variable with the path of the ranks' FileStore."""
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How the ranks ended; negative codes are signals, as in `subprocess`."""
+
+    failed: Mapping[int, int]
+    """Exit codes, by rank, of those that failed before the others were asked to stop."""
+    codes: Mapping[int, int]
+    """Exit codes of all ranks."""
+    signal: int | None
+    """The signal that came before any rank had failed."""
+
+    @property
+    def code(self) -> int:
+        """One for all: 0 done, 2 bad input, 3 stopped with everything saved, else 1."""
+        codes = set(self.codes.values())
+        if self.failed and set(self.failed.values()) == {2}:
+            return 2  # the others may have been asked to stop before they had come as far
+        return 0 if codes <= {0} else 3 if codes <= {0, 3} else 1
+
+
+def run_ranks(count: int, arguments: Sequence[str], settings: Mapping[str, str]) -> Ended:
+    """Run `lowcomm ARGUMENTS` in `count` processes to their end. settings: environment variables for them."""
+    command = [sys.executable, "-u", "-m", "lowcomm.cli", *arguments]
+    processes: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory(prefix="lowcomm-") as directory, _caught() as signals:  # mode 0700
+        try:
+            for rank in range(count):
+                if signals:
+                    break
+                env = {**os.environ, **settings, **_rank_variables(rank, count, Path(directory))}
+                # a session of its own: Ctrl-C reaches the ranks from here only, once
+                processes.append(subprocess.Popen(command, env=env, start_new_session=True))
+            return _watch(processes, signals)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+
+
+def follow_supervisor() -> None:
+    """In a rank: be asked to save and leave when what started it is gone, torchrun too. Nothing in other processes."""
+    if "RANK" not in os.environ or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    expected = os.environ.get(SUPERVISOR)
+    if expected is not None and os.getppid() != int(expected):  # it went before that was set
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _rank_variables(rank: int, count: int, directory: Path) -> dict[str, str]:
+    here = {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
+    return {**here, STORE: str(directory / "store"), SUPERVISOR: str(os.getpid()), "TORCH_GLOO_LAZY_INIT": "0"}
+
+
+@contextlib.contextmanager
+def _caught() -> Iterator[list[int]]:
+    """Signals that have come, in their order."""
+    came: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {n: signal.getsignal(n) for n in STOPPING if signal.getsignal(n) != signal.SIG_IGN}
+        for number in before:
+            signal.signal(number, lambda n, _: came.append(n))
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch(processes: Sequence[subprocess.Popen[bytes]], signals: Sequence[int]) -> Ended:
+    failed: dict[int, int] = {}
+    came: int | None = None
+    deadline: float | None = None
+    while True:
+        codes = {rank: process.poll() for rank, process in enumerate(processes)}
+        ended = {rank: code for rank, code in codes.items() if code is not None}
+        if deadline is None:
+            failed = {rank: code for rank, code in ended.items() if code != 0}
+            came = signals[0] if signals and not failed else None
+            if failed or came is not None:
+                deadline = time.monotonic() + STOP_S
+                _send(processes, signal.SIGTERM)
+        elif time.monotonic() > deadline:
+            _send(processes, signal.SIGKILL)
+        if len(ended) == len(processes):
+            return Ended(failed=failed, codes=ended, signal=came)
+        time.sleep(POLL_S)
+
+
+def _send(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(number)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """COUNT ARGUMENTS, from launch/node.sh, which has looked at them; returns the exit code."""
+    return run_ranks(int(arguments[0]), arguments[1:], {}).code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
