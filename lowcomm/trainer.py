@@ -44,7 +44,7 @@ def train(config: RunConfig, world: World | None = None, transport: Transport | 
             run.start = start_together(run.members.everyone, 0.0)
         return Loop(run).run_to_end()
     finally:
-        run.stop.restore()
+        run.stop.restore(leaving=world.under_torchrun)
         run.progress.close()
         run.metrics.close()
         run.members.close()

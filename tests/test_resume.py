@@ -219,7 +219,16 @@ def test_signals_that_stop_a_run() -> None:
             os.kill(os.getpid(), number)
             assert flag.signal == number.name
         finally:
-            flag.restore()
+            flag.restore(leaving=False)
+    before = {n: signal.getsignal(n) for n in STOPPING}
+    flag.install()
+    flag.restore(leaving=True)
+    try:
+        for number in STOPPING:
+            os.kill(os.getpid(), number)  # it has saved, and does not die of it
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert {n.name for n in STOPPING} == {"SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"}
 
 
@@ -231,7 +240,7 @@ def test_under_nohup_a_terminal_that_closes_changes_nothing() -> None:
         os.kill(os.getpid(), signal.SIGHUP)
         assert flag.signal is None
     finally:
-        flag.restore()
+        flag.restore(leaving=False)
         signal.signal(signal.SIGHUP, before)
 
 
@@ -342,8 +351,11 @@ def island_pids(launcher_pid: int) -> dict[int, int]:
     return found
 
 
-def test_train_stopped_by_signal(tmp_path: Path, corpus: Path, recipe: Path) -> None:
-    """The launcher gets the signal; all islands save, wherever they are, and leave."""
+@pytest.mark.parametrize(
+    ("to", "number"), [("launcher", signal.SIGTERM), ("launcher", signal.SIGHUP), ("island 1", signal.SIGUSR1)]
+)
+def test_train_stopped_by_signal(tmp_path: Path, corpus: Path, recipe: Path, to: str, number: signal.Signals) -> None:
+    """The launcher or one island gets the signal; all islands save, wherever they are, and leave."""
     run_dir, log = tmp_path / "run", tmp_path / "log"
     arguments = ["train", f"{recipe}:local", "--transport", "collective", "--run-dir", str(run_dir), *LONG]
     child = runs.start(main, (arguments,), log)
@@ -351,13 +363,35 @@ def test_train_stopped_by_signal(tmp_path: Path, corpus: Path, recipe: Path) -> 
     assert child.pid is not None
     islands = island_pids(child.pid)
     assert sorted(islands) == [0, 1]
-    os.kill(child.pid, signal.SIGTERM)
-    start_s = time.monotonic()
+    os.kill(child.pid if to == "launcher" else islands[1], number)
     assert runs.wait(child, log) == 3, log.read_text()
-    assert time.monotonic() - start_s < 15
     assert not any(Path(f"/proc/{pid}").exists() for pid in islands.values())
-    assert "Traceback" not in log.read_text() and "death signal" not in log.read_text()
-    assert_continues_exactly(run_dir, corpus, tmp_path, "SIGTERM")
+    said = log.read_text()
+    assert "Traceback" not in said and "error" not in said and "failed" not in said
+    if to == "launcher":
+        assert_continues_exactly(run_dir, corpus, tmp_path, "SIGTERM")  # which the launcher passes on, whatever came
+    else:
+        assert runs.summary(run_dir)["status"] == "stopped"
+        assert len(list((run_dir / "checkpoints").glob("*-stop0/island-*"))) == 2
+
+
+def test_islands_whose_launcher_is_killed_save_and_leave(tmp_path: Path, corpus: Path, recipe: Path) -> None:
+    """kill -9 runs none of its code: no island is left behind, and all of them have saved."""
+    run_dir, log = tmp_path / "run", tmp_path / "log"
+    arguments = ["train", f"{recipe}:local", "--transport", "collective", "--run-dir", str(run_dir), *LONG]
+    child = runs.start(main, (arguments,), log)
+    wait_for_step(run_dir, 5, log)
+    assert child.pid is not None
+    islands = island_pids(child.pid)
+    handles = [os.pidfd_open(pid) for pid in islands.values()]  # pyright: ignore[reportAttributeAccessIssue]
+    child.kill()
+    for handle in handles:
+        ended, _, _ = select.select([handle], [], [], 60)
+        os.close(handle)
+        assert ended, "an island outlived its launcher"
+    assert len(list((run_dir / "checkpoints").glob("*-stop0/island-*"))) == 2, log.read_text()
+    config = runs.small(corpus, run_dir, steps=3000)
+    assert train(stop_at(resumed(config), (runs.summary(run_dir)["steps"] // 4 + 2) * 4)) == 3
 
 
 def test_killed_island(tmp_path: Path, corpus: Path, recipe: Path) -> None:
@@ -371,7 +405,8 @@ def test_killed_island(tmp_path: Path, corpus: Path, recipe: Path) -> None:
     os.kill(island_pids(child.pid)[1], signal.SIGKILL)
     assert runs.wait(child, log, 90) == 1, log.read_text()
     said = log.read_text()
-    assert "island 1 was killed by SIGKILL" in said and "--resume" in said
+    assert "island 1 was killed by SIGKILL" in said and "--resume auto" in said
+    assert "island 0 was killed" not in said
     assert "Traceback" not in said
     assert runs.summary(run_dir)["status"] == "failed"
     common = [

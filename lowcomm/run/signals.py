@@ -27,10 +27,13 @@ class StopFlag:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._catch)
 
-    def restore(self) -> None:
-        """Give the signals back."""
+    def restore(self, leaving: bool) -> None:
+        """Give the signals back. leaving: this process ends now, so that one that comes late changes nothing any more.
+
+        Whoever started several ranks asks all to stop when the first has left: one that has saved must not die of it.
+        """
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+            signal.signal(number, signal.SIG_IGN if leaving else handler)  # pyright: ignore[reportArgumentType]
         self._previous.clear()
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
