@@ -140,6 +140,9 @@ def _after(directory: Path, code: int) -> int:
 def _parse(default: RunConfig, arguments: Sequence[str], prog: str) -> RunConfig:
     import tyro
 
+    from lowcomm.run.host_checks import check_home
+
+    check_home()  # fields have paths below it
     caught, arguments = io.StringIO(), _with_values(arguments)
     try:
         with contextlib.redirect_stderr(caught):

@@ -21,6 +21,7 @@ from lowcomm.membership import Membership, World, count_islands, join
 from lowcomm.model import build_model
 from lowcomm.report.metrics import Metrics
 from lowcomm.report.progress import Progress
+from lowcomm.run.host_checks import check_host
 from lowcomm.run.privacy_spent import Ledger, ledger_of, secure, training_shards
 from lowcomm.run.run_dir import available_cores, check_directory, has_checkpoint, lock
 from lowcomm.run.signals import StopFlag
@@ -68,6 +69,7 @@ def preflight(config: RunConfig, world: World) -> tuple[RunConfig, Data]:
 
     Returns the configuration with its number of islands and their size filled in, and the data.
     """
+    check_host(config, world, on_gpu=config.device != "cpu" and torch.cuda.is_available())
     islands, size = count_islands(config, world)
     config = dataclasses.replace(config, islands=islands, island=dataclasses.replace(config.island, size=size))
     check(config, islands)
