@@ -69,7 +69,6 @@ def preflight(config: RunConfig, world: World) -> tuple[RunConfig, Data]:
 
     Returns the configuration with its number of islands and their size filled in, and the data.
     """
-    check_host(config, world, on_gpu=config.device != "cpu" and torch.cuda.is_available())
     islands, size = count_islands(config, world)
     config = dataclasses.replace(config, islands=islands, island=dataclasses.replace(config.island, size=size))
     check(config, islands)
@@ -78,6 +77,7 @@ def preflight(config: RunConfig, world: World) -> tuple[RunConfig, Data]:
     check_directory(config.directory, config.resume)
     if config.resume is True or (config.resume == "auto" and has_checkpoint(config.directory)):
         check_resumable(config, islands)
+    check_host(config, world, on_gpu=config.device != "cpu" and torch.cuda.is_available())
     data = build_data(config.data, islands, config.seed)
     for island in range(islands):
         data.shard(island)  # an empty shard is bad input too
