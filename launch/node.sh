@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One node's part of a run: its environment, then torchrun (on one node alone our own supervisor, without a port). The other launchers start it on every node.
+# One node's part of a run: its environment, then torchrun (on one node alone a supervisor without a port). The other
+# launchers start it on every node.
 #
 #   launch/node.sh [OPTIONS] RECIPE [FLAGS of lowcomm train ...]
 #
@@ -9,7 +10,8 @@
 #   --address ADDRESS            this node's own: gloo and NCCL use the interface that has it
 #   --across IF, --inside IF     or name them: gloo between islands, NCCL inside them (default: as --across)
 #   --islands N --island-size R  passed on to the recipe: all islands, and the ranks of each if there are several
-#   --run-dir DIR                passed on, with --resume where DIR holds a checkpoint: for nodes that are started again
+#   --run-dir DIR                passed on with --resume auto, for nodes that are started again: they go on where DIR has
+#                                a checkpoint, else the run starts
 #   --python PATH                default: python3
 #   --watch-stdin                stop when standard input ends: whoever started this is gone
 #   --behind-firewall            start although this node has a public address
@@ -26,6 +28,7 @@ python=python3 watch="" firewalled="" dry=""
 
 while [ $# -gt 0 ]; do
   case $1 in
+    --help | -h) show_help "$0" ;;
     --watch-stdin) watch=1 ;;
     --behind-firewall) firewalled=1 ;;
     --dry-run) dry=1 ;;
@@ -36,7 +39,7 @@ while [ $# -gt 0 ]; do
       printf -v "${name//-/_}" %s "$2"
       shift
       ;;
-    -*) refuse OPTION "$1" "one of those at the head of $0" "put the flags of lowcomm train behind the recipe" ;;
+    -*) refuse OPTION "$1" "one of those that $0 --help lists" "put the flags of lowcomm train behind the recipe" ;;
     *) break ;;
   esac
   shift
@@ -59,6 +62,9 @@ for name in across inside; do
   need_match "--$name" "${!name}" '^[A-Za-z0-9_.,@=^-]*$' "an interface such as eth0" "see ip link"
 done
 
+# it becomes part of a line that a shell reads
+need_match OMP_NUM_THREADS "${OMP_NUM_THREADS:-1}" '^[0-9]+(,[0-9]+)*$' "a number of threads" "unset it"
+
 # A node's environment, as lines that a shell can read.
 find_interface="ip -o -4 addr show to $address | awk '{print \$2; exit}'"
 lines=()
@@ -80,27 +86,32 @@ lines+=(
   "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-\$((\$(nproc) / $ranks + (\$(nproc) < $ranks)))}"
 )
 
+recipe_and_flags=("$1")
+[ -z "$islands" ] || recipe_and_flags+=(--islands "$islands")
+[ "${island_size:-1}" -eq 1 ] || recipe_and_flags+=(--island.size "$island_size")
+recipe_and_flags+=("${@:2}")
+[ -z "$run_dir" ] || recipe_and_flags+=(--run-dir "$run_dir" --resume auto)
 if [ "$nodes" -eq 1 ]; then
   # no rendezvous: its ports would be open to all users of this machine
-  command=("$python" -m lowcomm.run.ranks "$ranks" train "$1")
+  command=("$python" -m lowcomm.run.ranks "$ranks")
 else
   # ranks follow --node-rank: islands are neighbours; a late node is waited for
   command=("$python" -m torch.distributed.run --nnodes "$nodes" --nproc-per-node "$ranks" --node-rank "$node_rank")
   command+=(--master-addr "$master" --master-port "$port" --rdzv-conf timeout=1800 --max-restarts 0)
-  command+=(--shutdown-timeout "$STOP_S" -m lowcomm.cli train "$1")
+  command+=(--shutdown-timeout "$STOP_S" -m lowcomm.cli)
 fi
-shift
-[ -z "$islands" ] || command+=(--islands "$islands")
-[ "${island_size:-1}" -eq 1 ] || command+=(--island.size "$island_size")
-command+=("$@")
-if [ -n "$run_dir" ]; then
-  command+=(--run-dir "$run_dir")
-  ! has_checkpoint "$run_dir" || command+=(--resume)
-fi
+command+=(train "${recipe_and_flags[@]}")
 
+said=""
+[ -z "$islands" ] || said=$(totals "$islands" "${island_size:-$((nodes * ranks / islands))}" "$nodes")
 if [ -n "$dry" ]; then
+  # who starts the nodes has loaded the recipe once for all of them
+  if [ -z "${LOWCOMM_RECIPE_LOADED:-}" ]; then
+    need_loadable "$python" "${recipe_and_flags[@]}"
+    [ -z "$said" ] || echo "# $said"
+  fi
   printf '%s\n' "${lines[@]}"
-  quoted "${command[@]}"
+  one_line "${command[@]}"
   exit 0
 fi
 
@@ -110,9 +121,11 @@ if [ -z "$firewalled" ]; then
     "a node without a public address, as the rendezvous listens on every interface" \
     "close its ports to the outside (launch/sites writes the rules), then pass --behind-firewall"
 fi
+[ "$nodes" -eq 1 ] || [ "$node_rank" -ne 0 ] || need_free_port --port "$port" "${address:-127.0.0.1}"
 for line in "${lines[@]}"; do eval "$line"; done
 [ -n "$GLOO_SOCKET_IFNAME" ] || refuse --address "$address" "an address of this node" "see ip addr, or pass --across"
 
+[ -z "$said" ] || [ "$node_rank" -ne 0 ] || echo "$said" >&2
 mark="LOWCOMM_LAUNCH=$$-$(cat /proc/sys/kernel/random/uuid)"
 scratch=$(mktemp -d)
 mkfifo "$scratch/errors" "$scratch/clock"
@@ -149,14 +162,14 @@ sweep() {
 # what all ranks say is said once
 awk -v said="$scratch/said" '/^lowcomm: error: / && seen[$0]++ {next} {print >said; print; fflush()}' <"$scratch/errors" >&2 3<&- &
 errors=$!
-env "$mark" setsid "${command[@]}" </dev/null 2>"$scratch/errors" 3<&- &
+"${stopped_with_us[@]}" env "$mark" setsid "${command[@]}" </dev/null 2>"$scratch/errors" 3<&- &
 agent=$!
 signalled=""
-trap 'signalled=1; stop' TERM INT HUP
+trap 'signalled=1; stop' TERM INT HUP USR1 USR2
 if [ -n "$watch" ]; then
   {
     trap - EXIT TERM
-    trap '' HUP INT
+    trap '' HUP INT USR1 USR2
     exec >/dev/null 2>&1 4<>"$scratch/clock"
     while read -r _ <&3; do :; done
     stop

@@ -3,12 +3,12 @@
 #
 #   launch/skypilot.sh --regions R1,R2,... [OPTIONS] RECIPE [FLAGS of lowcomm train ...]
 #
-#   --regions R1,R2    CLOUD/REGION, one island each; the first has the rendezvous
-#   --nodes M          of each island (default: 1)
-#   --gpus KIND:N      of each node (default: A100:8)
-#   --run NAME         of clusters and run directory (default: lowcomm)
-#   --master ADDRESS   private address of the first island's first node; left out: asked of the first cluster
-#   --dry-run          print what would run, run nothing
+#   --regions R1,R2         CLOUD/REGION, one island each; the first has the rendezvous
+#   --nodes-per-island M    (default: 1)
+#   --gpus KIND:N           of each node (default: A100:8)
+#   --run NAME              of clusters and run directory (default: lowcomm)
+#   --master ADDRESS        private address of the first island's first node; left out: asked of the first cluster
+#   --dry-run               load the recipe and print what would run, run nothing
 #
 # The regions need one private network between them: a VPC that spans regions, peered VPCs, or launch/sites.
 # A node that was taken away: run the same again; clusters that are there stay, and the run resumes.
@@ -17,16 +17,19 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 source "$here/common.sh"
 
-regions="" nodes=1 gpus=A100:8 run=lowcomm master="" dry=""
+regions="" nodes_per_island=1 gpus=A100:8 run=lowcomm master="" dry=""
 while [ $# -gt 0 ]; do
   case $1 in
+    --help | -h) show_help "$0" ;;
     --dry-run) dry=1 ;;
-    --regions | --nodes | --gpus | --run | --master)
+    --regions | --nodes-per-island | --gpus | --run | --master)
       need_value "$1" $#
-      printf -v "${1#--}" %s "$2"
+      name=${1#--}
+      printf -v "${name//-/_}" %s "$2"
       shift
       ;;
-    -*) refuse OPTION "$1" "one of those at the head of $0" "put the flags of lowcomm train behind the recipe" ;;
+    --nodes) refuse OPTION "$1" "--nodes-per-island M, as --nodes counts those of all islands elsewhere" "pass it" ;;
+    -*) refuse OPTION "$1" "one of those that $0 --help lists" "put the flags of lowcomm train behind the recipe" ;;
     *) break ;;
   esac
   shift
@@ -34,7 +37,7 @@ done
 need_recipe $#
 need_match --regions "$regions" '^[a-z0-9]+/[a-z0-9-]+(,[a-z0-9]+/[a-z0-9-]+)*$' "CLOUD/REGION, separated by commas" \
   "pass --regions gcp/us-central1,gcp/europe-west4"
-need_integer --nodes "$nodes" 1 1000 "nodes of each island"
+need_integer --nodes-per-island "$nodes_per_island" 1 1000 "nodes of each island"
 need_match --gpus "$gpus" '^[A-Za-z0-9-]+:[1-9][0-9]*$' "KIND:NUMBER" "A100:8 is usual"
 need_match --run "$run" '^[a-z]([a-z0-9-]*[a-z0-9])?$' "lower-case letters, digits and dashes" "lowcomm is usual"
 [ -z "$master" ] || need_private --master "$master"
@@ -45,7 +48,7 @@ shift
 
 launch_command() { # ISLAND MASTER
   local place=${places[$1]}
-  quoted sky launch --yes --detach-run --retry-until-up --cluster "$run-$1" --infra "$place" --num-nodes "$nodes" \
+  one_line sky launch --yes --detach-run --retry-until-up --cluster "$run-$1" --infra "$place" --num-nodes "$nodes_per_island" \
     --gpus "$gpus" --workdir "$(dirname "$here")" --env "ISLAND=$1" --env "ISLANDS=$islands" --env "MASTER=$2" --env "RUN=$run" \
     --env "RECIPE=$recipe" --env "FLAGS=$([ $# -lt 3 ] || quoted "${@:3}")" "$here/skypilot.yaml"
 }
@@ -55,6 +58,9 @@ address_command() {
 }
 
 if [ -n "$dry" ]; then
+  island_size=$((nodes_per_island * ${gpus##*:}))
+  need_loadable python3 "$recipe" --islands "$islands" --island.size "$island_size" "$@"
+  echo "# $(totals "$islands" "$island_size" $((islands * nodes_per_island)))"
   launch_command 0 "$master" "$@"
   [ -n "$master" ] || { [ "$islands" -eq 1 ] || echo "MASTER=\$($(address_command))"; }
   for ((k = 1; k < islands; k++)); do

@@ -25,12 +25,14 @@ run_step() {
   command+=(bash "$here/slurm_task.sh" "$ranks" "$by_address" "${words[@]}" "$@")
 
   if [ -n "$dry" ]; then
-    quoted "${command[@]}"
+    need_loadable "${PYTHON:-python3}" "$1" --islands "$islands" --island.size "$island_size" "${@:2}"
+    echo "# $(totals "$islands" "$island_size" "$nodes")"
+    one_line "${command[@]}"
     read -r count other first <<<"$ranks"
     for ((rank = 0; rank < nodes; rank++)); do
       if [ -n "$other" ] && [ "$rank" -ge "$first" ]; then count=$other; fi
       echo "# and on node $rank, with the interface of its address:"
-      bash "$here/node.sh" --dry-run --across "${ACROSS:-INTERFACE}" --node-rank "$rank" --ranks "$count" \
+      LOWCOMM_RECIPE_LOADED=1 bash "$here/node.sh" --dry-run --across "${ACROSS:-INTERFACE}" --node-rank "$rank" --ranks "$count" \
         "${words[@]}" "$@" | sed 's/^/  /'
     done
     return

@@ -5,8 +5,10 @@
 set -euo pipefail
 BAD_INPUT_S=10
 stopped="" node=""
-trap 'stopped=1; [ -z "$node" ] || kill -TERM "$node" 2>/dev/null || true' TERM
+trap 'stopped=1; [ -z "$node" ] || kill -TERM "$node" 2>/dev/null || true' TERM INT HUP USR1 USR2
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=launch/common.sh
+source "$here/common.sh"
 read -r ranks other first <<<"$1"
 # SLURM_PROCID counts the nodes through all kinds of them
 if [ -n "$other" ] && [ "$SLURM_PROCID" -ge "$first" ]; then ranks=$other; fi
@@ -15,7 +17,7 @@ if [ "$2" = yes ]; then
   found=(--address "$(getent ahostsv4 "$SLURMD_NODENAME" | awk '{print $1; exit}')")
 fi
 [ -z "$stopped" ] || exit 1
-bash "$here/node.sh" --node-rank "$SLURM_PROCID" --ranks "$ranks" "${found[@]}" "${@:3}" &
+"${stopped_with_us[@]}" bash "$here/node.sh" --node-rank "$SLURM_PROCID" --ranks "$ranks" "${found[@]}" "${@:3}" &
 node=$!
 while :; do
   stopped="" code=0

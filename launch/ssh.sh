@@ -25,6 +25,7 @@ source "$here/common.sh"
 hosts="" dir=lowcomm-launch wheel="" python=python3 port=$DEFAULT_PORT ssh_config="" copy=1 tar="" firewalled="" dry=""
 while [ $# -gt 0 ]; do
   case $1 in
+    --help | -h) show_help "$0" ;;
     --dry-run) dry=1 ;;
     --no-copy) copy="" ;;
     --tar) tar=1 ;;
@@ -35,17 +36,18 @@ while [ $# -gt 0 ]; do
       printf -v "${option//-/_}" %s "$2"
       shift
       ;;
-    -*) refuse OPTION "$1" "one of those at the head of $0" "put the flags of lowcomm train behind the recipe" ;;
+    -*) refuse OPTION "$1" "one of those that $0 --help lists" "put the flags of lowcomm train behind the recipe" ;;
     *) break ;;
   esac
   shift
 done
 need_recipe $#
-recipe=$1
+recipe=$1 original=("$@")
 shift
 [ -n "$hosts" ] || refuse --hosts "" "a file with one machine per line" "copy launch/hosts.example"
 need_file --hosts "$hosts" "copy launch/hosts.example"
 need_match --dir "$dir" '^[A-Za-z0-9_][A-Za-z0-9_./-]*$' "a path below the home directory" "lowcomm-launch is usual"
+[[ /$dir/ != */../* ]] || refuse --dir "$dir" "a path below the home directory" "lowcomm-launch is usual"
 need_match --python "$python" '^[A-Za-z0-9_./-]+$' "a path without spaces" "python3 is usual"
 need_integer --port "$port" 1024 65535 "29500 is usual"
 [ -z "$wheel" ] || { need_file --wheel "$wheel" "python -m build --wheel makes one" && need_match --wheel "$wheel" '\.whl$' "a wheel" "python -m build --wheel makes one"; }
@@ -92,21 +94,32 @@ check_islands() {
 read_hosts
 check_islands
 
+left_out=(.git .venv runs build dist '*.egg-info' __pycache__ .pytest_cache .ruff_cache .hypothesis '*.partial')
+is_left_out() { # FILE, seen from the checkout
+  local part pattern parts
+  IFS=/ read -rd '' -a parts <<<"$1" || true
+  for part in "${parts[@]}"; do
+    # shellcheck disable=SC2053  # it is a pattern
+    for pattern in "${left_out[@]}"; do [[ ${part%$'\n'} != $pattern ]] || return 0; done
+  done
+  return 1
+}
+
 # A recipe inside this checkout is copied with it; any other file goes along by itself.
-file=${recipe%%:*} extra=""
+file=${recipe%:*} extra=""
+function=${recipe#"$file"}
 if [ -f "$file" ]; then
-  file=$(cd "$(dirname "$file")" && pwd)/$(basename "$file")
-  if [[ $file == "$root"/* && -z $wheel ]]; then
-    recipe=${file#"$root"/}${recipe#"${recipe%%:*}"}
+  [[ $file == /* ]] || file=$PWD/$file
+  if [[ $file == "$root"/* && $file != */../* && -z $wheel ]] && ! is_left_out "${file#"$root"/}"; then
+    recipe=${file#"$root"/}$function
   else
     extra=$file
-    recipe=launched/$(basename "$file")${recipe#"${recipe%%:*}"}
+    recipe=launched/${file##*/}$function
   fi
 fi
 
 connect=(ssh -o BatchMode=yes -o ServerAliveInterval=15 -o ServerAliveCountMax=8)
 [ -z "$ssh_config" ] || connect+=(-F "$ssh_config")
-left_out=(.git .venv runs build dist '*.egg-info' __pycache__ .pytest_cache .ruff_cache .hypothesis '*.partial')
 paths="$dir:$dir/kernels" only=""
 # python -m looks into the working directory first: a checkout that lies there from before would run instead of the wheel
 [ -z "$wheel" ] || paths="$dir/site" only="PYTHONSAFEPATH=1 "
@@ -128,25 +141,34 @@ start_command() { # NUMBER: DIR is seen from the home directory, where ssh start
   echo "cd $dir && PYTHONPATH=\$HOME/${paths//:/:\$HOME/} ${only}${gpu_free}exec bash launch/node.sh $(node_command "$1" --watch-stdin)"
 }
 
-copy_commands() { # NUMBER: one line each, run here
+rsync_words() { # as rsync -e reads them: it knows quotes, which double inside themselves, and no backslashes
+  local out="" word
+  for word in "$@"; do
+    if [[ $word == *[\ \'\"]* ]]; then out+=" '${word//\'/\'\'}'"; else out+=" $word"; fi
+  done
+  printf '%s\n' "${out# }"
+}
+
+# One line each, run here by bash. What a line sends to a machine is quoted for the shell there, then for bash.
+copy_commands() { # NUMBER
   local name=${names[$1]} to excludes=() pattern by_tar by_rsync file install
-  to=$(quoted "${connect[@]}" "$name")
+  to=$(one_line "${connect[@]}" "$name")
   for pattern in "${left_out[@]}"; do excludes+=("--exclude=$pattern"); done
   # with tar, what was removed here stays there
-  by_tar="tar -C $(quoted "$root") $(quoted "${excludes[@]}") -czf - . | $to $(quoted "mkdir -p $dir && tar -C $dir -xzf -")"
-  by_rsync="rsync -az --delete $(quoted "${excludes[@]}") --exclude=launched -e $(quoted "$(quoted "${connect[@]}")") $(quoted "$root/" "$name:$dir/")"
+  by_tar="tar -C $(one_line "$root") $(one_line "${excludes[@]}") -czf - . | $to $(one_line "mkdir -p $dir && tar -C $dir -xzf -")"
+  by_rsync="rsync -az --delete $(one_line "${excludes[@]}") --exclude=launched -e $(one_line "$(rsync_words "${connect[@]}")") $(one_line "$root/" "$name:$dir/")"
   if [ -n "$wheel" ]; then
-    file=$(basename "$wheel")
+    file=./${wheel##*/}
     install="rm -rf site && $python -m pip install --quiet --no-deps --no-index --target site $(quoted "$file")"
-    echo "tar -C $(quoted "$root") -cf - launch | $to $(quoted "mkdir -p $dir && tar -C $dir -xf -")"
-    echo "$to $(quoted "cd $dir && cat > $(quoted "$file") && $install") < $(quoted "$wheel")"
+    echo "tar -C $(one_line "$root") -cf - launch | $to $(one_line "mkdir -p $dir && tar -C $dir -xf -")"
+    echo "$to $(one_line "cd $dir && cat > $(quoted "$file") && $install") < $(one_line "$wheel")"
   elif [ -n "$use_rsync" ]; then
     echo "case \$($to 'command -v rsync || echo none') in none) echo launch: no rsync there, so tar copies; $by_tar ;; *) $by_rsync ;; esac"
   else
     echo "$by_tar"
   fi
   if [ -n "$extra" ]; then
-    echo "$to $(quoted "mkdir -p $dir/launched && cat > $dir/launched/$(basename "$extra")") < $(quoted "$extra")"
+    echo "$to $(one_line "mkdir -p $dir/launched && cat > $(quoted "$dir/launched/${extra##*/}")") < $(one_line "$extra")"
   fi
 }
 
@@ -154,12 +176,14 @@ use_rsync=1
 [ -z "$tar" ] && command -v rsync >/dev/null || use_rsync=""
 
 if [ -n "$dry" ]; then
+  need_recipe_there python3 "on every machine" "${original[@]}" --islands "$island_count" --island.size "$island_size"
+  echo "# $(totals "$island_count" "$island_size" "${#names[@]}")"
   for i in "${!names[@]}"; do
     echo "# ${names[i]}: machine $i of ${#names[@]}, island ${islands[i]} of $island_count"
     [ -z "$copy" ] || copy_commands "$i"
-    echo "$(quoted "${connect[@]}" "${names[i]}" "$(start_command "$i")") < hold"
+    echo "$(one_line "${connect[@]}" "${names[i]}" "$(start_command "$i")") < hold"
     echo "# which stays connected, and there runs:"
-    eval "bash $(quoted "$here/node.sh") --dry-run $(node_command "$i")" | sed 's/^/  /'
+    eval "LOWCOMM_RECIPE_LOADED=1 bash $(quoted "$here/node.sh") --dry-run $(node_command "$i")" | sed 's/^/  /'
   done
   exit 0
 fi
@@ -205,7 +229,7 @@ stop_all() { # let go: every machine sees the end of its input
 
 for i in "${!names[@]}"; do
   (
-    trap "" INT # of the terminal: ssh is to stay until its machine has saved
+    trap "" INT HUP # of the terminal: ssh is to stay until its machine has saved
     (
       echo "$BASHPID" >"$scratch/$i.pid"
       exec "${connect[@]}" "${names[i]}" "$(start_command "$i")"
@@ -213,7 +237,7 @@ for i in "${!names[@]}"; do
   ) {hold}>&- &
   children+=($!)
 done
-trap 'echo "launch: stopping: every island saves and leaves" >&2; stop_all' INT TERM HUP
+trap 'echo "launch: stopping: every island saves and leaves" >&2; stop_all' INT TERM HUP USR1 USR2
 
 codes=() waiting=${#children[@]}
 while [ "$waiting" -gt 0 ]; do

@@ -2,18 +2,20 @@
 
     checkpoints/ROUND/island-00000/{island,global}.safetensors  {island,global}.json  manifest.json
 
-ROUND is 000040 after round 40 and 000040-stop1 for a save inside a round. Each island renames its own directory into
-place, so that neither a shared file system nor a common clock is needed; a checkpoint counts if every island's part is
-complete and all were written by the same process group (their manifests name one session). Of islands with several
-ranks every rank saves its own part like an island of its own, numbered by its rank in the run. Tensors are safetensors,
-everything else is JSON: loading executes no code. Directories have mode 0700 and files 0600: an island's part may hold
-the key of its privacy noise.
+ROUND is 000040 after round 40; inside the next one, 000040-part1-2 is the second save of a run that was resumed once
+and 000040-stop1 the save with which it stopped. What a failure saves says so in its manifests. Each island renames its
+own directory into place, so that neither a shared file system nor a common clock is needed; a checkpoint counts if
+every island's part is complete and all were written by the same process group (their manifests name one session). Of
+islands with several ranks every rank saves its own part like an island of its own, numbered by its rank in the run.
+Tensors are safetensors, everything else is JSON: loading executes no code. Directories have mode 0700 and
+files 0600: an island's part may hold the key of its privacy noise.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -31,14 +33,21 @@ from lowcomm.types import CheckpointError
 Part = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors by name and JSON-able values."""
 
-NAME = re.compile(r"(\d{6,})(?:-stop(\d+))?")
+NAME = re.compile(r"(\d{6,})(?:-stop(\d+)|-part(\d+)-(\d+))?")
 FORMAT = 1
 
 
-def save(root: Path, name: str, island: int, parts: Mapping[str, Part], session: str) -> Path:
+UNUSABLE = "unusable"
+"""A failure that would come again from the same state."""
+
+
+def save(
+    root: Path, name: str, island: int, parts: Mapping[str, Part], session: str, failure: str | None = None
+) -> Path:
     """Write one island's parts as checkpoint `name` under `root`; returns its directory.
 
     session: equal on all islands, new after each resume, so that parts of two attempts are never mixed.
+    failure: what kind of failure made this island save; None: it is healthy.
     Raises CheckpointError (disk full, read-only, ...); earlier checkpoints are then as they were.
     """
     partial = root / f".partial-{name}-{island:05d}"
@@ -53,6 +62,8 @@ def save(root: Path, name: str, island: int, parts: Mapping[str, Part], session:
             for path in (partial / f"{part}.safetensors", partial / f"{part}.json"):
                 files[path.name] = {"sha256": _sync_and_hash(path), "bytes": path.stat().st_size}
         manifest = {"format": FORMAT, "checkpoint": name, "island": island, "session": session, "files": files}
+        if failure is not None:
+            manifest["failure"] = failure
         sealed = {**manifest, "sha256": seal(manifest)}
         (partial / "manifest.json").write_text(json.dumps(sealed, indent=1), encoding="utf-8")
         _sync_and_hash(partial / "manifest.json")
@@ -81,7 +92,7 @@ def names(root: Path) -> list[str]:
 
 
 def highest_stop(root: Path) -> int:
-    """The highest number after "-stop" in any name, complete or not; 0 if there is none."""
+    """The highest number after "-stop" or "-part" in any name, complete or not; 0 if there is none."""
     return max((max(_age(name)[1] - 1, 0) for name in names(root)), default=0)
 
 
@@ -89,6 +100,20 @@ def verified(root: Path, island: int) -> dict[str, str]:
     """Session by name of the checkpoints in which this island's part is whole (SHA-256 matches), oldest first."""
     whole = [name for name in names(root) if _problem(root, name, island) is None]
     return {name: _manifest(_island_dir(root, name, island))["session"] for name in whole}
+
+
+def failures(root: Path, island: int) -> dict[str, str]:
+    """Kind of failure by name of the checkpoints whose part of this island a failure saved."""
+    found = {name: _failure(_island_dir(root, name, island)) for name in names(root)}
+    return {name: failure for name, failure in found.items() if failure is not None}
+
+
+def _failure(directory: Path) -> str | None:
+    try:
+        failure = _manifest(directory).get("failure")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return failure if isinstance(failure, str) else None
 
 
 def remove_partial(root: Path, island: int) -> None:
@@ -115,17 +140,25 @@ def load(root: Path, name: str, island: int) -> dict[str, Part]:
 
 
 def prune(root: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints with all parts, and what never got complete before them.
+    """Remove all but the newest `keep` healthy checkpoints with all parts, and what never got complete before them.
 
     All parts: as many as the fullest checkpoint has here (a disk may hold one node's islands only), of one session.
+    Healthy: not every part was saved by a failure. Of those that are not, the newest is kept beside the healthy ones
+    until there is a newer healthy one.
     """
     sessions = {name: _sessions(root / name) for name in names(root)}
     parts = max((len(found) for found in sessions.values()), default=0)
     complete = [name for name, found in sessions.items() if len(found) == parts and len(set(found)) == 1]
-    kept = complete[-keep:]
+    healthy = [name for name in complete if not _is_of_failure(root / name)]
+    kept = {*healthy[-keep:], *complete[-1:]}
     for name in names(root):
-        if kept and name not in kept and _age(name) < _age(kept[-1]):
+        if kept and name not in kept and _age(name) < _age(complete[-1]):
             shutil.rmtree(root / name, ignore_errors=True)
+
+
+def _is_of_failure(directory: Path) -> bool:
+    """Whether every part was saved by a failure: where one island was told to stop, the others' failure is the stop."""
+    return all(_failure(island) is not None for island in directory.glob("island-*"))
 
 
 def _sessions(directory: Path) -> list[str]:
@@ -139,10 +172,13 @@ def _sessions(directory: Path) -> list[str]:
     return found
 
 
-def _age(name: str) -> tuple[int, int]:
+def _age(name: str) -> tuple[int, int, float]:
+    """Rounds; inside one 1 + the number of resumes, else 0; saves inside it, of which a stop is the last."""
     match = NAME.fullmatch(name)
     assert match is not None
-    return int(match[1]), 0 if match[2] is None else 1 + int(match[2])
+    if match[3] is not None:
+        return int(match[1]), 1 + int(match[3]), int(match[4])
+    return (int(match[1]), 0, 0) if match[2] is None else (int(match[1]), 1 + int(match[2]), math.inf)
 
 
 def _island_dir(root: Path, name: str, island: int) -> Path:

@@ -29,6 +29,7 @@ lowcomm {__version__}: train language models when the links between the machines
       [--trace trace.json]                     and what each island did when, for ui.perfetto.dev
   lowcomm recipes                              the recipes that came with the package
   lowcomm recipes copy NAME                    put one into the current directory to edit it
+  lowcomm recipes check RECIPE.py:FUNCTION ... load one and read its flags as `lowcomm train` would; starts nothing
   lowcomm doctor [--json FILE]                 what is installed, which network is used; link speeds under torchrun
 
 On several machines: torchrun --nnodes ... -m lowcomm.cli train RECIPE.py:FUNCTION
@@ -77,6 +78,9 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
         from lowcomm.config import RunConfig
 
         _parse(RunConfig(), ["--help"], "lowcomm train FILE.py:FUNCTION")
+    from lowcomm.run.ranks import follow_supervisor
+
+    follow_supervisor()
     import torch
 
     from lowcomm.model import Full, Scratch
@@ -104,10 +108,8 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
 
 
 def _train_here(config: RunConfig, rank: int) -> int:
-    from lowcomm.run.ranks import follow_supervisor
     from lowcomm.trainer import train
 
-    follow_supervisor()
     try:
         code = train(config)
     except ConfigError as error:
@@ -138,7 +140,10 @@ def _after(directory: Path, code: int) -> int:
 def _parse(default: RunConfig, arguments: Sequence[str], prog: str) -> RunConfig:
     import tyro
 
-    caught = io.StringIO()
+    from lowcomm.run.host_checks import check_home
+
+    check_home()  # fields have paths below it
+    caught, arguments = io.StringIO(), _with_values(arguments)
     try:
         with contextlib.redirect_stderr(caught):
             plain = (tyro.conf.AvoidSubcommands,)  # `Mechanism | None` is what the recipe makes it
@@ -148,6 +153,19 @@ def _parse(default: RunConfig, arguments: Sequence[str], prog: str) -> RunConfig
             raise
         words = re.sub(r"[─-╿]+", " ", caught.getvalue())
         raise ConfigError(" ".join(words.split())) from None
+
+
+def _with_values(arguments: Sequence[str]) -> list[str]:
+    """`--resume` alone, which is a field of three values, as `--resume True`; `--no-resume` as `--resume False`."""
+    given: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == "--no-resume":
+            given += ["--resume", "False"]
+            continue
+        given.append(argument)
+        if argument == "--resume" and following not in ("auto", "True", "False"):
+            given.append("True")
+    return given
 
 
 def _federation(arguments: Sequence[str]) -> int:
@@ -198,9 +216,23 @@ def _recipes(arguments: Sequence[str]) -> int:
         for recipe in packaged():
             print(f"{recipe.name:<{width}}  {recipe.summary}")
         return 0
+    if arguments[0] == "check" and len(arguments) > 1:
+        return _check_recipe(arguments[1:])
     if arguments[0] != "copy" or len(arguments) != 2:
-        raise ConfigError("usage: lowcomm recipes | lowcomm recipes copy NAME")
+        raise ConfigError("usage: lowcomm recipes | lowcomm recipes copy NAME | lowcomm recipes check RECIPE [FLAGS]")
     print(f"wrote {copy(arguments[1], Path.cwd())}")
+    return 0
+
+
+def _check_recipe(arguments: Sequence[str]) -> int:
+    from lowcomm.config import check
+    from lowcomm.membership import DEFAULT_ISLANDS
+    from lowcomm.recipe import load
+
+    config = _parse(load(arguments[0]), arguments[1:], f"lowcomm train {arguments[0]}")
+    islands = DEFAULT_ISLANDS if config.islands is None else config.islands
+    check(config, islands)
+    print(f"{arguments[0]}: run {config.name}, {islands} islands, {config.steps} inner steps")
     return 0
 
 

@@ -108,9 +108,11 @@ class CheckpointConfig:
     """When and how many checkpoints are kept."""
 
     every_rounds: int | None = None
-    """Rounds between checkpoints (with DDP: multiples of sync.every steps); None: only when stopped by a signal."""
+    """Rounds between checkpoints (with DDP: multiples of sync.every steps); None: as every_s says."""
+    every_s: float | None = 300.0
+    """Seconds of training that a failure may cost: the longest time between checkpoints. None: as every_rounds says."""
     keep: int = 2
-    """Complete checkpoints kept; older ones are removed after a newer one is complete."""
+    """Complete checkpoints kept, not counting one that a failure saved; older ones are removed after a newer one."""
     stop_at_step: int | None = None
     """Save, leave with status "stopped" and exit code 3 after this inner step (resume later); None: run to the end."""
     export: bool = True
@@ -139,8 +141,8 @@ class RunConfig:
     """CPU threads per island process. None: cores / processes on this machine, at least 1."""
     run_dir: Path | None = None
     """Directory of everything the run leaves behind. None: runs/NAME."""
-    resume: bool = False
-    """Continue from the newest complete checkpoint of the run directory."""
+    resume: bool | Literal["auto"] = False
+    """Continue from the newest complete checkpoint of the run directory; auto: if there is one, else start."""
     log_every: int = 10
     """Inner steps between two lines of metrics per island."""
     tensorboard: bool = True
@@ -205,6 +207,9 @@ def check(config: RunConfig, islands: int) -> None:
     stop_at = config.checkpoint.stop_at_step
     stops = stop_at is None or stop_at < config.steps
     require(stops, "checkpoint.stop_at_step", stop_at, f"1 to {config.steps - 1}, below steps", "leave it out")
+    every_s = config.checkpoint.every_s
+    ok = every_s is None or 0 < every_s < float("inf")
+    require(ok, "checkpoint.every_s", every_s, "a finite number above 0, or None for off", "300 is five minutes")
     require(config.checkpoint.keep >= 1, "checkpoint.keep", config.checkpoint.keep, "1 or more", "2 is usual")
 
 

@@ -38,11 +38,17 @@ class World:
     def from_environment(cls) -> World:
         """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as torchrun sets them; LOWCOMM_STORE of our own ranks."""
         get = os.environ.get
+        if "RANK" in os.environ and "WORLD_SIZE" not in os.environ:
+            raise ConfigError(
+                f"RANK = {get('RANK')!r} is not allowed: RANK and WORLD_SIZE, or none of them. Fix: start with "
+                "torchrun, or unset RANK"
+            )
+        size, local_size = _from_environment("WORLD_SIZE", 1, 1), _from_environment("LOCAL_WORLD_SIZE", 1, 1)
         return cls(
-            rank=int(get("RANK", "0")),
-            size=int(get("WORLD_SIZE", "1")),
-            local_rank=int(get("LOCAL_RANK", "0")),
-            local_size=int(get("LOCAL_WORLD_SIZE", "1")),
+            rank=_from_environment("RANK", 0, 0, size - 1),
+            size=size,
+            local_rank=_from_environment("LOCAL_RANK", 0, 0, local_size - 1),
+            local_size=local_size,
             store=Path(get("LOWCOMM_STORE", "")) if get("LOWCOMM_STORE") else None,
         )
 
@@ -87,6 +93,17 @@ class Membership:
         """Leave all groups; safe to call twice."""
         self.transport.close()
         self.everyone.close()
+
+
+def _from_environment(name: str, default: int, lowest: int, highest: int | None = None) -> int:
+    """A whole number that torchrun sets. Raises ConfigError for any other value."""
+    given = os.environ.get(name)
+    if given is None:
+        return default
+    ok = given.isascii() and given.isdigit() and lowest <= int(given) and (highest is None or int(given) <= highest)
+    legal = f"a whole number from {lowest}" + ("" if highest is None else f" to {highest}")
+    require(ok, name, given, legal, "start with torchrun, which sets it, or unset it")
+    return int(given)
 
 
 def count_islands(config: RunConfig, world: World) -> tuple[int, int]:
@@ -145,7 +162,14 @@ def join(config: RunConfig, world: World, device: torch.device, transport: Trans
     timeout_s, streams = config.sync.timeout_s, config.sync.streams
     store = None if world.store is None else open_store(world.store, timeout_s)
     alone = config.island.size == 1
-    everyone = Collective.open(device, timeout_s, streams if alone else 1, store, world.rank, world.size)
+    try:
+        everyone = Collective.open(device, timeout_s, streams if alone else 1, store, world.rank, world.size)
+    except (RuntimeError, ValueError, OSError) as error:  # what torch raises here is of all three kinds
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"rank {world.rank} could not join the other {world.size - 1}: {cause}. "
+            "Fix: correct MASTER_ADDR, MASTER_PORT (another program may use it) or GLOO_SOCKET_IFNAME"
+        ) from error
     if alone:
         members = Membership(transport=everyone, everyone=everyone, mesh=None, store=store)
         members.close_listeners("groups")

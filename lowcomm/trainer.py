@@ -6,16 +6,19 @@ import math
 
 import torch
 
+from lowcomm import checkpoint
 from lowcomm.config import RunConfig
 from lowcomm.federated import report_clients
 from lowcomm.run.assembly import Run, World, assemble, preflight
+from lowcomm.run.cadence import Cadence
 from lowcomm.run.clock import start_together
 from lowcomm.run.finale import Evaluation, evaluate, export, holding_global_weights, write_summary
 from lowcomm.run.journal import Journal
 from lowcomm.run.privacy_spent import Counts
-from lowcomm.run.resume import load_newest, save_now, start_files
+from lowcomm.run.resume import is_finite, load_newest, save_now, start_files
+from lowcomm.run.signals import tell_stopped, who_stopped
 from lowcomm.transport.base import Transport
-from lowcomm.types import CheckpointError, LowcommError, SyncError
+from lowcomm.types import CheckpointError, LowcommError, SyncError, UnusableError
 
 DONE, FAILED, STOPPED = 0, 1, 3
 """Exit codes; 2 (bad input) is given by the command line before anything starts."""
@@ -37,13 +40,11 @@ def train(config: RunConfig, world: World | None = None, transport: Transport | 
     run.stop.install()
     try:
         start_files(run)
-        if config.resume:
-            load_newest(run)
-        else:
+        if not (config.resume and load_newest(run)):
             run.start = start_together(run.members.everyone, 0.0)
         return Loop(run).run_to_end()
     finally:
-        run.stop.restore()
+        run.stop.restore(leaving=world.under_torchrun)
         run.progress.close()
         run.metrics.close()
         run.members.close()
@@ -57,6 +58,8 @@ class Loop:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.journal = Journal(run)
+        self.cadence = Cadence(run.config.checkpoint.every_s, run.members.everyone)
+        run.sync.listeners.append(lambda _: self.cadence.synced(run.sync.wait))
         self.save_failure: str | None = None
 
     def run_to_end(self) -> int:
@@ -71,12 +74,13 @@ class Loop:
                 if self.should_stop():
                     return self.stop("stopped")
             sync.finish()
-        except SyncError:
-            if not self.is_finite():  # a checkpoint of these weights would hide the good one before it
+        except SyncError as error:
+            if not is_finite(run):  # a checkpoint of these weights would hide the good one before it
                 write_summary(run, "failed", self.journal.time_s())
                 raise
-            self.stop("failed" if run.stop.signal is None else "stopped")
-            if run.stop.signal is not None:
+            told = run.stop.signal is not None or who_stopped(sync.transport.islands) is not None
+            self.stop("stopped" if told else "failed", error)
+            if told:
                 return STOPPED
             raise
         except LowcommError:
@@ -115,10 +119,6 @@ class Loop:
         self.journal.note(note)
         return True
 
-    def is_finite(self) -> bool:
-        """Whether every local weight is a finite number."""
-        return all(bool(t.isfinite().all()) for replica in self.run.sync.replicas for t in replica.held.values())
-
     def step(self) -> None:
         """One inner step on every local island."""
         run, sync = self.run, self.run.sync
@@ -139,7 +139,7 @@ class Loop:
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"the loss of island {sync.transport.local[i]} is {loss} at inner step {step + 1}: the run stops. "
-                    "Fix: lower --inner.optimizer.lr or --sync.outer.lr, and --resume from the last checkpoint"
+                    "Fix: start a new run, with another --run-dir and a lower learning rate of the inner optimizer"
                 )
             self.journal.losses[i] += loss
             self.journal.trained[i] += 1
@@ -172,11 +172,30 @@ class Loop:
         every = run.config.eval.every
         if every is not None and boundary and sync.step < run.config.steps and self._passed(every):
             self.evaluate()
-        rounds = run.config.checkpoint.every_rounds
         if 0 in sync.transport.lost and not run.world.relayed:
             raise SyncError("island 0, which writes what the run leaves behind, is gone: the run stops")
-        if rounds is not None and boundary and sync.rounds_done % rounds == 0 and not sync.transport.lost:
+        if gradients:
+            self.cadence.synced(sync.wait)  # every step is a sync
+        if not sync.transport.lost:
+            self.save_if_due(boundary, gradients)
+
+    def save_if_due(self, boundary: bool, gradients: bool) -> None:
+        """Save by the number of rounds or by the clock; boundary: the next step begins a round."""
+        sync, cadence = self.run.sync, self.cadence
+        rounds = self.run.config.checkpoint.every_rounds
+        if boundary and (cadence.due or (rounds is not None and sync.rounds_done % rounds == 0)):
             self.save(f"{sync.rounds_done:06d}")
+        elif cadence.due or (not gradients and self._part_is_due()):
+            part = cadence.next_part(sync.rounds_done)
+            self.save(f"{sync.rounds_done:06d}-part{self.run.resumes}-{part}")
+
+    def _part_is_due(self) -> bool:
+        """Whether this island's clock asks for a save inside the round; alike on its ranks, which save one step."""
+        sync, mesh = self.run.sync, self.run.members.mesh
+        if self.cadence.every_s is None or any(r.steps != sync.step for r in sync.replicas):
+            return False  # after a resume some of the islands of one process may be ahead for a while
+        due = self.cadence.part_is_due()
+        return due if mesh is None else bool(mesh.rows(torch.tensor([due])).any())
 
     def _passed(self, every: int) -> bool:
         """Whether a multiple of `every` lies in the steps of the period that just ended."""
@@ -196,31 +215,44 @@ class Loop:
             wanted = bool(mesh.rows(torch.tensor([wanted])).any())
         return wanted or (at is not None and step == at)
 
-    def stop(self, status: str) -> int:
-        """Save inside the round, say so, and leave. Raises CheckpointError if a stop could not be saved."""
+    def stop(self, status: str, error: SyncError | None = None) -> int:
+        """Save inside the round, say so, and leave. Raises CheckpointError if a stop could not be saved.
+
+        error: the failure that stops the run, unless it is only that others were told to stop before.
+        """
         run = self.run
         name = f"{run.sync.rounds_done:06d}-stop{run.resumes}"
-        asked = "a signal to another rank" if run.config.checkpoint.stop_at_step != run.sync.step else "stop_at_step"
-        cause = run.stop.signal or (asked if status == "stopped" else "a sync failed")
-        saved = self.save(name)
+        cause = run.stop.signal or ("a sync failed" if status == "failed" else self._who_asked())
+        kind = checkpoint.UNUSABLE if isinstance(error, UnusableError) else "exchange"
+        saved = self.save(name, kind if status == "failed" else None)
         if saved:
-            note = f"{status} ({cause}) at inner step {run.sync.step}, saved as {name}; continue with --resume"
+            note = f"{status} ({cause}) at inner step {run.sync.step}, saved as {name}; continue with --resume auto"
             run.progress.note(note)
             self.journal.note(note)
+        if status == "stopped" and saved:
+            tell_stopped(run.sync.transport.local[0], cause)
         write_summary(run, status if saved else "failed", self.journal.time_s())
         if status == "stopped" and not saved:
             raise CheckpointError(f"stopped ({cause}), but not saved: {self.save_failure}")
         return STOPPED
 
-    def save(self, name: str) -> bool:
+    def _who_asked(self) -> str:
+        if self.run.config.checkpoint.stop_at_step == self.run.sync.step:
+            return "stop_at_step"
+        elsewhere = who_stopped(self.run.sync.transport.islands)
+        return "a signal to another rank" if elsewhere is None else f"island {elsewhere[0]} was: {elsewhere[1]}"
+
+    def save(self, name: str, failure: str | None = None) -> bool:
         """Save; a full disk does not stop training, but the run won't end with exit code 0."""
         try:
-            save_now(self.run, name, self.journal.time_s())
+            save_now(self.run, name, self.journal.time_s(), failure)
         except CheckpointError as error:
             self.save_failure = str(error)
             self.run.progress.note(f"warning: {error}")
             self.journal.note(f"warning: {error}")
             return False
+        finally:
+            self.cadence.saved()
         return True
 
     def evaluate(self) -> Evaluation:

@@ -41,6 +41,10 @@ class TransportError(SyncError):
     """The transport itself failed: a connection was lost, or nothing came within the time limit."""
 
 
+class UnusableError(SyncError):
+    """Too few contributions were usable: from the same state the exchange would fail again."""
+
+
 class AbandonedError(TransportError):
     """The transport of another rank of this island failed; this rank's own works."""
 

@@ -7,12 +7,12 @@ from typing import Any, cast
 
 import pytest
 import torch
-from lowcomm.sync.handshake import compare
 from torch import Tensor
 
 from lowcomm.federation.packing import unpack, unpack_answers, unpack_requests
 from lowcomm.island.mesh import Mesh
 from lowcomm.island.part import gather_texts
+from lowcomm.sync.handshake import compare
 from lowcomm.transport import Collective, Simulated
 from lowcomm.transport.base import texts_of
 from lowcomm.transport.relay import Answer, Request

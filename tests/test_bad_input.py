@@ -112,6 +112,8 @@ OUT_OF_RANGE = [
     ("sync.streams", "65", "1 to 64"),
     ("eval.every", "0", "1 or more, or None for off"),
     ("checkpoint.every_rounds", "0", "1 or more, or None for off"),
+    ("checkpoint.every_s", "0", "a finite number above 0, or None for off"),
+    ("checkpoint.every_s", "inf", "a finite number above 0, or None for off"),
     ("checkpoint.keep", "0", "1 or more"),
     ("checkpoint.stop_at_step", "0", "1 or more, or None for off"),
     ("checkpoint.stop_at_step", "12", "1 to 11, below steps"),
@@ -359,7 +361,7 @@ def test_directory_with_a_run(refuse: Refuse, tmp_path: Path) -> None:
     assert "holds no run to resume. Fix: leave out --resume" in line
     (used / "config.json").write_text("{}", encoding="utf-8")
     line = refuse("--run-dir", str(used))
-    assert f"run_dir = {str(used)!r} already holds a run. Fix: pass --resume, another --run-dir" in line
+    assert f"run_dir = {str(used)!r} already holds a run. Fix: pass --resume auto, which starts it over" in line
     assert [p.name for p in used.iterdir()] == ["config.json"]
     line = refuse("--run-dir", str(used / "config.json"))
     assert "is a file. Fix: pass --run-dir DIR" in line

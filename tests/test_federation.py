@@ -447,12 +447,15 @@ def test_the_certificate_is_the_servers(
 
 
 def test_a_client_that_does_not_trust_the_server_does_not_start(keys: Path, tls_server: int, tmp_path: Path) -> None:
-    """A real SuperNode against a server that has another authority's certificate."""
+    """It asks the server before it starts a SuperNode."""
     assert main(["federation", "keys", "--directory", str(tmp_path / "other"), "--clients", "1"]) == 0
     server = ["--superlink", f"127.0.0.1:{tls_server}", "--ca", str(tmp_path / "other" / "ca.crt")]
     own = ["--keys", str(keys / "client-0"), "--client", "0", "--clients", "3", "--port", str(free_port(1))]
     refused = launch("launch/federation/client.sh", *server, *own, "--python", sys.executable, "diloco.py:smoke")
-    is_refusal(refused, f"--ca = '{tmp_path / 'other' / 'ca.crt'}'")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("lowcomm: error: the server at ") and "did not sign" in line and "Fix: get ca.crt" in line
+    assert not (keys / "client-0" / "supernode.log").exists()
 
 
 # bad input

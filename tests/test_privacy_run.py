@@ -211,7 +211,12 @@ def spec_of(privacy: Mechanism | None, rule: Aggregator, codec: Codec, schedule:
     ("rule", "codec", "schedule", "words"),
     [
         (Mean(), Int8(), EveryH(), "sync.aggregator.by = 'tokens'"),
-        (FedIT(rank=2, by="uniform"), Int8(), EveryH(), "sync.aggregator = FedIT.*looks at single contributions"),
+        (
+            FedIT(rank=2, by="uniform"),
+            Int8(exchange="gather"),
+            EveryH(),
+            "sync.aggregator = FedIT.*looks at single contributions",
+        ),
         (UNIFORM, LocalResidual(codec=TopK()), EveryH(), "sync.codec = LocalResidual"),
         (UNIFORM, ErrorFeedback(codec=Rqm()), EveryH(), "sync.codec = Rqm"),
         (UNIFORM, Int8(), EveryStep(), "sync.schedule = EveryStep"),

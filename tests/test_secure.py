@@ -70,7 +70,7 @@ def one_round(sync: LocalSGD) -> torch.Tensor:
 def plain_sum(left: Sequence[int], secure: SecureSum, islands: int = N) -> torch.Tensor:
     """Weights after a round whose sum is made of the same integers without masks."""
     sync = build(Simulated(islands), None)
-    sync.state.spec.schedule = dataclasses.replace(EveryH())
+    sync.state.spec = dataclasses.replace(sync.state.spec, schedule=EveryH())
     start = toy.flat(list(sync.weights().values()))
     local = [toy.Net() for _ in range(islands)]
     for k, model in enumerate(local):

@@ -212,7 +212,7 @@ def test_a_sync_exchanges_rows_and_nothing_else(estimate: Estimate) -> None:
     fragment = sync.state.fragments[0]
     assert "mean" not in vars(fragment)  # nothing to average: no buffer for it
     held = [p.data_ptr() for p in sync.replicas[0].tensors(fragment)]
-    assert held == [v.data_ptr() for v in fragment.outer_params]  # the global weights are the weights
+    assert held == [v.data_ptr() for v in sync.state.anchors[0][0].params]  # the global weights are the weights
     sync.finish()
 
 

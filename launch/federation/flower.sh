@@ -13,15 +13,16 @@ settings() { # HOME: environment of every Flower process; its programs start oth
 }
 
 shown() { # COMMAND ...: as --dry-run prints it, for a shell with a PATH of its own
-  local line word words=() directory=''
+  local word line=''
   for word in "$@"; do
-    case $word in
-      PATH=*) directory=${word#PATH=} directory=${directory%%:*} words+=(PATH=:) ;;
-      *) words+=("$word") ;;
-    esac
+    # only what `settings` put there
+    if [[ $word == PATH=* && $word == "${environment[3]:-}" ]]; then
+      line+=" PATH=$(one_line "$(dirname "$python")"):\"\$PATH\""
+    else
+      line+=" $(one_line "$word")"
+    fi
   done
-  line=$(quoted "${words[@]}")
-  printf '%s\n' "${line/PATH=:/PATH=$(quoted "$directory"):\"\$PATH\"}"
+  printf '%s\n' "${line# }"
 }
 
 need_flower() { # before anything starts; lowcomm looks at the version

@@ -19,6 +19,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/flower.sh"
 keys='' clients='' ready='' host=127.0.0.1 port=9092 patience_s=600
 while [ $# -gt 0 ]; do
   case $1 in
+    --help | -h) show_help "$0" ;;
     --dry-run) dry_run=true ;;
     --patience-s) need_value "$1" $# && patience_s=$2 && shift ;;
     --keys | --clients | --ready | --host | --port | --python)
@@ -26,7 +27,7 @@ while [ $# -gt 0 ]; do
       printf -v "${1#--}" %s "$2"
       shift
       ;;
-    *) refuse OPTION "$1" "one of those at the head of $0" "leave it out; recipes are named by the clients" ;;
+    *) refuse OPTION "$1" "one of those that $0 --help lists" "leave it out; recipes are named by the clients" ;;
   esac
   shift
 done
@@ -55,14 +56,15 @@ need_flower
 for file in "$keys/ca.crt" "$keys/server/server.crt" "$keys/server/server.key" "${known[@]}"; do
   need_file --keys "$file" "lowcomm federation keys --directory $keys --clients $clients --host $host"
 done
-"${link[@]}" >"$keys/server/superlink.log" 2>&1 &
+need_free_port --port "$port" "$host"
+"${stopped_with_us[@]}" "${link[@]}" >"$keys/server/superlink.log" 2>&1 &
 pids=($!)
 trap 'stop "${pids[@]}"' EXIT
-trap 'exit 143' TERM
+trap 'exit 143' TERM HUP USR1 USR2
 trap 'exit 130' INT
 "${lowcomm[@]}" register "${server[@]}" --wait-s 60 "${known[@]}"
 [ -z "$ready" ] || touch "$ready"
-"${lowcomm[@]}" run "${server[@]}" --clients "$clients" --patience-s "$patience_s" &
+"${stopped_with_us[@]}" "${lowcomm[@]}" run "${server[@]}" --clients "$clients" --patience-s "$patience_s" &
 pids=("$!" "${pids[@]}")
 code=0
 wait "${pids[0]}" || code=$?

@@ -135,7 +135,7 @@ write_all() {
       --sites) need_value "$1" $# && sites=$2 && shift ;;
       --out) need_value "$1" $# && out=$2 && shift ;;
       --dry-run) dry=1 ;;
-      *) refuse OPTION "$1" "--sites, --out or --dry-run" "see the head of $0" ;;
+      *) refuse OPTION "$1" "--sites, --out or --dry-run" "see $0 --help" ;;
     esac
     shift
   done
@@ -157,7 +157,8 @@ write_all() {
 }
 
 case ${1:-} in
+  --help | -h) show_help "$0" ;;
   key) make_key "${@:2}" ;;
   write) write_all "${@:2}" ;;
-  *) refuse COMMAND "${1:-}" "key or write" "see the head of $0" ;;
+  *) refuse COMMAND "${1:-}" "key or write" "see $0 --help" ;;
 esac

@@ -26,7 +26,7 @@ from lowcomm.exchange.roll_call import agree
 from lowcomm.exchange.segments import Plan, Sender
 from lowcomm.state.cohort import Cohort
 from lowcomm.state.outgoing import Arrived, Outgoing
-from lowcomm.types import PayloadError, SyncError
+from lowcomm.types import PayloadError, UnusableError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def _reduce(way: Way, out: Outgoing, cohort: Cohort) -> Arrived:
         _read_all(out, plan, j, coming[j](), bad)
     if failed := agree(transport, bad):
         whose = "; ".join(f"chunk of island {k}: {why}" for k, why in failed.items())
-        raise SyncError(f"round {out.round.index}: a packed sum is unusable ({whose}). Nothing was committed.")
+        raise UnusableError(f"round {out.round.index}: a packed sum is unusable ({whose}). Nothing was committed.")
     arrived = way.arrived(out, cohort, [sender.state_after() for sender in senders])
     seconds = [owner.second for owner in owners]
     states = [{**s, SECOND: e} if e is not None else s for s, e in zip(arrived.states, seconds, strict=True)]

@@ -77,39 +77,71 @@ def fingerprint(public_key: Path) -> str:
 
 
 def check_server(address: str, authority: Path, wait_s: float = 0.0) -> None:
-    """Raise ConfigError unless a server at `address` (host:port) shows a certificate that `authority` signed.
+    """Raise ConfigError unless a server at `address` (HOST:PORT, [IPV6]:PORT) shows a good certificate of `authority`.
 
-    wait_s: how long to try again where nothing listens.
+    wait_s: how long to try again where nothing listens, which is said once.
     """
-    host, _, port = address.rpartition(":")
-    require(host != "" and port.isdigit(), "superlink", address, "HOST:PORT", "pass --superlink 127.0.0.1:9092")
+    host, port = _host_and_port(address)
     try:
         context = ssl.create_default_context(cafile=str(authority))
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"ca = {str(authority)!r} is no certificate ({error}). Fix: get ca.crt from the server's owner"
         ) from error
-    until = time.monotonic() + wait_s
+    until, said = time.monotonic() + wait_s, False
     while True:
         try:
-            with socket.create_connection((host, int(port)), timeout=CONNECT_S) as plain:
+            with socket.create_connection((host, port), timeout=CONNECT_S) as plain:
                 with context.wrap_socket(plain, server_hostname=host):
                     return
         except ssl.SSLCertVerificationError as error:
-            raise ConfigError(
-                f"the server at {address} shows a certificate that {authority} did not sign ({error.verify_message}; "
-                f"SHA-256 {_shown_by(host, int(port))}). Fix: get ca.crt from the server's owner by another way"
-            ) from error
+            raise ConfigError(_fault(error, address, authority, _shown_by(host, port))) from error
         except (OSError, ssl.SSLError) as error:
             if time.monotonic() > until:
                 raise ConfigError(
                     f"there is no TLS server at {address} ({error}). Fix: start it, or correct --superlink"
                 ) from error
+            if not said:
+                print(f"waiting up to {wait_s:g} s for a TLS server at {address} ({error})", flush=True)
+                said = True
         time.sleep(0.1)
 
 
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ConfigError(f"superlink = {address!r} is not allowed: HOST:PORT. Fix: write [{host}]:{port}")
+    ok = host != "" and port.isascii() and port.isdigit() and 1 <= int(port) <= 65535
+    require(ok, "superlink", address, "HOST:PORT with a port from 1 to 65535", "pass --superlink 127.0.0.1:9092")
+    return host, int(port)
+
+
+NOT_YET_VALID, EXPIRED, OTHER_NAME, OTHER_ADDRESS = 9, 10, 62, 64
+"""X509_V_ERR_* of OpenSSL."""
+
+
+def _fault(error: ssl.SSLCertVerificationError, address: str, authority: Path, shown: str) -> str:
+    """What is wrong with the certificate that the server at `address` shows; shown: its SHA-256."""
+    start = f"the server at {address} shows a certificate that"
+    facts = f"({error.verify_message}; SHA-256 {shown})"
+    if error.verify_code == EXPIRED:
+        fix = "ask the server's owner for new ones (lowcomm federation keys), or correct this machine's clock"
+        return f"{start} has expired, or that of {authority} has {facts}. Fix: {fix}"
+    if error.verify_code == NOT_YET_VALID:
+        return f"{start} is not valid yet {facts}. Fix: correct this machine's clock, or the server's"
+    if error.verify_code in (OTHER_NAME, OTHER_ADDRESS):
+        fix = "pass --superlink with the name that it was made for (lowcomm federation keys --host)"
+        return f"{start} is for another name {facts}. Fix: {fix}"
+    return f"{start} {authority} did not sign {facts}. Fix: get ca.crt from the server's owner by another way"
+
+
 def _shown_by(host: str, port: int) -> str:
-    certificate = ssl.get_server_certificate((host, port), timeout=CONNECT_S)
+    try:
+        certificate = ssl.get_server_certificate((host, port), timeout=CONNECT_S)
+    except (OSError, ssl.SSLError):
+        return "unknown, as it answers no longer"
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate)).hexdigest()[:32]
 
 
@@ -163,7 +195,7 @@ def _general_name(host: str) -> GeneralName:
     from cryptography import x509
 
     try:
-        return x509.IPAddress(ipaddress.ip_address(host))
+        return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
     except ValueError:
         return x509.DNSName(host)
 

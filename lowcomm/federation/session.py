@@ -272,7 +272,7 @@ class Session:
 
         why = (
             f"{client.name} was lost to the run, which goes on without it, and may not come back ({client.lost}). "
-            "Fix: let the run end, or stop it and start all clients with --resume"
+            "Fix: let the run end, or stop it and start all clients with --resume auto"
         )
         self.grid.push_messages([Message(pack_answers([], why), client.node, "query", ttl=TTL_S)])
 

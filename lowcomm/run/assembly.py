@@ -22,8 +22,9 @@ from lowcomm.membership import Membership, World, count_islands, join
 from lowcomm.model import build_model
 from lowcomm.report.metrics import Metrics
 from lowcomm.report.progress import Progress
+from lowcomm.run.host_checks import check_host
 from lowcomm.run.privacy_spent import Ledger, ledger_of, secure, training_shards
-from lowcomm.run.run_dir import available_cores, check_directory, lock
+from lowcomm.run.run_dir import available_cores, check_directory, has_checkpoint, lock
 from lowcomm.run.signals import StopFlag
 from lowcomm.sync import LocalSGD
 from lowcomm.transport.base import Transport
@@ -75,8 +76,9 @@ def preflight(config: RunConfig, world: World) -> tuple[RunConfig, Data]:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device = 'cuda' is not allowed: torch sees no GPU here. Fix: pass --device cpu")
     check_directory(config.directory, config.resume)
-    if config.resume:
+    if config.resume is True or (config.resume == "auto" and has_checkpoint(config.directory)):
         check_resumable(config, islands)
+    check_host(config, world, on_gpu=config.device != "cpu" and torch.cuda.is_available())
     data = build_data(config.data, islands, config.seed)
     for island in range(islands):
         data.shard(island)  # an empty shard is bad input too

@@ -116,7 +116,8 @@ def export(run: Run) -> None:
     except (OSError, SafetensorError) as error:
         cause = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(
-            f"the export could not be written to {directory}: {cause}. Fix: free some space and continue with --resume"
+            f"the export could not be written to {directory}: {cause}. "
+            "Fix: free some space and continue with --resume auto"
         ) from error
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from lowcomm.config import RunConfig
-from lowcomm.run.ranks import run_ranks
-from lowcomm.run.run_dir import available_cores, write_json
+from lowcomm.run.ranks import Ended, run_ranks
+from lowcomm.run.run_dir import available_cores, has_checkpoint, write_json
 
 
 def launch(config: RunConfig, arguments: Sequence[str]) -> int:
@@ -24,28 +24,39 @@ def launch(config: RunConfig, arguments: Sequence[str]) -> int:
     # inherited by the islands, before their torch is imported
     settings = {"OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
     ended = run_ranks(processes, arguments, settings)
-    if ended.signal is not None:
-        return {"stopped": 3, "done": 0, "budget spent": 0}.get(_status(config) or "", 1)
-    return _after_failure(config, ended.failed) if ended.failed else 0
+    _tell(config, ended)
+    return ended.code
 
 
-def _after_failure(config: RunConfig, codes: Mapping[int, int]) -> int:
-    """The run's exit code for the islands' exit codes before the others were asked to stop."""
-    if set(codes.values()) <= {2}:
-        return 2
-    if set(codes.values()) <= {3}:
-        return 3
-    for island, code in codes.items():
+def _tell(config: RunConfig, ended: Ended) -> None:
+    """Name the ranks that a signal killed before the others were asked to stop, and put the summary right."""
+    size = config.island.size or 1
+    for rank, code in ended.failed.items():
         if code < 0:
+            who = f"island {rank}" if size == 1 else f"rank {rank} (island {rank // size})"
+            hint = " (by hand, or as memory ran out)" if code == -signal.SIGKILL else ""
             print(
-                f"lowcomm: error: island {island} was killed by {signal.Signals(-code).name}: the run stops. "
-                "Earlier checkpoints are intact. Fix: continue with --resume",
+                f"lowcomm: error: {who} was killed by {signal.Signals(-code).name}{hint}: the run stops. "
+                f"{_what_is_left(config)}. Fix: pass --resume auto",
                 file=sys.stderr,
             )
-    if _status(config) == "stopped":  # written by an island that only saw the signal that asked it to stop
-        path = config.directory / "summary.json"
+    unsaved = [rank for rank, code in ended.codes.items() if code not in (0, 3) and rank not in ended.failed]
+    if ended.signal is not None and unsaved:
+        cause = signal.Signals(ended.signal).name
+        print(
+            f"lowcomm: error: {cause} came, and ranks {unsaved} ended without having saved. {_what_is_left(config)}. "
+            "Fix: pass --resume auto",
+            file=sys.stderr,
+        )
+    path = config.directory / "summary.json"
+    if ended.code == 1 and _status(config) == "stopped":  # by an island that saved, which not all did
         write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "status": "failed"})
-    return 1
+
+
+def _what_is_left(config: RunConfig) -> str:
+    if has_checkpoint(config.directory):
+        return "Earlier checkpoints are intact"
+    return "There is no checkpoint yet, so that it starts over"
 
 
 def _status(config: RunConfig) -> str | None:

@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals of schedulers and terminals on which the ranks are asked to save and leave, unless they are ignored."""
+from lowcomm.run.signals import STOPPING
+
 POLL_S = 0.05
 STOP_S = 120.0
 """What a save may take after a signal; a rank that takes longer is killed."""
@@ -45,10 +45,10 @@ class Ended:
     @property
     def code(self) -> int:
         """One for all: 0 done, 2 bad input, 3 stopped with everything saved, else 1."""
-        told = set(self.failed.values()) or set(self.codes.values())
-        if told <= {0}:
-            return 0
-        return 2 if told <= {2} else 3 if told <= {0, 3} else 1
+        codes = set(self.codes.values())
+        if self.failed and set(self.failed.values()) == {2}:
+            return 2  # the others may have been asked to stop before they had come as far
+        return 0 if codes <= {0} else 3 if codes <= {0, 3} else 1
 
 
 def run_ranks(count: int, arguments: Sequence[str], settings: Mapping[str, str]) -> Ended:
@@ -72,12 +72,12 @@ def run_ranks(count: int, arguments: Sequence[str], settings: Mapping[str, str])
 
 
 def follow_supervisor() -> None:
-    """In a rank: be asked to save and leave when what started it is gone. Nothing in other processes."""
-    expected = os.environ.get(SUPERVISOR)
-    if expected is None or not sys.platform.startswith("linux"):
+    """In a rank: be asked to save and leave when what started it is gone, torchrun too. Nothing in other processes."""
+    if "RANK" not in os.environ or not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != int(expected):  # it went before that was set
+    expected = os.environ.get(SUPERVISOR)
+    if expected is not None and os.getppid() != int(expected):  # it went before that was set
         os.kill(os.getpid(), signal.SIGTERM)
 
 

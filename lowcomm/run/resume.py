@@ -30,15 +30,19 @@ def start_files(run: Run) -> None:
         write_json(run.directory / "partition.json", run.data.partition)
 
 
-def save_now(run: Run, name: str, time_s: float) -> None:
-    """Save this process's islands, or its part of one, as checkpoint `name`.
+def save_now(run: Run, name: str, time_s: float, failure: str | None = None) -> None:
+    """Save this process's islands, or its part of one, as checkpoint `name`. failure: what made it save, if one did.
 
     Raises CheckpointError; nothing older is touched.
     """
     if run.sync.transport.lost:
         raise CheckpointError(
             f"a checkpoint would lack the part of islands {sorted(run.sync.transport.lost)}, which are gone. "
-            "Fix: let the run end, or --resume with all islands from the last checkpoint"
+            "Fix: let the run end, or start all islands again with --resume auto"
+        )
+    if not is_finite(run):
+        raise CheckpointError(
+            f"the weights are NaN or infinite, so that checkpoint {name} was not saved. Earlier ones are intact"
         )
     root = run.directory / "checkpoints"
     sharded = run.members.mesh is not None
@@ -52,17 +56,34 @@ def save_now(run: Run, name: str, time_s: float) -> None:
         parts: dict[str, checkpoint.Part] = {"island": (tensors, values)}
         if sharded or (run.world.local_rank == 0 and i == 0):  # of several ranks each has its own shard of it
             parts["global"] = global_part(run.sync.state)
-        checkpoint.save(root, name, number, parts, run.session)
+        checkpoint.save(root, name, number, parts, run.session, failure)
     if run.world.local_rank == 0:
         checkpoint.prune(root, run.config.checkpoint.keep)
 
 
-def load_newest(run: Run) -> None:
-    """Load the newest checkpoint that is whole on every island. Raises CheckpointError if there is none."""
+def is_finite(run: Run) -> bool:
+    """Whether every local and global weight held here is a finite number."""
+    held = [t for replica in run.sync.replicas for t in replica.held.values()]
+    return all(
+        bool(t.isfinite().all()) for t in [*held, *(a.weights for shared in run.sync.state.anchors for a in shared)]
+    )
+
+
+def load_newest(run: Run) -> bool:
+    """Load the newest checkpoint that is whole on every island and can be gone on from; whether there is one.
+
+    Raises CheckpointError if there is none, unless config.resume is "auto".
+    """
     root = run.directory / "checkpoints"
     name, stops = _newest_common(run)
+    if name is None and run.config.resume == "auto":
+        _start_over(run, stops)
+        return False
     if name is None:
-        raise CheckpointError(f"{root} holds no checkpoint that is whole on every island: start again without --resume")
+        raise CheckpointError(
+            f"{root} holds no checkpoint that is whole on every island. Fix: pass --resume auto, which starts the run "
+            "over in its directory, or another --run-dir"
+        )
     for i, number in enumerate(run.members.everyone.local):
         checkpoint.remove_partial(root, number)
         parts = checkpoint.load(root, name, number)
@@ -82,22 +103,47 @@ def load_newest(run: Run) -> None:
     known = checkpoint.names(root)
     skipped = known[known.index(name) + 1 :]
     note = f"resumed from checkpoint {name} at inner step {run.sync.step}"
-    note += f"; skipped as incomplete or corrupt: {', '.join(skipped)}" if skipped else ""
+    failed = [n for n in skipped if n in checkpoint.failures(root, run.members.everyone.local[0])]
+    torn = [n for n in skipped if n not in failed]
+    note += f"; skipped as incomplete or corrupt: {', '.join(torn)}" if torn else ""
+    note += f"; skipped as the failure that saved it would come again: {', '.join(failed)}" if failed else ""
+    _note(run, note)
+    return True
+
+
+def _note(run: Run, note: str) -> None:
     run.progress.note(note)
     if run.world.writes:
         line: dict[str, Any] = {"event": "note", "note": note, "step": run.sync.step, "time_s": run.base_time_s}
         run.metrics.write(line)
 
 
+def _start_over(run: Run, stops: int) -> None:
+    """Begin at step 0 in a directory whose run left nothing to go on from, if there was one. Nothing of it is read."""
+    for number in run.members.everyone.local:
+        checkpoint.remove_partial(run.directory / "checkpoints", number)
+    run.resumes = stops
+    if (run.directory / "metrics.jsonl").stat().st_size:
+        _note(run, "no checkpoint is whole on every island: the run starts over")
+
+
 def _newest_common(run: Run) -> tuple[str | None, int]:
-    """The newest checkpoint whose parts are all whole and of one session, and the highest number of a stop anywhere."""
+    """The newest checkpoint whose parts are all whole and of one session, and the highest number of a stop anywhere.
+
+    One that a failure saved which would come again counts only where there is no other.
+    """
     transport = run.members.everyone
     root = run.directory / "checkpoints"
     stops = checkpoint.highest_stop(root)
     rows = [
-        torch.frombuffer(bytearray(json.dumps([checkpoint.verified(root, k), stops]).encode()), dtype=torch.uint8)
+        torch.frombuffer(
+            bytearray(json.dumps([checkpoint.verified(root, k), stops, checkpoint.failures(root, k)]).encode()),
+            dtype=torch.uint8,
+        )
         for k in transport.local
     ]
     tables = texts_of(transport.gather_sized(rows))
     common = [name for name, session in tables[0][0].items() if all(t[0].get(name) == session for t in tables)]
-    return (common[-1] if common else None), max(t[1] for t in tables)
+    hopeless = [n for n in common if all(t[2].get(n) == checkpoint.UNUSABLE for t in tables)]
+    preferred = [n for n in common if n not in hopeless] or common
+    return (preferred[-1] if preferred else None), max(t[1] for t in tables)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import torch
 
@@ -30,7 +30,15 @@ def write_json(path: Path, value: Any) -> None:
     partial.replace(path)
 
 
-def check_directory(directory: Path, resume: bool) -> None:
+Resume = bool | Literal["auto"]
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Whether any island's part of a checkpoint is here."""
+    return any((directory / "checkpoints").glob("*/island-*"))
+
+
+def check_directory(directory: Path, resume: Resume) -> None:
     """Raise ConfigError if a run can't start in (or resume from) this directory. Creates nothing."""
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"run_dir = {str(directory)!r} is a file. Fix: pass --run-dir DIR")
@@ -43,17 +51,22 @@ def check_directory(directory: Path, resume: bool) -> None:
         raise ConfigError(f"run_dir = {str(directory)!r} can't be written. Fix: pass --run-dir with a writable place")
 
 
-def _check_holds_run(directory: Path, resume: bool) -> None:
+def _check_holds_run(directory: Path, resume: Resume) -> None:
+    if resume == "auto":
+        return
     has_run = (directory / "config.json").exists()
     if resume and not has_run:
         raise ConfigError(f"run_dir = {str(directory)!r} holds no run to resume. Fix: leave out --resume")
-    if resume and not any((directory / "checkpoints").glob("*/island-*")):
+    if resume and not has_checkpoint(directory):
         raise ConfigError(
-            f"run_dir = {str(directory)!r} holds a run without a checkpoint. Fix: remove it and leave out --resume"
+            f"run_dir = {str(directory)!r} holds a run without a checkpoint. "
+            "Fix: pass --resume auto, which starts it over there, or another --run-dir"
         )
     if has_run and not resume:
+        more = "continues it" if has_checkpoint(directory) else "starts it over there, as it has no checkpoint"
         raise ConfigError(
-            f"run_dir = {str(directory)!r} already holds a run. Fix: pass --resume, another --run-dir, or remove it"
+            f"run_dir = {str(directory)!r} already holds a run. Fix: pass --resume auto, which {more}, or another "
+            "--run-dir"
         )
 
 
@@ -73,7 +86,7 @@ def _in_use(directory: Path) -> ConfigError:
     return ConfigError(f"run_dir = {str(directory)!r} is in use by another run. Fix: pass another --run-dir")
 
 
-def lock(directory: Path, rank: int, resume: bool) -> IO[str]:
+def lock(directory: Path, rank: int, resume: Resume) -> IO[str]:
     """Create the directory and take its lock; keep the file open as long as the run. Two runs in one are refused.
 
     rank: of the first process of each node. Nodes may share the file system, so that each has a lock file of its own.

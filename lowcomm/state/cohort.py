@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lowcomm.aggregate import Aggregator
-from lowcomm.types import Round, SyncError
+from lowcomm.types import Round, UnusableError
 
 Refuse = Callable[[int, Sequence[float]], str | None]
 """Why numbers that an island (its number) put into a section can't be used; None: they can."""
@@ -47,7 +47,7 @@ class Cohort:
     """Numbers of every island, in island order, by the name of the section."""
 
     def without(self, bad: Mapping[int, str], aggregator: Aggregator, round: Round, quorum: float) -> Cohort:
-        """This cohort with more islands left out. Raises SyncError if too few are left."""
+        """This cohort with more islands left out. Raises UnusableError if too few are left."""
         dropped = {**self.dropped, **bad}
         weights = weigh(self.tokens, dropped, aggregator, round, quorum, self.expected)
         return dataclasses.replace(self, weights=weights, dropped=dropped)
@@ -61,13 +61,13 @@ def weigh(
     quorum: float,
     expected: frozenset[int] | None,
 ) -> list[float]:
-    """Weights of all islands. Raises SyncError if fewer than `quorum` (a fraction) of those expected are usable."""
+    """Weights of all islands. Raises UnusableError if fewer than `quorum` (a fraction) of those expected are usable."""
     wanted = range(len(tokens)) if expected is None else expected
     kept = [t if i in wanted and i not in dropped else 0.0 for i, t in enumerate(tokens)]
     usable = len(wanted) - len(dropped)
     if usable < max(1.0, quorum * len(wanted)) or not sum(kept) > 0:
         reasons = "; ".join(f"island {i}: {why}" for i, why in dropped.items()) or "no island trained a token"
-        raise SyncError(
+        raise UnusableError(
             f"round {round.index} has no quorum: {usable} of {len(wanted)} islands are usable "
             f"({reasons}). Nothing was committed."
         )
