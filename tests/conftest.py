@@ -1,15 +1,56 @@
-"""One thread everywhere, and the switch that rewrites golden files."""
+"""One thread everywhere, hypothesis' profiles, which tests stay together, and the switch that rewrites golden files."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+LONG_FACTOR = 10
+"""Examples of a property in `make test-long`, as a multiple of those in `make test`."""
+
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("default")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--regenerate-golden", action="store_true", help="rewrite tests/golden from what the code does now"
     )
+    parser.addoption("--long", action="store_true", help="whole matrices, and many more examples of each property")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Files whose tests take long first; with xdist a file's tests stay in one process, which share its fixtures.
+
+    What sets up network namespaces or asks for fixed ports is one group over all files: never two at once.
+    """
+    long = config.getoption("--long")
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.get_closest_marker("network") is None, item.path not in slow))  # stable
+    for item in items:
+        if item.get_closest_marker("long") and not long:
+            item.add_marker(pytest.mark.skip(reason="long: make test-long runs it"))
+        if not item.get_closest_marker("xdist_group"):
+            network = item.get_closest_marker("network") is not None
+            item.add_marker(pytest.mark.xdist_group("network" if network else item.path.name))
+        if long:
+            _more_examples(item)
+
+
+def _more_examples(item: pytest.Item) -> None:
+    """Multiply the examples of a property, whatever it asks for itself."""
+    function = getattr(item, "obj", None)
+    inner = getattr(function, "_hypothesis_internal_use_settings", None)
+    if inner is not None and not getattr(function, "_lengthened", False):
+        function._hypothesis_internal_use_settings = settings(inner, max_examples=LONG_FACTOR * inner.max_examples)
+        function._lengthened = True
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether whole matrices are to be run."""
+    return bool(request.config.getoption("--long"))
 
 
 @pytest.fixture
