@@ -11,6 +11,7 @@ BENCH ?= tuning tuning_delay "quality --preset nano" "quality --preset tiny" cod
 	streams segments simulation_cost batched sweep fedlora zeroth_order fed_peft membership fed_overhead "kernels cpu" "kernels aot" fuzz_codecs readme
 PYTEST_FLAGS ?=
 WORKERS ?= 2
+KERNELS := $(VENV)/.kernels-compiled
 
 .DEFAULT_GOAL := help
 .PHONY: help venv train test test-long style lint docs bench clean
@@ -44,9 +45,14 @@ train: $(STAMP)
 test: style
 	@$(BIN)/basedpyright --pythonpath $(BIN)/python >$(VENV)/types.log 2>&1 & types=$$!; \
 	trap 'kill $$types 2>/dev/null' EXIT INT TERM; \
+	$(MAKE) --no-print-directory $(KERNELS) && \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_FLAGS); tests=$$?; \
 	wait $$types || { cat $(VENV)/types.log; exit 1; }; \
 	exit $$tests
+
+$(KERNELS): $(STAMP) $(wildcard kernels/lowcomm_kernels/*/*.py)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.compile_kernels
+	@touch $@
 
 test-long:
 	@$(MAKE) test PYTEST_FLAGS="--long --timeout 3000 $(PYTEST_FLAGS)"

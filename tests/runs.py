@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import inspect
+import itertools
 import json
 import multiprocessing
 import os
@@ -47,6 +49,9 @@ def post_local():
 def streaming():
     return variant("streaming", Path({corpus!r}), None)
 """
+
+
+_PORTS = itertools.count(os.getpid() * 61)
 
 
 def write_corpus(directory: Path) -> Path:
@@ -132,15 +137,23 @@ def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A TCP port of 127.0.0.1 that nobody has, from a range that the kernel gives to nobody by itself.
+
+    Workers begin at different ones, and no port is given twice: whoever asked for the last one may not have it yet.
+    """
+    while True:
+        port = 10_000 + next(_PORTS) % 10_000
+        with socket.socket() as s:
+            with contextlib.suppress(OSError):
+                s.bind(("127.0.0.1", port))
+                return port
 
 
 def forkserver() -> ForkServerContext:
     """Where processes are forked; the first use in a session decides what it has loaded."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lowcomm.trainer", "transformers.models.llama.modeling_llama", "tests.runs"])
+    heavy = ["lowcomm.trainer", "transformers.models.llama.modeling_llama", "peft"]
+    context.set_forkserver_preload([*heavy, "tests.runs"])
     return context
 
 

@@ -28,7 +28,8 @@ from tests.golden_rounds import ISLANDS, LEFT, PORTABLE, cases, left_behind, loo
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "rounds.json"
-pytestmark = pytest.mark.timeout(1000)  # the first test waits for all processes, on a machine that may be busy
+# the first test waits for all processes, on a machine that may be busy
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 SAME_BITS = platform.machine() in ("x86_64", "AMD64")
 
 
