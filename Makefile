@@ -46,7 +46,7 @@ test: style
 	@$(BIN)/basedpyright --pythonpath $(BIN)/python >$(VENV)/types.log 2>&1 & types=$$!; \
 	trap 'kill $$types 2>/dev/null' EXIT INT TERM; \
 	$(MAKE) --no-print-directory $(KERNELS) && \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_FLAGS); tests=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS); tests=$$?; \
 	wait $$types || { cat $(VENV)/types.log; exit 1; }; \
 	exit $$tests
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+NETWORK = frozenset(f"test_{name}.py" for name in ("netlab", "launch_sites", "launch_slurm", "launch_ssh"))
+"""Files that set up network namespaces, whose names and addresses are the machine's."""
 LONG_FACTOR = 10
 """Examples of a property in `make test-long`, as a multiple of those in `make test`."""
 
@@ -21,21 +25,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Files whose tests take long first; with xdist a file's tests stay in one process, which share its fixtures.
-
-    What sets up network namespaces or asks for fixed ports is one group over all files: never two at once.
-    """
+    """Files whose tests take long come first, so that no worker begins one when the other has nothing left."""
     long = config.getoption("--long")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.get_closest_marker("network") is None, item.path not in slow))  # stable
+    items.sort(key=lambda item: item.path not in slow)  # stable
     for item in items:
         if item.get_closest_marker("long") and not long:
             item.add_marker(pytest.mark.skip(reason="long: make test-long runs it"))
-        if not item.get_closest_marker("xdist_group"):
-            network = item.get_closest_marker("network") is not None
-            item.add_marker(pytest.mark.xdist_group("network" if network else item.path.name))
         if long:
             _more_examples(item)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Workers take whole files, whose tests share fixtures; those of `NETWORK` are one, so that no two run at once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0].rpartition("/")[2]
+            return "network" if file in NETWORK else file
+
+    return ByFile(config, log)
 
 
 def _more_examples(item: pytest.Item) -> None:

@@ -54,7 +54,6 @@ def inside(host: int, script: str, etc: Path) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.network
 @pytest.mark.skipif(REASON is not None, reason=f"no tunnel here: {REASON}")
 def test_a_tunnel_carries_tcp_and_the_firewall_is_loaded(tmp_path: Path) -> None:
     Path("/etc/wireguard").mkdir(exist_ok=True)

@@ -22,11 +22,7 @@ TOOLS = ("slurmctld", "slurmd", "munged", "mungekey", "sbatch", "srun", "ip")
 PATH = f"/usr/sbin:/usr/local/sbin:{os.environ['PATH']}"
 MISSING = [tool for tool in TOOLS if shutil.which(tool, path=PATH) is None]
 REASON = f"not installed: {', '.join(MISSING)}" if MISSING else None if os.geteuid() == 0 else "namespaces need root"
-pytestmark = [
-    pytest.mark.skipif(REASON is not None, reason=f"no SLURM here: {REASON}"),
-    pytest.mark.slow,
-    pytest.mark.network,
-]
+pytestmark = [pytest.mark.skipif(REASON is not None, reason=f"no SLURM here: {REASON}"), pytest.mark.slow]
 CONFIG = """
 ClusterName=laboratory
 SlurmctldHost={host}(127.0.0.1)

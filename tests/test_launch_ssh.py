@@ -22,11 +22,7 @@ from tests.test_package import build_wheel
 
 SSHD = shutil.which("sshd", path=f"/usr/sbin:/usr/local/sbin:{os.environ['PATH']}")
 REASON = why_not() or (None if SSHD else "sshd is not installed") or (None if shutil.which("ssh") else "ssh is missing")
-pytestmark = [
-    pytest.mark.skipif(REASON is not None, reason=f"no ssh between hosts here: {REASON}"),
-    pytest.mark.slow,
-    pytest.mark.network,
-]
+pytestmark = [pytest.mark.skipif(REASON is not None, reason=f"no ssh between hosts here: {REASON}"), pytest.mark.slow]
 # Each host has a home of its own; ssh starts in it. South has rsync unless there is a directory of programs without it.
 SSHD_CONFIG = """
 Port 2222

@@ -90,7 +90,6 @@ print((time.monotonic() - connected))
 """
 
 
-@pytest.mark.network
 @pytest.mark.skipif(why_not() is not None, reason=f"no shaped network here: {why_not()}")
 def test_a_real_laboratory(tmp_path: Path) -> None:
     """1 MB at 40 Mbit/s takes 0.2 s and a round trip; the interfaces count it; nothing is left behind."""
