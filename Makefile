@@ -10,13 +10,16 @@ TORCH_FLAGS ?=
 BENCH ?= tuning tuning_delay "quality --preset nano" "quality --preset tiny" codecs fewer_bytes schedules sync_cost core islands \
 	streams segments simulation_cost batched sweep fedlora zeroth_order fed_peft membership fed_overhead "kernels cpu" "kernels aot" fuzz_codecs readme
 PYTEST_FLAGS ?=
+WORKERS ?= 2
+KERNELS := $(VENV)/.kernels-compiled
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test lint docs bench clean
+.PHONY: help venv train test test-long style lint docs bench clean
 
 help:
 	@echo "make train   install, then pretrain a small model on four islands of this machine (minutes)"
 	@echo "make test    install, lint, then run the whole test suite"
+	@echo "make test-long  the same with whole matrices and ten times the examples of each property (hours)"
 	@echo "make lint    ruff and basedpyright"
 	@echo "make docs    build the documentation into build/docs; a warning is an error"
 	@echo "make bench   run the benchmarks (hours); one of them: make bench BENCH=sync_cost"
@@ -38,12 +41,27 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 train: $(STAMP)
 	$(BIN)/lowcomm train recipes/diloco.py:pretrain_cpu --islands 4 --run-dir runs/diloco-$$(date +%Y%m%d-%H%M%S)
 
-test: lint
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+# The type check takes one core for most of a minute, so it runs beside the tests, which wait for each other now and then.
+test: style
+	@$(BIN)/basedpyright --pythonpath $(BIN)/python >$(VENV)/types.log 2>&1 & types=$$!; \
+	trap 'kill $$types 2>/dev/null' EXIT INT TERM; \
+	$(MAKE) --no-print-directory $(KERNELS) && \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS); tests=$$?; \
+	wait $$types || { cat $(VENV)/types.log; exit 1; }; \
+	exit $$tests
 
-lint: $(STAMP)
+$(KERNELS): $(STAMP) $(wildcard kernels/lowcomm_kernels/*/*.py)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.compile_kernels
+	@touch $@
+
+test-long:
+	@$(MAKE) test PYTEST_FLAGS="--long --timeout 3000 $(PYTEST_FLAGS)"
+
+style: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint: style
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 docs: $(STAMP)

@@ -26,15 +26,6 @@ from lowcomm.sync import LocalSGD
 from lowcomm.transport import Collective, Simulated
 from lowcomm.types import DivergenceError, SyncError
 from tests import toy
-from tests.methods import INNERS, OUTERS, SCHEDULES, name, whole_codecs
-
-
-def all_methods() -> dict[str, list[str]]:
-    """Trajectory of every outer optimizer, schedule, codec and inner optimizer."""
-    seen = {f"outer {name(o)}": toy.trajectory(toy.build(1, outer=o)) for o in OUTERS}
-    seen |= {f"schedule {name(s)}": toy.trajectory(toy.build(1, schedule=s)) for s in SCHEDULES}
-    seen |= {f"codec {name(c)}": toy.trajectory(toy.build(1, codec=c)) for c in whole_codecs()}
-    return seen | {f"inner {name(i)}": toy.trajectory(toy.build(1, inner=i)) for i in INNERS}
 
 
 def bytes_on_the_wire() -> dict[str, int]:
@@ -160,7 +151,6 @@ def late() -> dict[str, object]:
 
 JOBS = {
     "late": late,
-    "all_methods": all_methods,
     "bytes_on_the_wire": bytes_on_the_wire,
     "mismatch": mismatch,
     "killed_peer": killed_peer,

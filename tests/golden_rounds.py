@@ -158,7 +158,7 @@ class Loop:
         return self(Simulated(ISLANDS))
 
     def __call__(self, transport: Transport) -> dict[str, Any]:
-        """Hashes of the global weights after every round and at the end, and of each island's own weights then."""
+        """Hashes of the global weights after every round and at the end; each island's own then, and its bytes."""
         sync, models, inners = self.build(transport)
         seen: list[str] = []
         sync.listeners.append(lambda report: seen.append(sha256(sync.weights())))
@@ -166,7 +166,13 @@ class Loop:
             inner_step(sync, models, inners, step)
         sync.finish()
         own = {k: sha256(dict(m.named_parameters())) for k, m in zip(transport.local, models, strict=True)}
-        return {"rounds": [*seen, sha256(sync.weights())], "islands": own}
+        wire = sync.transport
+        counted = zip(wire.local, wire.sent_bytes, wire.received_bytes, strict=True)
+        return {
+            "rounds": [*seen, sha256(sync.weights())],
+            "islands": own,
+            "bytes": {k: [sent, received] for k, sent, received in counted},
+        }
 
 
 def inner_step(sync: lc.LocalSGD, models: list[nn.Module], inners: list[Any], step: int) -> None:

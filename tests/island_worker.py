@@ -1,11 +1,14 @@
-"""What test_islands.py runs in real processes: 2 islands of 2 ranks, every kind, every combination in COMBINATIONS.
+"""What test_islands.py runs in real processes: 2 islands of 2 ranks, every kind, the combinations of `usable`.
 
-python -m tests.island_worker OUT_DIR KIND...
+python -m tests.island_worker OUT_DIR long|short KIND...
+
+The four ranks are forks of one process: what takes long to import is imported once.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import sys
@@ -140,9 +143,8 @@ def cut_by_columns(parameter: torch.Tensor) -> bool:
     return getattr(parameter, "placements", ()) == (Shard(1),)
 
 
-def resumed(kind: str, combination: str, mesh: Mesh) -> dict[str, Any]:
-    """The same run, saved inside its second round into other objects, which go on."""
-    whole = run(*build(kind, combination, transport(mesh), mesh))
+def resumed(kind: str, combination: str, whole: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """The run that gave `whole`, saved inside its second round into other objects, which go on."""
     sync, islands = build(kind, combination, transport(mesh), mesh)
     run(sync, islands, last=EVERY + 2)
     sync.wait()  # its groups are those of the other objects
@@ -216,22 +218,23 @@ def evaluated(kind: str, mesh: Mesh) -> dict[str, Any]:
     return {"losses": losses.tolist(), "counts": list(island.parameter_counts()), "state": sums}
 
 
-def usable(kind: str) -> list[str]:
+def usable(kind: str, long: bool) -> list[str]:
     """Combinations that are run with a kind: ZeRO has no data-parallel steps; its stages share what they hold.
 
-    A tensor parallel island takes many times as long on a CPU, and codecs see rows and shards as everywhere.
+    A tensor parallel island takes many times as long on a CPU. Codecs see the shards of FSDP as those of other kinds,
+    which meet all of them only in long runs.
     """
-    if kind == "tensor":
-        return ["fp32", "two-bit, streaming", "data-parallel"]
+    some = ["fp32", "two-bit, streaming"]
     if kind in ("zero2", "zero2-offload"):
-        return ["fp32", "two-bit, streaming"]
-    return [c for c in COMBINATIONS if c != "data-parallel" or not kind.startswith("zero")]
+        return some
+    every = list(COMBINATIONS) if (long and kind != "tensor") or kind in ("ddp", "fsdp") else [*some, "data-parallel"]
+    return [c for c in every if c != "data-parallel" or not kind.startswith("zero")]
 
 
-def one(kind: str, mesh: Mesh) -> dict[str, Any]:
+def one(kind: str, long: bool, mesh: Mesh) -> dict[str, Any]:
     """Everything about one kind."""
-    seen: dict[str, Any] = {c: run(*build(kind, c, transport(mesh), mesh)) for c in usable(kind)}
-    seen["resumed"] = resumed(kind, "two-bit, streaming", mesh)
+    seen: dict[str, Any] = {c: run(*build(kind, c, transport(mesh), mesh)) for c in usable(kind, long)}
+    seen["resumed"] = resumed(kind, "two-bit, streaming", seen["two-bit, streaming"], mesh)
     if kind == "fsdp":
         cases = (("fp32", "sum"), ("int4", "swap"), ("int4", "roll"))
         seen["broken"] = [broken(kind, combination, where, mesh) for combination, where in cases]
@@ -239,21 +242,37 @@ def one(kind: str, mesh: Mesh) -> dict[str, Any]:
     return seen
 
 
-def main() -> None:
+def rank_main(rank: int, out: Path, long: bool, kinds: Sequence[str]) -> None:
     """Run the kinds in this rank; one file for each, with what went wrong if so."""
-    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     mesh = Mesh.build(2, timeout_s=60)
-    for kind in sys.argv[2:]:
+    for kind in kinds:
         try:
-            result = one(kind, mesh)
+            result = one(kind, long, mesh)
         except Exception:
             result = {"error": traceback.format_exc()}
-        path = Path(sys.argv[1]) / f"{kind}.{dist.get_rank()}.json"
-        path.write_text(json.dumps(result), encoding="utf-8")
+        (out / f"{kind}.{rank}.json").write_text(json.dumps(result), encoding="utf-8")
         if "error" in result:
             break  # the other ranks may be anywhere
-    os._exit(0)
+
+
+def main() -> None:
+    """Fork the ranks and wait for them. No thread runs yet, and no group or autograd was used."""
+    torch.set_num_threads(1)
+    for heavy in ("deepspeed", "torch.distributed.fsdp", "torch.distributed.pipelining", "transformers.models.llama"):
+        importlib.import_module(heavy)
+    children: list[int] = []
+    for rank in range(4):
+        child = os.fork()
+        if child == 0:
+            try:
+                rank_main(rank, Path(sys.argv[1]), sys.argv[2] == "long", sys.argv[3:])
+            finally:
+                os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import importlib
 import inspect
+import itertools
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -43,6 +49,9 @@ def post_local():
 def streaming():
     return variant("streaming", Path({corpus!r}), None)
 """
+
+
+_PORTS = itertools.count(os.getpid() * 61)
 
 
 def write_corpus(directory: Path) -> Path:
@@ -130,15 +139,23 @@ def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A TCP port of 127.0.0.1 that nobody has, from a range that the kernel gives to nobody by itself.
+
+    Workers begin at different ones, and no port is given twice: whoever asked for the last one may not have it yet.
+    """
+    while True:
+        port = 10_000 + next(_PORTS) % 10_000
+        with socket.socket() as s:
+            with contextlib.suppress(OSError):
+                s.bind(("127.0.0.1", port))
+                return port
 
 
 def forkserver() -> ForkServerContext:
     """Where processes are forked; the first use in a session decides what it has loaded."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lowcomm.trainer", "transformers.models.llama.modeling_llama", "tests.runs"])
+    heavy = ["lowcomm.trainer", "transformers.models.llama.modeling_llama", "peft"]
+    context.set_forkserver_preload([*heavy, "tests.runs"])
     return context
 
 
@@ -158,6 +175,67 @@ def _child(function: Callable[..., int | None], args: tuple[Any, ...], log: str,
     os.environ.update(environment)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     sys.exit(function(*args))
+
+
+class Template:
+    """A process that has imported what takes long to import, and forks children that run functions."""
+
+    def __init__(self, modules: Sequence[str], environment: dict[str, str]) -> None:
+        """environment: set before the imports, and in every child."""
+        self._wire, theirs = forkserver().Pipe()
+        self._process = forkserver().Process(target=_serve, args=(theirs, tuple(modules), environment))
+        self._process.start()
+        theirs.close()
+
+    def run(
+        self,
+        function: Callable[..., int | None],
+        args: Sequence[Any],
+        environments: Sequence[dict[str, str]],
+        log: Path,
+    ) -> list[int]:
+        """Exit codes of one child per environment, each running `function(*args)`; their output goes to the log."""
+        self._wire.send((function, tuple(args), tuple(environments), str(log)))
+        if not self._wire.poll(230):
+            self.close()
+            raise AssertionError(f"no end after 230 s: {log.read_text(encoding='utf-8')[-4000:]}")
+        return self._wire.recv()
+
+    def close(self) -> None:
+        """End the process, and with it children that hang."""
+        if self._process.pid is not None and self._process.is_alive():
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.join()
+
+
+def _serve(wire: Connection, modules: Sequence[str], environment: dict[str, str]) -> None:
+    os.setpgrp()
+    os.environ.update(environment)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    for module in modules:
+        importlib.import_module(module)
+    while True:
+        function, args, environments, log = wire.recv()
+        children = [_fork(function, args, variables, log) for variables in environments]
+        wire.send([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+
+
+def _fork(function: Callable[..., int | None], args: tuple[Any, ...], environment: dict[str, str], log: str) -> int:
+    if child := os.fork():
+        return child
+    code: int | None = 1
+    try:
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        os.environ.update(environment)
+        code = function(*args)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
 
 
 def wait(child: ForkServerProcess, log: Path, timeout_s: float = 60) -> int:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,17 @@ QUIET = {
 }
 
 
+HEAVY = ("lightning.pytorch", "trl.trainer.sft_trainer", "accelerate", "deepspeed", "tests.trainer_worker")
+
+
+@pytest.fixture(scope="module")
+def template() -> Iterator[runs.Template]:
+    """Where all ranks are forked: the trainers take longer to import than to train."""
+    made = runs.Template(HEAVY, QUIET)
+    yield made
+    made.close()
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(runs.write_corpus(tmp_path_factory.mktemp("corpus")) / "*.txt")
@@ -37,12 +49,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 Seen = dict[str, Any]
 
 
-def run_job(job: str, out: Path, text: str, ranks: int = 2) -> list[Seen]:
+def run_job(job: str, out: Path, text: str, template: runs.Template, ranks: int = 2) -> list[Seen]:
     """What the ranks of a job saw."""
     log = out / "log"
-    islands = [{**variables, **QUIET} for variables in runs.islands_environment(ranks)]
-    started = [runs.start(trainer_worker.run, (job, str(out), text), log, variables) for variables in islands]
-    codes = [runs.wait(child, log, 150) for child in started]
+    codes = template.run(trainer_worker.run, (job, str(out), text), runs.islands_environment(ranks), log)
     assert not any(codes), log.read_text(encoding="utf-8")[-4000:]
     return [json.loads((out / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(ranks)]
 
@@ -53,8 +63,8 @@ def hf_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hf(hf_out: Path, text: str) -> list[Seen]:
-    return run_job("hf", hf_out, text)
+def hf(hf_out: Path, text: str, template: runs.Template) -> list[Seen]:
+    return run_job("hf", hf_out, text, template)
 
 
 def test_hf_islands_train_alone_and_merge(hf: list[Seen], text: str) -> None:
@@ -117,8 +127,8 @@ def test_sft(hf: list[Seen]) -> None:
     assert [line["lowcomm/round"] for line in a["log"] if "lowcomm/round" in line] == [0, 1]
 
 
-def test_accelerate(tmp_path: Path, text: str) -> None:
-    a, b = run_job("accelerate", tmp_path, text)
+def test_accelerate(tmp_path: Path, text: str, template: runs.Template) -> None:
+    a, b = run_job("accelerate", tmp_path, text, template)
     assert a["whole"] == b["whole"] == a["rest"] == b["rest"]
     for rank in (a, b):
         assert rank["whole_own"] == rank["rest_own"]
@@ -129,9 +139,9 @@ def test_accelerate(tmp_path: Path, text: str) -> None:
         assert "island 1 cannot go on from inner step 6" in rank["torn"]  # said by both, so that none goes on alone
 
 
-def test_islands_of_two_ranks(tmp_path: Path, text: str) -> None:
+def test_islands_of_two_ranks(tmp_path: Path, text: str, template: runs.Template) -> None:
     """2 x 2 ranks are two islands with twice the batch, but for the order in which gradients are summed."""
-    ranks = run_job("wide", tmp_path, text, ranks=4)
+    ranks = run_job("wide", tmp_path, text, template, ranks=4)
     assert all(rank["islands"] == 2 and rank["weights"] == ranks[0]["weights"] for rank in ranks)
     for step in range(6):
         a, b, c, d = (rank["own"][step] for rank in ranks)
@@ -152,9 +162,9 @@ def test_islands_of_two_ranks(tmp_path: Path, text: str) -> None:
     torch.testing.assert_close(torch.tensor(ranks[0]["values"]), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_lightning(tmp_path: Path, text: str) -> None:
+def test_lightning(tmp_path: Path, text: str, template: runs.Template) -> None:
     """14 steps per epoch, so that an epoch ends inside a round."""
-    a, b = run_job("lightning", tmp_path, text)
+    a, b = run_job("lightning", tmp_path, text, template)
     assert a["whole"] == b["whole"] == a["parts"] == b["parts"]
     assert [a["ddp_ranks"], b["ddp_ranks"]] == [[0], [1]]
     assert a["own"]["4"] == b["own"]["4"] and a["own"]["14"] != b["own"]["14"]
@@ -166,8 +176,8 @@ def test_lightning(tmp_path: Path, text: str) -> None:
         assert "Fix: strategy='ddp'" in rank["refused"]["strategy"]
 
 
-def test_deepspeed_is_the_plain_loop(tmp_path: Path, text: str) -> None:
-    a, b = run_job("deepspeed", tmp_path, text)
+def test_deepspeed_is_the_plain_loop(tmp_path: Path, text: str, template: runs.Template) -> None:
+    a, b = run_job("deepspeed", tmp_path, text, template)
     data = example.load_text(text)
     rows = example.rows(data, 64)
     models = [example.nano(data) for _ in range(2)]
@@ -199,9 +209,9 @@ def assert_islands_of_two(ranks: list[Seen], steps: int) -> None:
 
 
 @pytest.mark.slow
-def test_hf_islands_of_two_ranks(tmp_path: Path, text: str) -> None:
+def test_hf_islands_of_two_ranks(tmp_path: Path, text: str, template: runs.Template) -> None:
     """DDP inside; stopped inside a round and resumed; TRL's metrics are those of both ranks of an island."""
-    ranks = run_job("hf", tmp_path, text, ranks=4)
+    ranks = run_job("hf", tmp_path, text, template, ranks=4)
     assert_islands_of_two(ranks, STEPS)
     for rank in ranks:
         assert rank["parts_own"] == {str(step): rank["own"][str(step)] for step in range(STOP, STEPS)}
@@ -214,18 +224,18 @@ def test_hf_islands_of_two_ranks(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.slow
-def test_lightning_islands_of_two_ranks(tmp_path: Path, text: str) -> None:
+def test_lightning_islands_of_two_ranks(tmp_path: Path, text: str, template: runs.Template) -> None:
     """Seven steps per epoch, so that the first one ends inside a round; the second one again from its checkpoint."""
-    ranks = run_job("lightning", tmp_path, text, ranks=4)
+    ranks = run_job("lightning", tmp_path, text, template, ranks=4)
     assert_islands_of_two(ranks, 14)
     assert ranks[0]["checkpoint"] == ranks[0]["validated"][0] == ranks[3]["validated"][0]
     assert ranks[0]["rounds"] == 4
 
 
 @pytest.mark.slow
-def test_deepspeed_islands_of_two_ranks(tmp_path: Path, text: str) -> None:
+def test_deepspeed_islands_of_two_ranks(tmp_path: Path, text: str, template: runs.Template) -> None:
     """ZeRO 2 and 3 train what a plain loop does with the island's two rows as a batch, but for the order of sums."""
-    ranks = run_job("deepspeed_wide", tmp_path, text, ranks=4)
+    ranks = run_job("deepspeed_wide", tmp_path, text, template, ranks=4)
     data = example.load_text(text)
     rows = example.rows(data, 64)
     models = [example.nano(data) for _ in range(2)]
@@ -251,12 +261,11 @@ def test_deepspeed_islands_of_two_ranks(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     "name", ["plain", "accelerate_loop", "hf_trainer", "sft", "lightning_module", "deepspeed_engine"]
 )
-def test_scripts(tmp_path: Path, text: str, name: str) -> None:
+def test_scripts(tmp_path: Path, text: str, template: runs.Template, name: str) -> None:
     log = tmp_path / "log"
     arguments = ["--steps", "6", "--every", "4", "--text", text, "--output", str(tmp_path)]
-    islands = [{**variables, **QUIET} for variables in runs.islands_environment(2)]
-    started = [runs.start(trainer_worker.script, (name, arguments), log, variables) for variables in islands]
-    assert [runs.wait(child, log, 120) for child in started] == [0, 0], log.read_text(encoding="utf-8")[-4000:]
+    codes = template.run(trainer_worker.script, (name, arguments), runs.islands_environment(2), log)
+    assert codes == [0, 0], log.read_text(encoding="utf-8")[-4000:]
     told = log.read_text(encoding="utf-8")  # two processes write to it: their lines may share one
     lines = [json.JSONDecoder().raw_decode(told, m.start())[0] for m in re.finditer(r'\{"island"', told)]
     assert sorted(line["island"] for line in lines) == [0, 1]
