@@ -29,9 +29,6 @@ Keep = Callable[[bytes], bool]
 
 def build_streamed(config: DataConfig, source: HFDataset, islands: int, cache_dir: Path) -> Data:
     """Reads the head of the stream for the validation windows; training rows are read by the shards."""
-    if config.partition is not None:
-        fix = "pass --data.source.no-streaming, or leave data.partition out"
-        raise bad("partition", config.partition, "None for a dataset that is streamed", fix)
     dataset = source.open(source.split)
     if config.sharding == "by_file" and dataset.num_shards % islands:
         raise bad(
