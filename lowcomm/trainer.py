@@ -15,7 +15,7 @@ from lowcomm.run.journal import Journal
 from lowcomm.run.privacy_spent import Counts
 from lowcomm.run.resume import load_newest, save_now, start_files
 from lowcomm.transport.base import Transport
-from lowcomm.types import CheckpointError, LowcommError, SyncError
+from lowcomm.types import CheckpointError, DataError, LowcommError, SyncError
 
 DONE, FAILED, STOPPED = 0, 1, 3
 """Exit codes; 2 (bad input) is given by the command line before anything starts."""
@@ -41,6 +41,7 @@ def train(config: RunConfig, world: World | None = None, transport: Transport | 
             load_newest(run)
         else:
             run.start = start_together(run.members.everyone, 0.0)
+            run.progress.note(data.described())
         return Loop(run).run_to_end()
     finally:
         run.stop.restore()
@@ -79,9 +80,13 @@ class Loop:
             if run.stop.signal is not None:
                 return STOPPED
             raise
+        except DataError as error:
+            self.stop("failed", str(error))
+            raise
         except LowcommError:
             write_summary(run, "failed", self.journal.time_s())
             raise
+        self.note_skipped()
         wall_s = self.journal.time_s()
         result = self.evaluate()
         if run.config.eval.clients:
@@ -96,6 +101,14 @@ class Loop:
         if run.metrics.failure is not None:
             raise CheckpointError(f"the run is done, but metrics.jsonl is cut short: {run.metrics.failure}")
         return DONE
+
+    def note_skipped(self) -> None:
+        """Say how many rows of streams were left out, on the rank that read them."""
+        for number, shard in zip(self.run.sync.transport.local, self.run.shards, strict=True):
+            if shard.skipped:
+                note = f"{shard.skipped} rows of island {number} were left out, as they could not be used"
+                self.run.progress.warn(f"skipped {number}", note)
+                self.journal.note(note)
 
     def budget_is_spent(self) -> bool:
         """Whether what comes next would cost more epsilon than the run may: the next round, or, in one, the next step.
@@ -128,6 +141,10 @@ class Loop:
         states = [(island.cpu_rng, island.cuda_rng) for island in run.islands]
         due = [i for i, r in enumerate(sync.replicas) if r.steps <= step]  # others were stopped ahead of these
         train = [i for i in due if not sync.rests(i)]
+        for i in train:
+            run.shards[i].prepare(
+                run.config.inner.accumulation
+            )  # before any is read: what fails must not be half a step
         batches = {i: [run.shards[i].next_batch() for _ in range(run.config.inner.accumulation)] for i in train}
         losses = run.batched.backward(batches) if run.batched is not None else {}
         for i in due:
@@ -196,12 +213,12 @@ class Loop:
             wanted = bool(mesh.rows(torch.tensor([wanted])).any())
         return wanted or (at is not None and step == at)
 
-    def stop(self, status: str) -> int:
+    def stop(self, status: str, reason: str = "a sync failed") -> int:
         """Save inside the round, say so, and leave. Raises CheckpointError if a stop could not be saved."""
         run = self.run
         name = f"{run.sync.rounds_done:06d}-stop{run.resumes}"
         asked = "a signal to another rank" if run.config.checkpoint.stop_at_step != run.sync.step else "stop_at_step"
-        cause = run.stop.signal or (asked if status == "stopped" else "a sync failed")
+        cause = run.stop.signal or (asked if status == "stopped" else reason)
         saved = self.save(name)
         if saved:
             note = f"{status} ({cause}) at inner step {run.sync.step}, saved as {name}; continue with --resume"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lowcomm.data import Data, DataConfig, HFDataset, Shard, TrainedBPE, build_data
 from lowcomm.data.bytes_tokenizer import END_OF_TEXT
 from lowcomm.data.streamed import _roles
-from lowcomm.types import CheckpointError, ConfigError
+from lowcomm.types import CheckpointError, ConfigError, DataError
 
 ROWS = [f"[{i:03}]" + "x" * (i % 7) for i in range(60)]
 
@@ -212,7 +212,7 @@ def test_broken_row_in_the_middle(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text(good)
     (tmp_path / "b.jsonl").write_text("not json at all\n")
     reader = build_data(config(tmp_path), 1, 0).shard(0)
-    with pytest.raises(ConfigError, match="failed") as info:
+    with pytest.raises(DataError, match=r"b\.jsonl line 1 failed") as info:
         for _ in range(100):
             reader.next_batch()
     assert "\n" not in str(info.value)

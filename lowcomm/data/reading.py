@@ -59,10 +59,17 @@ def _unpacker(path: Path, raw: bytes) -> Callable[[bytes], bytes] | None:
 
 def _unpack_zstd(raw: bytes) -> bytes:
     zstandard = need("zstandard", "codecs")
-    try:
-        return zstandard.ZstdDecompressor().decompressobj(read_across_frames=True).decompress(raw)
-    except zstandard.ZstdError as error:
-        raise ValueError(str(error)) from error
+    parts: list[bytes] = []
+    while raw:  # frame by frame
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            parts.append(frame.decompress(raw))
+        except zstandard.ZstdError as error:
+            raise ValueError(str(error)) from error
+        if not frame.eof:
+            raise ValueError("it is cut short")
+        raw = frame.unused_data
+    return b"".join(parts)
 
 
 def _without_mark(path: Path, raw: bytes) -> bytes:
