@@ -11,8 +11,9 @@ import pytest
 from lowcomm.data import Bytes, DataConfig, JsonLines, Messages, Parquet, PromptCompletion, build_data
 from lowcomm.data.bytes_tokenizer import BytesTokenizer
 from lowcomm.data.chat import TOOLS, chat_document, tools_of
+from lowcomm.data.chat_date import fixed
 from lowcomm.data.source import Document
-from lowcomm.data.template import Template, fixed
+from lowcomm.data.template import Template
 from lowcomm.types import ConfigError
 
 CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"day": 1}}}

@@ -68,6 +68,8 @@ def test_links_are_followed_once_and_real_files_come_first(tmp_path: Path) -> No
     found = matched(f"{tmp_path}/data/**/*.txt")
     assert [name for name, _ in found.files] == ["linked/b.txt", "real/a.txt"]
     assert found.links_left_out == 5  # also, linked2, back, again.txt, nowhere.txt
+    (tmp_path / "link_to_data").symlink_to(tmp_path / "data")
+    assert [name for name, _ in matched(f"{tmp_path}/link_to_data/**/*.txt").files] == ["linked/b.txt", "real/a.txt"]
     one_level = matched(f"{tmp_path}/data/*/a.txt")
     assert [name for name, _ in one_level.files] == ["real/a.txt"] and one_level.links_left_out == 1
 

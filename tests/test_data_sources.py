@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lowcomm.data import DataConfig, HFDataset, JsonLines, Parquet, PythonCorpus, TextFiles, TrainedBPE
+from lowcomm.data import DataConfig, HFDataset, JsonLines, Parquet, PythonCorpus, TextFiles, TrainedBPE, build_data
 from lowcomm.data.files import matched
 from lowcomm.data.python_corpus import read_tree
 from lowcomm.data.source import Corpus, Document, Message
@@ -178,6 +178,16 @@ def test_the_share_is_near_the_fraction_whatever_the_names(sizes: list[int], fra
     assert fraction / 2.5 < share < 2.5 * fraction  # cuts go to the start of a line
     if not tuning:
         assert b"".join(sorted(d.text for d in (*train, *held))).count(b"a line\n") == sum(sizes), "at line starts"
+
+
+@pytest.mark.parametrize("names", [("train.txt", "valid.txt"), ("data.txt", "LICENSE.txt")])
+def test_a_large_file_is_trained_on_whatever_it_is_called(tmp_path: Path, names: tuple[str, str]):
+    write(tmp_path / names[0], "the large part. " * 20000)
+    write(tmp_path / names[1], "small part, other text. " * 200)
+    config = DataConfig(source=TextFiles(glob=f"{tmp_path}/*.txt"), seq_len=32, cache_dir=tmp_path / "c")
+    data = build_data(config, 2, 0)
+    assert data.stats["validation_bytes"] == pytest.approx(0.05 * 324_800, rel=0.02)
+    assert "308,560 bytes to train on, 16,240 held out (5.0%)" in data.described()
 
 
 def test_many_files_are_held_out_by_hash():

@@ -53,7 +53,8 @@ def _slotted(turn: Turn, slot: str) -> Slotted:
     content = turn["content"]
     if content:
         thought, _, answer = content.rpartition(_THOUGHT)
-        begin = len(content) - len(answer) if thought and answer.strip() else 0
+        reasons = thought and answer.strip() and turn["role"] == "assistant"
+        begin = len(content) - len(answer) if reasons else 0
         begin += len(content[begin:]) - len(content[begin:].lstrip())
         end = len(content.rstrip())
         return Slotted(turn={**turn, "content": content[:begin] + slot + content[end:]}, piece=content[begin:end])

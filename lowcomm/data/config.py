@@ -9,12 +9,13 @@ from typing import Literal
 
 from lowcomm.data.bpe_tokenizer import TrainedBPE
 from lowcomm.data.bytes_tokenizer import Bytes
+from lowcomm.data.chat_date import CHAT_DATE
 from lowcomm.data.errors import bad
 from lowcomm.data.hf_dataset import HFDataset
 from lowcomm.data.partition import Partition
 from lowcomm.data.python_corpus import PythonCorpus
 from lowcomm.data.source import Source
-from lowcomm.data.template import CHAT_DATE, ChatTemplate
+from lowcomm.data.template import ChatTemplate
 from lowcomm.data.tokenizer import TokenizerSpec
 
 

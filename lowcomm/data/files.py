@@ -41,7 +41,12 @@ def matched(pattern: str) -> Matched:
     path, root = Path(pattern).expanduser(), root_of(pattern)
     found, left_out = _expand(root, path.parts[len(root.parts) :])
     real: dict[Path, Path] = {}
-    for match in sorted(found, key=lambda p: (p.resolve() != p.absolute(), p.as_posix())):  # no link before its target
+    top = root.resolve()
+
+    def linked(match: Path) -> bool:
+        return match.resolve() != top / match.relative_to(root)
+
+    for match in sorted(found, key=lambda match: (linked(match), match.as_posix())):  # no link before its target
         if match.is_file() and match.resolve() not in real:
             real[match.resolve()] = match
         elif match.is_file() or (match.is_symlink() and not match.exists()):

@@ -7,34 +7,29 @@ template leaves out, a model would learn to leave out. Dates are those of `data.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, Literal, cast
 
 import numpy as np
 
 from lowcomm.data.answers import Span, Turn, by_prefixes, by_slots, lost_turn, slotted, spelled, thought_of
 from lowcomm.data.chat import ASSISTANT
+from lowcomm.data.chat_date import CHAT_DATE, fixed
 from lowcomm.data.chatml import CHATML
 from lowcomm.data.errors import bad, one_line
 from lowcomm.data.source import Document, Message
 from lowcomm.data.tokenizer import Tokenizer
+from lowcomm.data.tool_calls import forms_of
 from lowcomm.types import ConfigError
 
 ChatTemplate = Literal["tokenizer", "chatml"]
-CHAT_DATE = "2026-01-01"
-"""What templates that write a date write, unless another is chosen."""
 
 _MARK = "\ufdd0"
 """A Unicode noncharacter. Before rendering, it stands for special tokens that a text spells."""
 _NONCHARACTERS = re.compile("[\ufdd0-\ufdd2]")
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-_DATE = re.compile(r"""strftime_now\(\s*(?:'([^'\\]*)'|"([^"\\]*)")\s*\)""")
-_BY_CHANCE = re.compile(r"\|\s*random\b|\blipsum\s*\(|\bstrftime_now\s*\(")
 _ADDRESSES = ("name", "tool_call_id")
 """Keys that tie the turn of a tool to its call; templates that go by the order of turns leave them out."""
 
@@ -75,7 +70,7 @@ class Template:
         learnt = [i for i, m in enumerate(document.messages) if m.role == ASSISTANT and m.learnt]
         turns = [self._turn(m, document.place) for m in document.messages[: learnt[-1] + 1]]
         errors: list[ConfigError] = []
-        for form in _forms_of(turns):
+        for form in forms_of(turns):
             try:
                 return self._render(document, form, learnt)
             except ConfigError as error:
@@ -254,46 +249,6 @@ class _View:
             f"data.chat_template: the template leaves out {what} of {where}; legal: a template that renders all of it; "
             f"fix: {another}{chatml}{f', or pass {fix}' if fix else ''}"
         )
-
-
-@lru_cache
-def fixed(source: str, date: str) -> str:
-    """The template with the date in the place of the clock; raises ConfigError for one that goes by clock or chance."""
-    day = datetime.fromisoformat(date).replace(tzinfo=UTC)
-
-    def written(call: re.Match[str]) -> str:
-        form = (call[1] if call[1] is not None else call[2]).replace("%s", str(int(day.timestamp())))
-        return json.dumps(day.strftime(form), ensure_ascii=False)
-
-    source = _DATE.sub(written, source)
-    if found := _BY_CHANCE.search(source):
-        raise bad(
-            "chat_template",
-            found[0],
-            "a template that renders the same on every island and day",
-            "write the text instead of it, or pass --data.chat-template chatml",
-        )
-    return source
-
-
-def _forms_of(turns: list[Turn]) -> list[list[Turn]]:
-    """The turns as templates want calls of tools, the likeliest first: some ask for content that is None, or for
-    arguments as JSON text."""
-    if not any("tool_calls" in turn for turn in turns):
-        return [turns]
-    none = [{**turn, "content": turn["content"] or None} for turn in turns]
-    return [turns, none, [_with_json(turn) for turn in turns], [_with_json(turn) for turn in none]]
-
-
-def _with_json(turn: Turn) -> Turn:
-    if "tool_calls" not in turn:
-        return turn
-    calls: list[Any] = []
-    for call in turn["tool_calls"]:
-        function = call.get("function", call)
-        text = {"arguments": json.dumps(function["arguments"], ensure_ascii=False)} if "arguments" in function else {}
-        calls.append({**call, "function": {**function, **text}} if "function" in call else {**call, **text})
-    return {**turn, "tool_calls": calls}
 
 
 def _characters(piece: str) -> list[str]:
