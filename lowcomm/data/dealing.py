@@ -14,7 +14,7 @@ from lowcomm.data.config import DataConfig
 from lowcomm.data.errors import bad
 from lowcomm.data.partition import Partition
 from lowcomm.data.source import Corpus, Document
-from lowcomm.data.split import Part, Salt, parted
+from lowcomm.data.split import Part, Salt, can_be_parted, parted
 from lowcomm.data.tokens import Tokens
 
 
@@ -87,8 +87,8 @@ def _side(owned: Sequence[tuple[Document, int]]) -> Side:
 def _hold_out(parts: list[Part], own: Sequence[int], config: DataConfig, salt: Salt, island: int) -> None:
     """Replaces what is kept of an island's documents by their parts, as in a run that is not federated."""
     mine = [kept for kept in (parts[i][0] for i in own) if kept is not None]
-    if len({d.key for d in mine}) < 2:
-        fix = f"client {island} has {len(mine)} documents with one key: fewer islands, or more text"
+    if not can_be_parted(mine):
+        fix = f"client {island} has {len(mine)} documents with one key, too little to cut: fewer islands, or more text"
         raise bad("validation_fraction", config.validation_fraction, "a part of every client's documents", fix)
     for i, part in zip(own, parted(mine, config.validation_fraction, salt), strict=True):
         parts[i] = part

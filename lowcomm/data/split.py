@@ -72,11 +72,16 @@ def _folders(documents: Sequence[Document], fraction: float, salt: Salt) -> tupl
         folders.setdefault(document.file.partition("/")[0], []).append(i)
     for own in folders.values():
         mine = [documents[i] for i in own]
-        if len({d.key for d in mine}) > 1 or (len(mine) == 1 and _can_be_cut(mine[0])):
+        if can_be_parted(mine):
             for i, part in zip(own, parted(mine, fraction, salt), strict=True):
                 parts[i] = part
     kept, held = _sides(parts)
     return (kept, held) if held else hold_out(documents, fraction, salt)
+
+
+def can_be_parted(documents: Sequence[Document]) -> bool:
+    """Whether both sides would get something: there are different documents, or one that can be cut."""
+    return len({d.key for d in documents}) > 1 or (len(documents) == 1 and _can_be_cut(documents[0]))
 
 
 def parted(documents: Sequence[Document], fraction: float, salt: Salt) -> list[Part]:
@@ -135,7 +140,7 @@ def _chosen(sizes: Mapping[bytes, int], fraction: float, salt: Salt) -> tuple[se
 
 def _can_be_cut(document: Document) -> bool:
     """A conversation can't: its answers belong to its questions."""
-    return not document.messages and len(document.text) > 1
+    return not document.messages and len(document.text) >= 2 * _LEAST_CUT_BYTES
 
 
 def _cut(document: Document, fraction: float, tail_bytes: int) -> tuple[Document, Document]:
