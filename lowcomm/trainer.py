@@ -18,7 +18,7 @@ from lowcomm.run.privacy_spent import Counts
 from lowcomm.run.resume import is_finite, load_newest, save_now, start_files
 from lowcomm.run.signals import tell_stopped, who_stopped
 from lowcomm.transport.base import Transport
-from lowcomm.types import CheckpointError, LowcommError, SyncError, UnusableError
+from lowcomm.types import CheckpointError, DataError, LowcommError, SyncError, UnusableError
 
 DONE, FAILED, STOPPED = 0, 1, 3
 """Exit codes; 2 (bad input) is given by the command line before anything starts."""
@@ -42,6 +42,7 @@ def train(config: RunConfig, world: World | None = None, transport: Transport | 
         start_files(run)
         if not (config.resume and load_newest(run)):
             run.start = start_together(run.members.everyone, 0.0)
+            run.progress.note(data.described())
         return Loop(run).run_to_end()
     finally:
         run.stop.restore(leaving=world.under_torchrun)
@@ -83,9 +84,13 @@ class Loop:
             if told:
                 return STOPPED
             raise
+        except DataError as error:
+            self.stop("failed", error)
+            raise
         except LowcommError:
             write_summary(run, "failed", self.journal.time_s())
             raise
+        self.note_skipped()
         wall_s = self.journal.time_s()
         result = self.evaluate()
         if run.config.eval.clients:
@@ -100,6 +105,14 @@ class Loop:
         if run.metrics.failure is not None:
             raise CheckpointError(f"the run is done, but metrics.jsonl is cut short: {run.metrics.failure}")
         return DONE
+
+    def note_skipped(self) -> None:
+        """Say how many rows of streams were left out, on the rank that read them."""
+        for number, shard in zip(self.run.sync.transport.local, self.run.shards, strict=True):
+            if shard.skipped:
+                note = f"{shard.skipped} rows of island {number} were left out, as they could not be used"
+                self.run.progress.warn(f"skipped {number}", note)
+                self.journal.note(note)
 
     def budget_is_spent(self) -> bool:
         """Whether what comes next would cost more epsilon than the run may: the next round, or, in one, the next step.
@@ -128,6 +141,10 @@ class Loop:
         states = [(island.cpu_rng, island.cuda_rng) for island in run.islands]
         due = [i for i, r in enumerate(sync.replicas) if r.steps <= step]  # others were stopped ahead of these
         train = [i for i in due if not sync.rests(i)]
+        for i in train:
+            run.shards[i].prepare(
+                run.config.inner.accumulation
+            )  # before any is read: what fails must not be half a step
         batches = {i: [run.shards[i].next_batch() for _ in range(run.config.inner.accumulation)] for i in train}
         losses = run.batched.backward(batches) if run.batched is not None else {}
         for i in due:
@@ -215,14 +232,15 @@ class Loop:
             wanted = bool(mesh.rows(torch.tensor([wanted])).any())
         return wanted or (at is not None and step == at)
 
-    def stop(self, status: str, error: SyncError | None = None) -> int:
+    def stop(self, status: str, error: SyncError | DataError | None = None) -> int:
         """Save inside the round, say so, and leave. Raises CheckpointError if a stop could not be saved.
 
         error: the failure that stops the run, unless it is only that others were told to stop before.
         """
         run = self.run
         name = f"{run.sync.rounds_done:06d}-stop{run.resumes}"
-        cause = run.stop.signal or ("a sync failed" if status == "failed" else self._who_asked())
+        failed = str(error) if isinstance(error, DataError) else "a sync failed"
+        cause = run.stop.signal or (failed if status == "failed" else self._who_asked())
         kind = checkpoint.UNUSABLE if isinstance(error, UnusableError) else "exchange"
         saved = self.save(name, kind if status == "failed" else None)
         if saved:

@@ -57,6 +57,10 @@ class PayloadError(LowcommError):
     """A payload is malformed, corrupt, stale or does not match what the receiver expects."""
 
 
+class DataError(LowcommError):
+    """Text can't be read in the middle of a run (a bad row, a broken file, a lost connection); shards are as before."""
+
+
 class CheckpointError(LowcommError):
     """A checkpoint is missing, torn, corrupt or of another run."""
 

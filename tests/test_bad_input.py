@@ -81,6 +81,7 @@ OUT_OF_RANGE = [
     ("data.validation_fraction", "0", "above 0 and at most 0.5"),
     ("data.validation_fraction", "0.6", "above 0 and at most 0.5"),
     ("data.validation_fraction", "nan", "above 0 and at most 0.5"),
+    ("data.chat_date", "today", "a date as year-month-day"),
     ("data.cache_dir", __file__, "a directory"),
     ("model.width", "30", "a multiple of 8, for nano"),
     ("model.directory", "/nonexistent", "a directory with config.json"),

@@ -152,10 +152,10 @@ def test_special_tokens_in_a_text_stay_text(chatml_directory: Path) -> None:
     assert answer[-1] == theirs.eos_token_id and theirs.eos_token_id not in answer[:-1]
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(chatml_directory: Path) -> None:
+def test_a_template_that_loses_turns_is_refused(chatml_directory: Path) -> None:
     template, _ = template_of(chatml_directory)
     template.source = "{% for m in messages %}{{ m['content'] if loop.last else '...' }};{% endfor %}"
-    with pytest.raises(ConfigError, match=r"message 2 of a.jsonl line 1 is rendered otherwise"):
+    with pytest.raises(ConfigError, match=r"leaves out the text of message 1 of a.jsonl line 1"):
         template.render(document(*THREE[1:]))
     template.source = "{{ raise_exception('no system here') }}"
     with pytest.raises(ConfigError, match=r"refuses a.jsonl line 1 .no system here"):

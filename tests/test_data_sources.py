@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lowcomm.data import DataConfig, HFDataset, JsonLines, Parquet, PythonCorpus, TextFiles, TrainedBPE
+from lowcomm.data import DataConfig, HFDataset, JsonLines, Parquet, PythonCorpus, TextFiles, TrainedBPE, build_data
 from lowcomm.data.files import matched
 from lowcomm.data.python_corpus import read_tree
-from lowcomm.data.source import Corpus, Document
+from lowcomm.data.source import Corpus, Document, Message
 from lowcomm.data.split import fraction_of, hold_out, split
 from lowcomm.types import ConfigError
 
@@ -81,7 +81,7 @@ def test_text_files_are_named_below_the_first_wildcard(tmp_path: Path, monkeypat
     assert absolute.stats["files_duplicate"] == 1
     monkeypatch.chdir(tmp_path)
     assert TextFiles(glob="x/**/*.txt").read(tmp_path) == absolute
-    assert matched("x/b.txt")[0][0] == "b.txt"
+    assert matched("x/b.txt").files[0][0] == "b.txt"
 
 
 def test_json_lines(tmp_path: Path):
@@ -158,11 +158,67 @@ def test_missing_library_names_the_extra(monkeypatch):
 
 
 @given(DOCUMENTS, st.floats(0.01, 0.5))
-def test_split_is_a_partition_by_hash(documents: list[Document], fraction: float):
+def test_split_is_a_partition(documents: list[Document], fraction: float):
     kept, held = hold_out(documents, fraction, "validation")
     assert kept and held
-    assert sorted((*kept, *held), key=lambda d: d.key) == sorted(documents, key=lambda d: d.key)
-    assert max(fraction_of(d.key, "validation") for d in held) < min(fraction_of(d.key, "validation") for d in kept)
+    pieces = {d.key: d.text for d in kept}
+    for d in held:
+        pieces[d.key] = pieces.get(d.key, b"") + d.text
+    assert pieces == {d.key: d.text for d in documents}
+
+
+@given(st.lists(st.integers(1, 100_000), min_size=1, max_size=40), st.floats(0.01, 0.5), st.booleans())
+def test_the_share_is_near_the_fraction_whatever_the_names(sizes: list[int], fraction: float, tuning: bool):
+    """Every text of some length can be held out to a share between half and twice the fraction."""
+    documents = [Document(f"{i}", f"{i}".encode(), b"a line\n" * size) for i, size in enumerate(sizes)]
+    total = sum(len(d.text) for d in documents)
+    assume(total * fraction > 64)
+    train, held = split(Corpus(documents=documents), fraction, tuning)
+    share = sum(len(d.text) for d in held) / sum(len(d.text) for d in (*train, *held))
+    assert fraction / 2.5 < share < 2.5 * fraction  # cuts go to the start of a line
+    if not tuning:
+        assert b"".join(sorted(d.text for d in (*train, *held))).count(b"a line\n") == sum(sizes), "at line starts"
+
+
+@pytest.mark.parametrize("names", [("train.txt", "valid.txt"), ("data.txt", "LICENSE.txt")])
+def test_a_large_file_is_trained_on_whatever_it_is_called(tmp_path: Path, names: tuple[str, str]):
+    write(tmp_path / names[0], "the large part. " * 20000)
+    write(tmp_path / names[1], "small part, other text. " * 200)
+    config = DataConfig(source=TextFiles(glob=f"{tmp_path}/*.txt"), seq_len=32, cache_dir=tmp_path / "c")
+    data = build_data(config, 2, 0)
+    assert data.stats["validation_bytes"] == pytest.approx(0.05 * 324_800, rel=0.02)
+    assert "308,560 bytes to train on, 16,240 held out (5.0%)" in data.described()
+
+
+def test_many_files_are_held_out_by_hash():
+    """Nothing but its name decides on which side a file of a large corpus is."""
+    documents = [Document(f"{i}", f"{i}".encode(), b"text" * 50) for i in range(300)]
+    kept, held = hold_out(documents, 0.1, "validation")
+    assert (
+        max(fraction_of(d.key, "validation") for d in held) < 0.1 < min(fraction_of(d.key, "validation") for d in kept)
+    )
+
+
+def test_each_folder_holds_out_a_part_of_its_own():
+    documents = [
+        Document(f"{site}/{i}.txt", f"{site}/{i}".encode(), f"{site} {i} line\n".encode() * 400)
+        for site in ("a", "b")
+        for i in range(3)
+    ]
+    train, held = split(Corpus(documents=documents), 0.1, tuning=False, by_folder=True)
+    for side, share in ((train, 0.9), (held, 0.1)):
+        for site in ("a", "b"):
+            own = sum(len(d.text) for d in side if d.file.startswith(site))
+            assert own == pytest.approx(share * 3 * 400 * 9, rel=0.6)
+
+
+def test_conversations_are_never_cut():
+    turns = (Message("user", "q" * 40), Message("assistant", "a" * 40))
+    documents = [Document(f"{i}", f"{i}".encode(), b"x" * size, turns) for i, size in enumerate((90, 4000, 3000))]
+    kept, held = hold_out(documents, 0.05, "validation")
+    assert sorted(len(d.text) for d in kept) == [3000, 4000] and [len(d.text) for d in held] == [90]
+    kept, held = hold_out(documents, 0.4, "validation")
+    assert [len(d.text) for d in kept] == [4000], "the share is as close as whole conversations allow"
 
 
 @given(DOCUMENTS, st.floats(0.01, 0.5))
@@ -172,9 +228,15 @@ def test_tuning_never_sees_the_reported_set(documents: list[Document], fraction:
     if len(train) < 2:
         return
     tuning_train, tuning_held = split(corpus, fraction, tuning=True)
-    assert not {d.key for d in reported} & {d.key for d in (*tuning_train, *tuning_held)}
-    assert {d.key for d in tuning_train} | {d.key for d in tuning_held} == {d.key for d in train}
-    assert not {d.key for d in tuning_train} & {d.key for d in tuning_held}
+
+    def pieces(documents: list[Document]) -> set[tuple[bytes, bytes]]:
+        return {(d.key, d.text) for d in documents}
+
+    assert not pieces(reported) & pieces([*tuning_train, *tuning_held])
+    assert not pieces(tuning_train) & pieces(tuning_held)
+    for d in train:
+        mine = b"".join(x.text for side in (tuning_train, tuning_held) for x in side if x.key == d.key)
+        assert mine == d.text
 
 
 def test_hash_is_pinned():

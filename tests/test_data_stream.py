@@ -11,10 +11,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lowcomm.data import Data, DataConfig, HFDataset, Shard, TrainedBPE, build_data
+from lowcomm.data import Data, DataConfig, HFDataset, Iid, Shard, TrainedBPE, build_data
 from lowcomm.data.bytes_tokenizer import END_OF_TEXT
 from lowcomm.data.streamed import _roles
-from lowcomm.types import CheckpointError, ConfigError
+from lowcomm.types import CheckpointError, ConfigError, DataError
 
 ROWS = [f"[{i:03}]" + "x" * (i % 7) for i in range(60)]
 
@@ -185,6 +185,9 @@ def test_trained_tokenizer_on_a_stream(folder: Path):
         ({}, {"data_files": "/no/such/*.jsonl"}, 1, r"data\.source is .*/no/such.*no file matches"),
         ({}, {"split": "other"}, 1, r"data\.source is 'json split other .*Available splits"),
         ({}, {"column": "n"}, 1, r"row 1 is not a string"),
+        ({"sharding": "by_folder"}, {}, 2, r"sharding is 'by_folder'.*'iid' or 'by_file'.*--data.source.no-streaming"),
+        ({"sharding": "own"}, {}, 2, r"sharding is 'own'.*--data.source.no-streaming"),
+        ({"partition": Iid()}, {}, 2, r"partition is .*None for a dataset that is streamed"),
         ({"sharding": "by_file"}, {}, 3, r"by_file with islands that divide the dataset's 2 files"),
     ],
 )
@@ -212,7 +215,7 @@ def test_broken_row_in_the_middle(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text(good)
     (tmp_path / "b.jsonl").write_text("not json at all\n")
     reader = build_data(config(tmp_path), 1, 0).shard(0)
-    with pytest.raises(ConfigError, match="failed") as info:
+    with pytest.raises(DataError, match=r"b\.jsonl line 1 failed") as info:
         for _ in range(100):
             reader.next_batch()
     assert "\n" not in str(info.value)

@@ -73,6 +73,22 @@ def test_every_row_is_at_one_client_and_every_client_has_both_sides(
         assert len(train.of(island)) and len(held.of(island))
 
 
+@pytest.mark.parametrize("tuning", [False, True])
+def test_a_client_with_one_large_file_holds_out_a_share_of_it(tuning: bool) -> None:
+    sizes = {"train.txt": 4000, "valid.txt": 60}
+    documents = [
+        Document(f"{site}/{name}", f"{site}/{name}".encode(), f"{site} of {name}\n".encode() * lines)
+        for site in ("a", "b")
+        for name, lines in sizes.items()
+    ]
+    config = DataConfig(partition=NaturalId(), validation_fraction=0.1, tuning=tuning)
+    train, held = deal(config, NaturalId(), Corpus(documents=documents), 2, 0)
+    for island in range(2):
+        trained, kept = (sum(len(side.documents[i].text) for i in side.of(island)) for side in (train, held))
+        assert 0.05 < kept / (kept + trained) < 0.2
+    assert {d.group for d in (train.documents[i] for i in train.of(0))} == {"a"}
+
+
 def owners(partition: Partition, labels: list[int], islands: int, seed: int = 0) -> np.ndarray:
     return partition.owners(corpus(labels).documents, islands, np.random.default_rng(seed))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from lowcomm.data.bpe_tokenizer import TrainedBPE
 from lowcomm.data.build import build_data
 from lowcomm.data.bytes_tokenizer import Bytes
-from lowcomm.data.chat import ChatFormat, Instructions, Messages
+from lowcomm.data.chat import ChatFormat, Instructions, Messages, PromptCompletion
 from lowcomm.data.config import DataConfig
+from lowcomm.data.csv_files import Csv
 from lowcomm.data.data import Data
 from lowcomm.data.docstrings import Docstrings
 from lowcomm.data.hf_dataset import HFDataset
@@ -28,6 +29,7 @@ __all__ = [
     "Docstrings",
     "TextFiles",
     "JsonLines",
+    "Csv",
     "Parquet",
     "HFDataset",
     "TokenizerSpec",
@@ -36,6 +38,7 @@ __all__ = [
     "TrainedBPE",
     "ChatFormat",
     "Messages",
+    "PromptCompletion",
     "Instructions",
     "Partition",
     "Iid",

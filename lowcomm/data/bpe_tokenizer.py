@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +19,20 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 END_OF_TEXT = "<|endoftext|>"
+_WORD_CHARACTERS = 256
+_LONG_WORD = re.compile(
+    "|".join(f"{kind}{{{_WORD_CHARACTERS + 1},}}" for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s"))
+)
+"""What the byte-level pre-tokenizer takes for one word, if it is longer than that."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedBPE(TokenizerSpec):
-    """Byte-level BPE trained by `tokenizers` on the training documents only; same text, same tokenizer."""
+    """Byte-level BPE trained by `tokenizers` on the training documents only; same text, same tokenizer.
+
+    Merges are learnt within words. A run of more than 256 letters, digits, other characters or blanks (text without
+    spaces) is learnt in pieces of 256: the time to learn grows with the square of a word's length.
+    """
 
     vocab_size: int = 4096
     """Number of ids: 256 bytes, one end-of-text token, the rest merges; 257 to 1048576."""
@@ -75,7 +85,9 @@ class TrainedBPE(TokenizerSpec):
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        backend.train_from_iterator((text.decode("utf-8") for text in texts), trainer=trainer)
+        backend.train_from_iterator(
+            (piece for text in texts for piece in bounded(text.decode("utf-8"))), trainer=trainer
+        )
         return backend
 
 
@@ -87,3 +99,13 @@ def _head(texts: Iterator[bytes], limit_bytes: int) -> Iterator[bytes]:
         total += len(text)
         if total >= limit_bytes:
             return
+
+
+def bounded(text: str) -> Iterator[str]:
+    """The text, cut in the middle of words that are too long to learn from; text without any is one piece."""
+    at = 0
+    for word in _LONG_WORD.finditer(text):
+        for cut in range(word.start() + _WORD_CHARACTERS, word.end(), _WORD_CHARACTERS):
+            yield text[at:cut]
+            at = cut
+    yield text[at:]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
 from lowcomm.data.bpe_tokenizer import TrainedBPE
 from lowcomm.data.bytes_tokenizer import Bytes
+from lowcomm.data.chat_date import CHAT_DATE
 from lowcomm.data.errors import bad
 from lowcomm.data.hf_dataset import HFDataset
 from lowcomm.data.partition import Partition
@@ -37,10 +39,13 @@ class DataConfig:
     kept once, and every client holds out some of its own rows."""
     chat_template: ChatTemplate = "tokenizer"
     """How conversations become text: the tokenizer's own template, or ChatML that ends turns with its end-of-text."""
+    chat_date: str = CHAT_DATE
+    """Date (year-month-day) that a chat template gets for today, the same on every island and after a resume."""
     drop_unanswered: bool = False
     """Leave out, and count, conversations without a token of an answer within seq_len; otherwise they are an error."""
     validation_fraction: float = 0.05
-    """Part of the files (of the rows, where a file has many) that is held out, chosen by a hash of its name."""
+    """Part of the text that is held out: files (rows, where a file has many) by a hash of their name, or, where that is
+    far from this share of the bytes, by size, with the tail of the largest one."""
     validation_sequences: int = 128
     """At most this many held-out sequences are evaluated, spread evenly over the held-out text."""
     tuning: bool = False
@@ -60,12 +65,18 @@ class DataConfig:
             raise bad("sharding", self.sharding, "'iid', 'by_file', 'by_folder' or 'own'", "use 'iid'")
         if self.sharding == "own":
             self._check_own()
+        if isinstance(self.source, HFDataset) and self.source.streaming:
+            self._check_streamed()
         if self.partition is not None:
             if self.sharding != "iid":
                 raise bad("sharding", self.sharding, "'iid', as data.partition is set", "leave one of them out")
             self.partition.check(islands)
         if self.chat_template not in ("tokenizer", "chatml"):
             raise bad("chat_template", self.chat_template, "'tokenizer' or 'chatml'", "use 'tokenizer'")
+        try:
+            date.fromisoformat(self.chat_date)
+        except ValueError:
+            raise bad("chat_date", self.chat_date, "a date as year-month-day", f"use {CHAT_DATE}") from None
         if not 0 < self.validation_fraction <= 0.5:
             raise bad("validation_fraction", self.validation_fraction, "above 0 and at most 0.5", "use 0.05")
         if self.cache_dir.expanduser().is_file():
@@ -77,5 +88,11 @@ class DataConfig:
         if isinstance(self.tokenizer, TrainedBPE):
             legal = "another one, as a tokenizer trained on each site's own text differs"
             raise bad("sharding", "own", legal, "use the tokenizer Bytes or HFTokenizer")
-        if isinstance(self.source, HFDataset) and self.source.streaming:
-            raise bad("sharding", "own", "another one, as a streamed source is dealt out", "read it without streaming")
+
+    def _check_streamed(self) -> None:
+        """Raises ConfigError for what needs all rows at once."""
+        fix = "pass --data.source.no-streaming to read all rows first"
+        if self.sharding not in ("iid", "by_file"):
+            raise bad("sharding", self.sharding, "'iid' or 'by_file' for a dataset that is streamed", fix)
+        if self.partition is not None:
+            raise bad("partition", self.partition, "None for a dataset that is streamed", f"{fix}, or leave it out")

@@ -19,6 +19,16 @@ from lowcomm.data.windows import evenly
 
 Stats = dict[str, int | float | str]
 
+_LEFT_OUT = {
+    "files_duplicate": "files with the text of another",
+    "files_skipped_undecodable": "files that are not UTF-8",
+    "duplicates_removed": "rows with the text of another",
+    "rows_skipped": "bad rows",
+    "unanswered_dropped": "conversations without an answer in seq_len",
+    "links_left_out": "symbolic links that lead nowhere or to what was read already",
+}
+"""What of the statistics says that text was left out."""
+
 
 class Data:
     """Made by build_data; every process of a run builds the same one."""
@@ -92,6 +102,17 @@ class Data:
     def _batches(self, windows: Windows, chosen: np.ndarray) -> list[tuple[Tensor, Tensor]]:
         size = self._config.batch_size
         return [windows.batch(chosen[i : i + size]) for i in range(0, len(chosen), size)]
+
+    def described(self) -> str:
+        """One line for people: how much text is learnt, what share is held out, and what was left out."""
+        train, held = self.stats.get("train_bytes"), int(self.stats.get("validation_bytes", 0))
+        if isinstance(train, int):
+            share = f"{held / max(1, train + held):.1%}"
+            text = f"data: {train:,} bytes to train on, {held:,} held out ({share})"
+        else:
+            text = f"data: streamed; {held:,} bytes held out for validation"
+        left_out = [f"{self.stats[name]:,} {what}" for name, what in _LEFT_OUT.items() if self.stats.get(name)]
+        return f"{text}; left out: {', '.join(left_out)}" if left_out else text
 
     def save_tokenizer(self, directory: Path) -> None:
         """Write a transformers tokenizer that AutoTokenizer.from_pretrained(directory) loads."""

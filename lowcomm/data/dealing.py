@@ -14,7 +14,7 @@ from lowcomm.data.config import DataConfig
 from lowcomm.data.errors import bad
 from lowcomm.data.partition import Partition
 from lowcomm.data.source import Corpus, Document
-from lowcomm.data.split import hold_out
+from lowcomm.data.split import Part, Salt, can_be_parted, parted
 from lowcomm.data.tokens import Tokens
 
 
@@ -62,37 +62,42 @@ def deal(config: DataConfig, partition: Partition, corpus: Corpus, islands: int,
     A source's own validation split stays held out. Raises ConfigError for a client that would have only one side.
     """
     documents = [*corpus.documents, *(corpus.validation or [])]
-    held = np.arange(len(documents)) >= len(corpus.documents)
+    own_split = corpus.validation is not None
+    parts: list[Part] = [*((d, None) for d in corpus.documents), *((None, d) for d in corpus.validation or [])]
     rng = np.random.default_rng([seed, int.from_bytes(b"partition", "big")])
     owners = partition.owners(documents, islands, rng)
-    used = np.ones(len(documents), dtype=bool)
     for island in range(islands):
-        if corpus.validation is None:
-            own = np.flatnonzero(owners == island)
-            held[own] = _held_out(documents, own, config, "validation", island)
+        own = np.flatnonzero(owners == island).tolist()
+        if not own_split:
+            _hold_out(parts, own, config, "validation", island)
         if config.tuning:
-            used[(owners == island) & held] = False
-            own = np.flatnonzero((owners == island) & ~held)
-            held[own] = _held_out(documents, own, config, "tuning", island)
-        _check_both(partition, island, held[(owners == island) & used])
-    train = Side(documents=documents, owners=owners).kept(used & ~held)
-    return train, Side(documents=documents, owners=owners).kept(used & held)
+            for i in own:
+                parts[i] = (parts[i][0], None)
+            _hold_out(parts, [i for i in own if parts[i][0] is not None], config, "tuning", island)
+        _check_both(partition, island, [parts[i] for i in own])
+    train = [(kept, owner) for (kept, _), owner in zip(parts, owners.tolist(), strict=True) if kept is not None]
+    held = [(tail, owner) for (_, tail), owner in zip(parts, owners.tolist(), strict=True) if tail is not None]
+    return _side(train), _side(held)
 
 
-def _held_out(documents: Sequence[Document], own: np.ndarray, config: DataConfig, salt: Any, island: int) -> np.ndarray:
-    """bool [own]: chosen by the hash of each document's key, as in a run that is not federated."""
-    mine = [documents[i] for i in own]
-    if len({d.key for d in mine}) < 2:
-        fix = f"client {island} has {len(mine)} documents with one key: fewer islands, or more text"
+def _side(owned: Sequence[tuple[Document, int]]) -> Side:
+    return Side(documents=[d for d, _ in owned], owners=np.array([owner for _, owner in owned], dtype=np.int64))
+
+
+def _hold_out(parts: list[Part], own: Sequence[int], config: DataConfig, salt: Salt, island: int) -> None:
+    """Replaces what is kept of an island's documents by their parts, as in a run that is not federated."""
+    mine = [kept for kept in (parts[i][0] for i in own) if kept is not None]
+    if not can_be_parted(mine):
+        fix = f"client {island} has {len(mine)} documents with one key, too little to cut: fewer islands, or more text"
         raise bad("validation_fraction", config.validation_fraction, "a part of every client's documents", fix)
-    _, held = hold_out(mine, config.validation_fraction, salt)
-    keys = {d.key for d in held}
-    return np.array([d.key in keys for d in mine])
+    for i, part in zip(own, parted(mine, config.validation_fraction, salt), strict=True):
+        parts[i] = part
 
 
-def _check_both(partition: Partition, island: int, held: np.ndarray) -> None:
-    if held.all() or not held.any():
-        what = "no training row" if held.all() else "no held-out row of the source's own validation split"
+def _check_both(partition: Partition, island: int, parts: Sequence[Part]) -> None:
+    trained, held = any(kept is not None for kept, _ in parts), any(tail is not None for _, tail in parts)
+    if not trained or not held:
+        what = "no held-out row of the source's own validation split" if trained else "no training row"
         raise bad("partition", partition, "training and held-out rows for every client", f"client {island} has {what}")
 
 

@@ -59,7 +59,7 @@ class HFTokenizer(TokenizerSpec):
             end_of_text=tokenizer.eos_token_id,
             special=frozenset(tokenizer.all_special_ids),
             save=tokenizer.save_pretrained,
-            chat_template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
+            chat_template=_one_template(tokenizer.chat_template),
             special_tokens={name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         )
 
@@ -78,3 +78,10 @@ class HFTokenizer(TokenizerSpec):
                 f"save it there with tokenizer.save_pretrained ({type(error).__name__}: {error})",
             ) from error
         return tokenizer
+
+
+def _one_template(templates: object) -> str | None:
+    """Of several, the default one."""
+    return (
+        templates if isinstance(templates, str) else templates.get("default") if isinstance(templates, dict) else None
+    )

@@ -93,10 +93,10 @@ def _read(config: DataConfig, corpus: Corpus, islands: int, seed: int, cache_dir
     if config.partition is not None:
         train, held = deal(config, config.partition, corpus, islands, seed)
     else:
-        documents = split(corpus, config.validation_fraction, config.tuning)
+        documents = split(corpus, config.validation_fraction, config.tuning, config.sharding == "by_folder")
         train, held = (Side(documents=side, owners=None) for side in documents)
     tokenizer = config.tokenizer.load(lambda: (document.text for document in train.documents), cache_dir)
-    template = Template(tokenizer, config.chat_template) if chats else None
+    template = Template(tokenizer, config.chat_template, config.chat_date) if chats else None
     stats: Stats = dict(corpus.stats)
     tokens: list[Tokens] = []
     sides: list[Side] = []

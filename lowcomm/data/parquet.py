@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lowcomm.data.errors import need, one_line
 from lowcomm.data.files import matched
-from lowcomm.data.rows import RowSource, missing_column, row_corpus
-from lowcomm.data.source import Corpus, Document
+from lowcomm.data.rows import Rows, RowSource, filled_only, missing_column
+from lowcomm.data.source import Corpus
 from lowcomm.types import ConfigError
 
 
@@ -26,23 +26,23 @@ class Parquet(RowSource):
 
     def read(self, cache_dir: Path) -> Corpus:
         """Raises ConfigError for a broken file, a missing column or a row without text."""
-        documents: list[Document] = []
-        files = matched(self.glob)
-        for name, path in files:
+        rows, found = Rows(self), matched(self.glob)
+        for name, path in found.files:
             for number, row in enumerate(self._rows(path), start=1):
-                if document := self.document(name, f"{path} row {number}", row):
-                    documents.append(document)
-        return row_corpus(documents, len(files), self.glob)
+                place = f"{path} row {number}"
+                rows.add(lambda name=name, place=place, row=row: self.document(name, place, row))
+        return rows.corpus(found, self.glob)
 
     def _rows(self, path: Path) -> Iterator[dict[str, object]]:
-        parquet, columns = need("pyarrow.parquet", "data"), self.columns()
+        parquet = need("pyarrow.parquet", "data")
         try:
             with parquet.ParquetFile(path) as file:
-                for column in columns:
-                    if column not in file.schema_arrow.names:
-                        raise missing_column(column, str(path), file.schema_arrow.names)
-                for batch in file.iter_batches(columns=columns):
-                    yield from batch.to_pylist()
+                names = file.schema_arrow.names
+                for column in self.columns():
+                    if column not in names:
+                        raise missing_column(column, str(path), names)
+                for batch in file.iter_batches(columns=[name for name in self.all_columns() if name in names]):
+                    yield from (filled_only(row, self.chat is not None) for row in batch.to_pylist())
         except (OSError, ValueError) as error:  # ArrowInvalid and UnicodeDecodeError are ValueErrors
             raise ConfigError(
                 f"data.source: {path} cannot be read as Parquet ({one_line(error)}); "

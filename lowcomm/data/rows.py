@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
-from lowcomm.data.chat import ChatFormat, chat_document
+from lowcomm.data.chat import TOOLS, ChatFormat, chat_document, tools_of
 from lowcomm.data.errors import bad
+from lowcomm.data.files import Matched
 from lowcomm.data.source import Corpus, Document, Source
 from lowcomm.types import ConfigError
 
@@ -19,18 +20,24 @@ class RowSource(Source):
     column: str = "text"
     """Column with the text; not used with `chat`."""
     chat: ChatFormat | None = None
-    """How a row holds a conversation (Messages or Instructions); None: rows are plain texts."""
+    """How a row holds a conversation (Messages, PromptCompletion or Instructions); None: rows are plain texts."""
     label_column: str | None = None
     """Column that partitions go by (a site, a topic); None: the top folder of the file."""
+    skip_bad_rows: bool = False
+    """Leave out, and count, rows that cannot be used (no text, no JSON, no answer); otherwise they are an error."""
 
     def check(self) -> None:
         if self.chat is not None:
             self.chat.check()
 
     def columns(self) -> list[str]:
-        """All columns that are read, each once."""
+        """Columns that every row must have, each once."""
         own = [self.column] if self.chat is None else list(self.chat.columns())
         return list(dict.fromkeys([*own, *([self.label_column] if self.label_column is not None else [])]))
+
+    def all_columns(self) -> list[str]:
+        """Those, and the ones that are read where a row has them."""
+        return list(dict.fromkeys([*self.columns(), *(self.chat.optional_columns() if self.chat is not None else ())]))
 
     def document(self, file: str, place: str, row: Mapping[str, object]) -> Document | None:
         """None for an empty text; raises ConfigError for a row without a column, and for one that is not text."""
@@ -39,8 +46,50 @@ class RowSource(Source):
                 raise missing_column(column, place, row.keys())
         label = "" if self.label_column is None else _label(row[self.label_column], place, self.label_column)
         if self.chat is not None:
-            return chat_document(file, place, self.chat.messages(row, place), label)
+            messages = self.chat.messages(row, place)
+            tools = tools_of(row, place) if TOOLS in self.chat.optional_columns() else ()
+            return chat_document(file, place, messages, label, tools=tools)
         return row_document(file, place, row[self.column], label)
+
+
+class Rows:
+    """Collects the documents of a source's rows, without the bad ones where they are to be skipped."""
+
+    def __init__(self, source: RowSource) -> None:
+        self.documents: list[Document] = []
+        self.skipped = 0
+        self.first: str | None = None
+        """What was wrong with the first row that was skipped."""
+        self._source = source
+
+    def add(self, make: Callable[[], Document | None]) -> None:
+        """Keep what `make` returns, None aside; raises its ConfigError unless bad rows are skipped."""
+        try:
+            document = make()
+        except ConfigError as error:
+            if not self._source.skip_bad_rows:
+                raise
+            self.skipped += 1
+            self.first = self.first or str(error)
+            return
+        if document is not None:
+            self.documents.append(document)
+
+    def corpus(self, found: Matched, glob: str) -> Corpus:
+        """Raises ConfigError if no row has text."""
+        if not self.documents:
+            fix = f"all {self.skipped} rows were skipped, the first as {self.first}" if self.first else "add text"
+            raise bad("source.glob", glob, "files with rows of text", fix)
+        return Corpus(
+            documents=self.documents,
+            stats={
+                "files": len(found.files),
+                "files_skipped_undecodable": 0,
+                "files_duplicate": 0,
+                "links_left_out": found.links_left_out,
+                "rows_skipped": self.skipped,
+            },
+        )
 
 
 def row_document(file: str, place: str, value: object, label: str = "") -> Document | None:
@@ -69,16 +118,36 @@ def _label(value: object, place: str, column: str) -> str:
 def missing_column(column: str, place: str, columns: Collection[str]) -> ConfigError:
     """The error of a column that is not there, with those that are."""
     names = ", ".join(map(repr, sorted(columns))) or "none"
-    return bad("source.column", column, f"a column of {place} ({names})", "name one of these columns")
+    return bad(
+        "source.column", column, f"a column of {place} ({names})", "name one of these columns" + _chat_hint(columns)
+    )
 
 
-def row_corpus(documents: list[Document], files: int, glob: str) -> Corpus:
-    """Raises ConfigError if no row has text."""
-    if not documents:
-        raise bad("source.glob", glob, "files with rows of text", "all the rows are empty: add text")
-    stats: dict[str, int | float | str] = {
-        "files": files,
-        "files_skipped_undecodable": 0,
-        "files_duplicate": 0,
+def _chat_hint(columns: Collection[str]) -> str:
+    """What to write in the recipe for columns that look like conversations."""
+    hints = {
+        "messages": ("messages",),
+        "conversations": ("conversations",),
+        "prompt": ("prompt", "completion"),
+        "instruction": ("instruction", "output"),
     }
-    return Corpus(documents=documents, stats=stats)
+    formats = {
+        "messages": "chat=Messages()",
+        "conversations": "chat=Messages(column='conversations', role='from', content='value')",
+        "prompt": "chat=PromptCompletion()",
+        "instruction": "chat=Instructions()",
+    }
+    fitting = [formats[name] for name, needed in hints.items() if set(needed) <= set(columns)]
+    return f", or give the source {fitting[0]} in the recipe" if fitting else ""
+
+
+def without_nulls(value: object) -> object:
+    """Without the keys whose value is None: tables fill the keys that other rows have."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(own) for key, own in value.items() if own is not None}
+    return [without_nulls(own) for own in value] if isinstance(value, list) else value
+
+
+def filled_only(row: Mapping[str, object], chat: bool) -> dict[str, object]:
+    """A table's row; of a conversation, without the keys that only other rows fill. Columns stay."""
+    return {key: without_nulls(value) if chat else value for key, value in row.items()}

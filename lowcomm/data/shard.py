@@ -23,6 +23,14 @@ class Shard(ABC):
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """int64 (inputs, targets), each [batch_size, seq_len]; targets are the inputs one token later, or IGNORED."""
 
+    def prepare(self, batches: int) -> None:  # noqa: B027  # what is in memory is ready
+        """Read what the next `batches` need, so that they cannot fail; raises DataError, and is then as it was."""
+
+    @property
+    def skipped(self) -> int:
+        """Rows that were left out while training as they could not be used."""
+        return 0
+
     @property
     @abstractmethod
     def tokens(self) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +15,11 @@ class Message:
 
     role: str
     content: str
+    """Empty where the turn only calls tools."""
+    learnt: bool = True
+    """Whether an answer counts in the loss; says nothing of other turns."""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys that the chat template gets (tool_calls, name, reasoning_content), JSON-able."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +37,8 @@ class Document:
     """What partitions go by; empty: the top folder of `file`."""
     place: str = ""
     """Where it was read ("a.jsonl line 3"), for messages; empty: `file`."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """JSON schemas of the tools that the conversation may call; the chat template gets them."""
 
     @property
     def group(self) -> str:

@@ -2,82 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from lowcomm.data.errors import bad, one_line
-from lowcomm.data.rows import row_document
-from lowcomm.data.shard import Shard, State, check_identity, count, pair
+from lowcomm.data.errors import bad
+from lowcomm.data.row_reader import IslandRows, RowReader, malformed
+from lowcomm.data.shard import Shard, State, check_identity, pair
+from lowcomm.data.shard import count as counter
+from lowcomm.data.source import Document
 from lowcomm.data.tokenizer import Tokenizer
-from lowcomm.types import CheckpointError, ConfigError
-
-if TYPE_CHECKING:
-    from datasets import IterableDataset
+from lowcomm.types import CheckpointError, ConfigError, DataError
 
 
-class StreamShard(Shard):
+class StreamedShard(Shard):
     """Rows of one island, in their order, epoch after epoch.
 
-    The position is the dataset's own state after the last row read, and the tokens of it not yet handed out.
+    The position is the dataset's own state after the last row read, and what was read and not yet handed out.
     """
 
     def __init__(
         self,
-        open_rows: Callable[[], IterableDataset],
+        rows: IslandRows,
         *,
-        column: str,
-        keep: Callable[[bytes], bool],
         tokenizer: Tokenizer,
         seq_len: int,
         batch_size: int,
         identity: Mapping[str, int | str],
     ) -> None:
         """Reads the first sequence, so that an empty shard is found before anything starts (ConfigError)."""
-        self._open_rows = open_rows
-        self._column = column
-        self._keep = keep
+        self._reader = RowReader(rows)
         self._tokenizer = tokenizer
         self._seq_len = seq_len
         self._batch_size = batch_size
-        self._identity = {"kind": "stream", **identity, "seq_len": seq_len}
-        self._epoch = self._rows = self._tokens = 0
-        self._leftover = np.zeros(0, dtype=np.int64)
-        self._dataset, self._iterator = self._start(None)
-        # A dataset forgets a state that it was given until its first row is read (datasets 5.2).
-        self._given: dict[str, Any] | None = None
-        self._fill(seq_len + 1)
+        self._identity = {"kind": self._kind, **identity, "seq_len": seq_len}
+        self._tokens = 0
+        try:
+            self._fill(self._first)
+        except DataError as error:
+            raise ConfigError(str(error)) from error
 
-    def _start(self, state: dict[str, Any] | None) -> tuple[IterableDataset, Iterator[dict[str, Any]]]:
-        """A fresh dataset each time: an iterated one would start again from the state that it was given."""
-        dataset = self._open_rows()
-        if state is not None:
-            dataset.load_state_dict(state)
-        return dataset, iter(dataset)
+    _kind: str
+    """Part of the identity: the position of one kind of shard is not that of another."""
+    _first: int
+    """How much the first sequence needs."""
+
+    @abstractmethod
+    def _waiting(self) -> int:
+        """What was read and not yet handed out."""
+
+    @abstractmethod
+    def _add(self, document: Document) -> None:
+        """Adds a document to what is waiting; raises DataError if nothing of it can be learnt."""
+
+    @abstractmethod
+    def _kept(self) -> Any:
+        """What is waiting, not to be changed by `_add`."""
+
+    @abstractmethod
+    def _keep(self, waiting: Any) -> None:
+        """Makes this what is waiting."""
+
+    @abstractmethod
+    def _too_few(self, found: int) -> bool:
+        """Whether this is too little for the text of an epoch."""
 
     def _fill(self, needed: int) -> None:
-        """Read documents until `needed` tokens wait; raises ConfigError if an epoch has too few."""
-        parts, waiting = [self._leftover], len(self._leftover)
-        epoch_start = None
-        while waiting < needed:
-            ids = self._next_document()
-            if ids is None:
-                if epoch_start is not None and waiting - epoch_start <= self._seq_len:
-                    raise self._too_short(waiting - epoch_start)
-                epoch_start = waiting
-                self._epoch, self._rows = self._epoch + 1, 0
-                self._dataset, self._iterator = self._start(None)
-            else:
-                parts.append(ids)
-                waiting += len(ids)
-        self._leftover = np.concatenate(parts)
+        """Read documents until `needed` waits; raises ConfigError if an epoch has too few.
 
-    def _too_short(self, tokens: int) -> ConfigError:
+        Raises DataError where reading fails: then nothing was read.
+        """
+        if self._waiting() >= needed:
+            return
+        place, kept = self._reader.state(), self._kept()
+        try:
+            epoch_start = None
+            while self._waiting() < needed:
+                document = self._reader.next()
+                if document is not None:
+                    self._add(document)
+                    continue
+                if epoch_start is not None and self._too_few(self._waiting() - epoch_start):
+                    raise self._too_short(self._waiting() - epoch_start)
+                epoch_start = self._waiting()
+                self._reader.next_epoch()
+        except DataError:
+            self._reader.rewind(place)
+            self._keep(kept)
+            raise
+
+    def _too_short(self, found: int) -> ConfigError:
         island = self._identity.get("island", 0)
-        if tokens == 0:
+        if found == 0:
             return bad(
                 "source",
                 "an empty shard",
@@ -87,68 +106,102 @@ class StreamShard(Shard):
         return bad(
             "seq_len",
             self._seq_len,
-            f"at most {tokens - 1}, the rows of island {island} have {tokens} tokens",
+            f"at most {found - 1}, the rows of island {island} have {found} tokens",
             "shorten the sequences, use fewer islands or add text",
         )
-
-    def _next_document(self) -> np.ndarray | None:
-        """int64 tokens of the next training row, None at the end of the epoch."""
-        while True:
-            try:
-                row = next(self._iterator)
-            except StopIteration:
-                self._given = None
-                return None
-            except Exception as error:  # broken files and lost connections, of many kinds
-                raise ConfigError(
-                    f"data.source: reading row {self._rows + 1} failed ({type(error).__name__}: {one_line(error)}); "
-                    "legal: readable rows; fix: repair the files or the connection, then resume"
-                ) from error
-            self._rows, self._given = self._rows + 1, None
-            document = row_document("", f"row {self._rows}", row[self._column])
-            if document and self._keep(document.key):
-                return next(iter(self._tokenizer.encode([document.text]))).astype(np.int64)
-
-    def next_batch(self) -> tuple[Tensor, Tensor]:
-        step = self._batch_size * self._seq_len
-        self._fill(step + 1)
-        starts = np.arange(self._batch_size)[:, None] * self._seq_len
-        windows = self._leftover[starts + np.arange(self._seq_len + 1)]
-        self._leftover = self._leftover[step:]
-        self._tokens += step
-        return pair(windows)
 
     @property
     def tokens(self) -> int:
         return self._tokens
 
-    def state_dict(self) -> State:
-        return {
-            **self._identity,
-            "epoch": self._epoch,
-            "rows": self._rows,
-            "tokens": self._tokens,
-            "leftover": self._leftover.tolist(),
-            "dataset": self._dataset.state_dict() if self._given is None else deepcopy(self._given),
-        }
+    @property
+    def skipped(self) -> int:
+        return self._reader.skipped
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        check_identity(state, self._identity)
-        epoch, rows, tokens = (count(state, name) for name in ("epoch", "rows", "tokens"))
-        try:
-            leftover = np.array([int(i) for i in state["leftover"]], dtype=np.int64)
-            in_range = bool((leftover >= 0).all() and (leftover < self._tokenizer.vocab_size).all())
-            given = deepcopy(dict(state["dataset"]))
-            started = self._start(deepcopy(given))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise CheckpointError(
-                f"data position: the stream's state is malformed ({type(error).__name__}); "
-                "legal: what state_dict returned; fix: use an earlier checkpoint"
-            ) from error
-        if not in_range:
+    def state_dict(self) -> State:
+        return {**self._identity, **self._reader.state(), "tokens": self._tokens, "leftover": self._leftover_state()}
+
+    @abstractmethod
+    def _leftover_state(self) -> list[Any]:
+        """What is waiting, JSON-able."""
+
+    @abstractmethod
+    def _leftover_of(self, state: list[Any]) -> Any:
+        """What `_leftover_state` gave; raises KeyError, TypeError or ValueError for anything else."""
+
+    def _checked(self, ids: list[Any]) -> np.ndarray:
+        """int64 ids of this vocabulary; raises CheckpointError."""
+        found = np.array([int(i) for i in ids], dtype=np.int64)
+        if not bool((found >= 0).all() and (found < self._tokenizer.vocab_size).all()):
             raise CheckpointError(
                 "data position: leftover has ids outside the vocabulary; legal: ids of this tokenizer; "
                 "fix: resume with the tokenizer of the first run"
             )
-        (self._dataset, self._iterator), self._given = started, given
-        self._epoch, self._rows, self._tokens, self._leftover = epoch, rows, tokens, leftover
+        return found
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        check_identity(state, self._identity)
+        tokens = counter(state, "tokens")
+        try:
+            leftover = self._leftover_of(state["leftover"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise malformed(error) from error
+        self._reader.load(state)
+        self._tokens = tokens
+        self._keep(leftover)
+
+
+class StreamShard(StreamedShard):
+    """Texts, packed: each sequence starts on the last token of the one before."""
+
+    _kind = "stream"
+
+    def __init__(
+        self,
+        rows: IslandRows,
+        *,
+        tokenizer: Tokenizer,
+        seq_len: int,
+        batch_size: int,
+        identity: Mapping[str, int | str],
+    ) -> None:
+        self._parts: list[np.ndarray] = []
+        self._size = 0
+        self._first = seq_len + 1
+        super().__init__(rows, tokenizer=tokenizer, seq_len=seq_len, batch_size=batch_size, identity=identity)
+
+    def _waiting(self) -> int:
+        return self._size
+
+    def _add(self, document: Document) -> None:
+        self._parts.append(next(iter(self._tokenizer.encode([document.text]))).astype(np.int64))
+        self._size += len(self._parts[-1])
+
+    def _kept(self) -> Any:
+        return list(self._parts)
+
+    def _keep(self, waiting: Any) -> None:
+        self._parts = waiting
+        self._size = sum(len(part) for part in waiting)
+
+    def _too_few(self, found: int) -> bool:
+        return found <= self._seq_len
+
+    def prepare(self, batches: int) -> None:
+        self._fill(batches * self._batch_size * self._seq_len + 1)
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        step = self._batch_size * self._seq_len
+        self._fill(step + 1)
+        waiting = np.concatenate(self._parts)
+        starts = np.arange(self._batch_size)[:, None] * self._seq_len
+        windows = waiting[starts + np.arange(self._seq_len + 1)]
+        self._keep([waiting[step:]])
+        self._tokens += step
+        return pair(windows)
+
+    def _leftover_state(self) -> list[Any]:
+        return [token for part in self._parts for token in part.tolist()]
+
+    def _leftover_of(self, state: list[Any]) -> Any:
+        return [self._checked(state)]

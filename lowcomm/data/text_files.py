@@ -7,13 +7,17 @@ from hashlib import sha256
 from pathlib import Path
 
 from lowcomm.data.errors import bad
-from lowcomm.data.files import matched, read_bytes
+from lowcomm.data.files import matched
+from lowcomm.data.reading import read_bytes
 from lowcomm.data.source import Corpus, Document, Source
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFiles(Source):
-    """UTF-8 text files, one document each; a file with the content of an earlier one is left out."""
+    """Text files, one document each; a file with the content of an earlier one is left out.
+
+    UTF-8, or UTF-16 with a byte order mark; gzip, bzip2, xz and zstd are unpacked.
+    """
 
     glob: str
     """Pattern of the files, for example 'books/**/*.txt'."""
@@ -23,7 +27,8 @@ class TextFiles(Source):
         documents: list[Document] = []
         seen: set[bytes] = set()
         duplicate = 0
-        for name, path in matched(self.glob):
+        found = matched(self.glob)
+        for name, path in found.files:
             text = read_bytes(path)
             _check_utf8(path, text)
             digest = sha256(text).digest()
@@ -38,6 +43,7 @@ class TextFiles(Source):
             "files": len(documents),
             "files_skipped_undecodable": 0,
             "files_duplicate": duplicate,
+            "links_left_out": found.links_left_out,
         }
         return Corpus(documents=documents, stats=stats)
 
