@@ -21,6 +21,7 @@ from lowcomm.local import Objective
 from lowcomm.model import Full, ModelConfig
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.privacy import Mechanism
+from lowcomm.round.coverage import BufferRule
 from lowcomm.round.deadline import LATE_TOLERANCE_S, check_late
 from lowcomm.round.exchange import check_fit
 from lowcomm.round.guard import check_privacy
@@ -53,6 +54,8 @@ class SyncConfig:
     """What is added to the gradients of inner steps (FedProx, Scaffold); None: nothing."""
     secure: SecureSum | None = None
     """Secure aggregation: nobody sees a single contribution, only the sum; None: plain sums."""
+    buffers: dict[str, BufferRule] | None = None
+    """Persistent buffers by name pattern, such as '*running_mean': average over the islands at each sync, or local."""
     outer_device: Literal["model", "cpu"] = "model"
     """Where global weights and outer state live: with the model, or in (pinned) CPU memory."""
     quorum: float = 0.5

@@ -24,6 +24,7 @@ from lowcomm.round.lora_sync import check_lora, loosen
 from lowcomm.round.replica import Replica
 from lowcomm.round.scratch import Scratch
 from lowcomm.round.secure_checks import check_maskable, check_secure
+from lowcomm.round.storage import check_storage
 from lowcomm.transport.base import Transport
 from lowcomm.types import DivergenceError, require
 from lowcomm.version import __version__
@@ -90,8 +91,9 @@ def prepare(
     Islands that start from other weights take those of island 0, as under DDP.
     """
     coverages = [prove(r.model, buffers) for r in sync.replicas]
+    check_storage([r.model for r in sync.replicas])
     for replica in sync.replicas:
-        replica.part.check_inner(list(replica.params.values()), replica.inner)
+        replica.part.check_inner(list(replica.model.parameters()), replica.inner)
     coverage, first = coverages[0], sync.replicas[0]
     check_protectable(sync, coverage.averaged_buffers)
     mesh = first.part.mesh

@@ -124,6 +124,8 @@ def loosen(models: Sequence[nn.Module], aggregator: Aggregator) -> None:
             weight = base.weight
             if not isinstance(weight, nn.Parameter):
                 continue
+            why = f"{rule} adds to the weights of {name}, which are quantised"
+            _refuse(not weight.is_floating_point(), "sync.aggregator", rule, why, "use FedIT or FlexLoRA")
             if users[id(weight)] > 1:
                 raise ConfigError(
                     f"model.tuning tunes {name}, whose weight another module shares (tied): {rule} "

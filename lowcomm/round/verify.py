@@ -23,7 +23,7 @@ def check_still_covered(replicas: Sequence[Replica]) -> None:
             raise CoverageError(
                 f"parameter {changed} was frozen, unfrozen or replaced since the sync was set up: build a new LocalSGD"
             )
-        replica.part.check_inner(list(replica.params.values()), replica.inner)
+        replica.part.check_inner(list(replica.model.parameters()), replica.inner)
 
 
 def verify_all(transport: Transport, fragments: Sequence[Fragment], landed: dict[int, tuple[bytes, Round]]) -> None:

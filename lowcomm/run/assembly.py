@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import os
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, cast
 
@@ -20,12 +21,13 @@ from lowcomm.membership import Membership, World, count_islands, join
 from lowcomm.model import build_model
 from lowcomm.report.metrics import Metrics
 from lowcomm.report.progress import Progress
+from lowcomm.round.coverage import BufferRule, UnnamedBuffersError, prove
 from lowcomm.run.privacy_spent import Ledger, ledger_of, secure, training_shards
 from lowcomm.run.run_dir import available_cores, check_directory, lock
 from lowcomm.run.signals import StopFlag
 from lowcomm.sync import LocalSGD
 from lowcomm.transport.base import Transport
-from lowcomm.types import ConfigError
+from lowcomm.types import ConfigError, CoverageError
 
 
 @dataclass(kw_only=True)
@@ -108,8 +110,31 @@ def build_models(config: RunConfig, data: Data, count: int, device: torch.device
             eos_id=data.eos_id,
         ),
     )
+    check_buffers(config, first)
     first.to(device)
     return [first, *(copy.deepcopy(first) for _ in range(count - 1))]
+
+
+def check_buffers(config: RunConfig, model: nn.Module) -> None:
+    """Raise ConfigError for a model with buffers that `sync.buffers` does not name, or names that it has not."""
+    rules = config.sync.buffers or {}
+    try:
+        prove(model, rules)
+    except UnnamedBuffersError as error:
+        flags = " ".join(f"'{pattern}' {rule}" for pattern, rule in {**rules, **error.rules}.items())
+        raise ConfigError(
+            f"sync.buffers = {config.sync.buffers} is not allowed: {error.cause}. Fix: --sync.buffers {flags} "
+            "(local: each island keeps its own)"
+        ) from error
+    except CoverageError as error:
+        raise ConfigError(f"sync.buffers = {config.sync.buffers} is not allowed: {error}") from error
+
+
+def _rules_of(config: RunConfig, model: nn.Module, whole: bool) -> dict[str, BufferRule]:
+    """The rules for a model's buffers; where an island's rank has part of the model, those that match one here."""
+    rules = config.sync.buffers or {}
+    names = [name for name, _ in model.named_buffers()]
+    return {p: rule for p, rule in rules.items() if whole or any(fnmatchcase(name, p) for name in names)}
 
 
 def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | None = None) -> Run:
@@ -125,24 +150,7 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
     alone = config.model.compile and not together
     islands = [build_island(config, m, k, alone, members.mesh) for m, k in zip(models, transport.local, strict=True)]
     batched = BatchedIslands(islands, compile=config.model.compile) if together else None
-    sync = LocalSGD(
-        [i.model for i in islands],
-        [i.inner for i in islands],
-        island=islands[0].part if members.mesh is not None else None,
-        every=config.sync.every,
-        outer=config.sync.outer,
-        codec=config.sync.codec,
-        schedule=config.sync.schedule,
-        aggregator=config.sync.aggregator,
-        transport=transport,
-        outer_device=None if config.sync.outer_device == "model" else "cpu",
-        seed=config.seed,
-        quorum=config.sync.quorum,
-        privacy=config.sync.privacy,
-        on_late=config.sync.on_late,
-        late_tolerance_s=config.sync.late_tolerance_s,
-        clients=config.sync.clients,
-    )
+    sync = _sync_of(config, islands, members)
     secure(islands, sync, config.data.batch_size)
     handle = lock(config.directory, world.rank, config.resume) if world.local_rank == 0 else None
     session = _agree_on_session(members)  # and the directory exists
@@ -161,6 +169,28 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
         ledger=ledger_of(config, data, config.islands),
         lock=handle,
         session=session,
+    )
+
+
+def _sync_of(config: RunConfig, islands: list[PlainIsland], members: Membership) -> LocalSGD:
+    return LocalSGD(
+        [i.model for i in islands],
+        [i.inner for i in islands],
+        island=islands[0].part if members.mesh is not None else None,
+        every=config.sync.every,
+        outer=config.sync.outer,
+        codec=config.sync.codec,
+        schedule=config.sync.schedule,
+        aggregator=config.sync.aggregator,
+        transport=members.transport,
+        buffers=_rules_of(config, islands[0].model, members.mesh is None),
+        outer_device=None if config.sync.outer_device == "model" else "cpu",
+        seed=config.seed,
+        quorum=config.sync.quorum,
+        privacy=config.sync.privacy,
+        on_late=config.sync.on_late,
+        late_tolerance_s=config.sync.late_tolerance_s,
+        clients=config.sync.clients,
     )
 
 
