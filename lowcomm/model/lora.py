@@ -39,7 +39,7 @@ class LoRA(Tuning):
     dropout: float = 0.0
     """Fraction of a tuned layer's inputs that A does not see in training, 0 <= dropout < 1."""
     modules_to_save: tuple[str, ...] = ()
-    """Modules that are trained whole beside the factors (heads, embeddings): names, or the ends of their paths."""
+    """Modules that are trained whole beside the factors (heads, embeddings, norms): ends of their paths."""
     train: Literal["AB", "B", "core"] = "AB"
     """Factors that are trained: both; B on a frozen A (FFA-LoRA); an r x r core between frozen A and B (Fed-SB)."""
     adapter: Path | None = None
@@ -124,7 +124,7 @@ class LoRA(Tuning):
         return list(found)
 
     def _whole(self, model: nn.Module, name: str) -> list[str]:
-        found = [path for path, _ in model.named_modules() if path == name or path.endswith(f".{name}")]
+        found = [path for path, _ in model.named_modules() if path.endswith(name)]  # as peft has it, without a dot
         if not found:
             raise nothing_matches(model, "model.tuning.modules_to_save", (name,))
         return found
