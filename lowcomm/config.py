@@ -30,6 +30,7 @@ from lowcomm.round.secure_checks import check_secure
 from lowcomm.sampling import Sampling
 from lowcomm.schedule import EveryH, Schedule
 from lowcomm.secure import SecureSum
+from lowcomm.typecheck import check_types
 from lowcomm.types import ConfigError, require
 from lowcomm.zeroth_order import check_zeroth_order
 
@@ -149,6 +150,7 @@ class RunConfig:
 
 def check(config: RunConfig, islands: int) -> None:
     """Raise ConfigError for the first field out of range or the first pair of parts that do not fit."""
+    check_types(config)
     require(islands >= 1, "islands", islands, "1 or more", "pass --islands 4")
     require(config.steps >= 1, "steps", config.steps, "1 or more", "pass --steps 640")
     require(0 <= config.seed < 2**63, "seed", config.seed, "0 <= seed < 2^63", "pass --seed 0")

@@ -37,6 +37,7 @@ from lowcomm.round.together import find_transport, together
 from lowcomm.round.verify import check_still_covered, verify_all
 from lowcomm.schedule import Action, EveryH, Pace, Schedule
 from lowcomm.transport import Transport
+from lowcomm.typecheck import listed
 from lowcomm.types import Round, SyncError, require
 
 
@@ -85,8 +86,7 @@ class LocalSGD:
         late_tolerance_s: float = LATE_TOLERANCE_S,
         clients: Clients | None = None,
     ) -> None:
-        models = [model] if isinstance(model, nn.Module) else list(model)
-        inners = [inner] if isinstance(inner, Optimizer) else list(inner)
+        models, inners = listed(model, nn.Module, "model"), listed(inner, Optimizer, "inner")
         self.every, self.seed, self.quorum, self.privacy = every, seed, quorum, privacy
         self.outer, self.codec, self.clients = outer or Nesterov(), codec or Fp32(), clients or Clients()
         self.schedule, self.aggregator = schedule or EveryH(), aggregator or Mean()

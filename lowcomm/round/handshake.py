@@ -5,6 +5,7 @@ A difference is refused with both sides' values, since a run with two shapes of 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -12,8 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from lowcomm.aggregate.base import Aggregator
 from lowcomm.clients import Clients, check_clients
+from lowcomm.codec import Codec
 from lowcomm.island.part import prove_shares
+from lowcomm.outer import Outer
+from lowcomm.privacy import Mechanism
 from lowcomm.round.coverage import BufferRule, Coverage, check_partition, prove
 from lowcomm.round.digest import digest_all
 from lowcomm.round.exchange import check_fit
@@ -25,7 +30,9 @@ from lowcomm.round.replica import Replica
 from lowcomm.round.scratch import Scratch
 from lowcomm.round.secure_checks import check_maskable, check_secure
 from lowcomm.round.storage import check_storage
+from lowcomm.schedule import Schedule
 from lowcomm.transport.base import Transport
+from lowcomm.typecheck import check_type, check_types
 from lowcomm.types import DivergenceError, require
 from lowcomm.version import __version__
 
@@ -38,6 +45,12 @@ Facts = Mapping[str, str | int | float | Mapping[str, str]]
 
 def check_parts(sync: LocalSGD, models: Sequence[nn.Module]) -> None:
     """Raise ConfigError for settings out of range or parts that do not fit; ready the models for a LoRA rule."""
+    kinds = {"every": int, "outer": Outer, "codec": Codec, "schedule": Schedule, "aggregator": Aggregator}
+    for name, kind in {**kinds, "privacy": Mechanism | None, "clients": Clients}.items():
+        part = getattr(sync, name)
+        check_type(part, kind, name)
+        if dataclasses.is_dataclass(part):
+            check_types(part, name)
     require(0 < sync.quorum <= 1, "quorum", sync.quorum, "0 < quorum <= 1", "0.5 needs half of the islands")
     for part in (sync.outer, sync.codec, sync.aggregator):
         part.check()
