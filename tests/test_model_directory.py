@@ -21,6 +21,7 @@ from lowcomm.cli import main
 from lowcomm.config import CheckpointConfig, SyncConfig
 from lowcomm.model import Full, LoRA, ModelConfig, Tuning, build_model, export_dtype
 from lowcomm.model.tuning import shape_of
+from lowcomm.privacy import ClientGaussian
 from lowcomm.run.assembly import check_buffers
 from lowcomm.run.export import save_model
 from lowcomm.trainer import train
@@ -190,6 +191,11 @@ def test_rules_for_buffers_are_checked(tmp_path: Path) -> None:
         check_buffers(runs.small(corpus, None, sync=SyncConfig(every=4, buffers=buffers)), net)
 
     check({"*running*": "average", "*tracked": "local"})
+    private = SyncConfig(
+        every=4, buffers={"*running*": "average", "*": "local"}, privacy=ClientGaussian(clip=0.5, seed=1)
+    )
+    with pytest.raises(ConfigError, match=r"without the noise or masks of sync\.privacy"):
+        check_buffers(runs.small(corpus, None, sync=private), net)
     with pytest.raises(ConfigError, match=r"sync.buffers '\*running_mean' average '\*running_var' average '\*num_b"):
         check(None)
     for wrong, words in (

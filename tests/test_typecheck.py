@@ -12,6 +12,7 @@ import torch
 import lowcomm as lc
 from lowcomm import codec, data, island, outer, recipe, schedule
 from lowcomm.config import RunConfig, check
+from lowcomm.integrations.settings import Settings
 from lowcomm.model import LoRA, ModelConfig
 from lowcomm.typecheck import check_types
 from lowcomm.types import ConfigError
@@ -97,6 +98,11 @@ def test_a_loop_is_told_the_same(name: str, value: Any, words: str) -> None:
     arguments: dict[str, Any] = {"every": 4, name: value}
     with pytest.raises(ConfigError, match=words):
         lc.LocalSGD(model, toy.sgd(model), **arguments)
+
+
+def test_an_integration_is_told_before_it_has_a_model() -> None:
+    with pytest.raises(ConfigError, match="put it behind a codec"):
+        Settings.of(every=4, codec=codec.Zstd())  # pyright: ignore[reportArgumentType]
 
 
 def test_models_and_inner_optimizers_are_what_they_should_be() -> None:

@@ -18,6 +18,7 @@ from lowcomm.round.coverage import BufferRule
 from lowcomm.round.exchange import check_fit
 from lowcomm.schedule import EveryH, Schedule
 from lowcomm.sync import LocalSGD
+from lowcomm.typecheck import check_types
 from lowcomm.types import require
 
 
@@ -60,7 +61,8 @@ class Settings:
         )
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a value out of range, or parts that do not fit."""
+        """Raise ConfigError for a value out of range or of another type, or parts that do not fit."""
+        check_types(self)
         require(self.every >= 1, "every", self.every, "1 or more", "32 suits short runs, 500 long ones")
         self.outer.check()
         self.codec.check()

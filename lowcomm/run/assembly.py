@@ -119,7 +119,7 @@ def check_buffers(config: RunConfig, model: nn.Module) -> None:
     """Raise ConfigError for a model with buffers that `sync.buffers` does not name, or names that it has not."""
     rules = config.sync.buffers or {}
     try:
-        prove(model, rules)
+        averaged = prove(model, rules).averaged_buffers
     except UnnamedBuffersError as error:
         flags = " ".join(f"'{pattern}' {rule}" for pattern, rule in {**rules, **error.rules}.items())
         raise ConfigError(
@@ -128,6 +128,12 @@ def check_buffers(config: RunConfig, model: nn.Module) -> None:
         ) from error
     except CoverageError as error:
         raise ConfigError(f"sync.buffers = {config.sync.buffers} is not allowed: {error}") from error
+    private = config.sync.privacy is not None and config.sync.privacy.level == "client"
+    if averaged and (private or config.sync.secure is not None):
+        raise ConfigError(
+            f"sync.buffers = {config.sync.buffers} is not allowed: {averaged[0]} would be averaged without the "
+            f"noise or masks of sync.{'privacy' if private else 'secure'}. Fix: --sync.buffers '*' local"
+        )
 
 
 def _rules_of(config: RunConfig, model: nn.Module, whole: bool) -> dict[str, BufferRule]:
