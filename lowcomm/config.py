@@ -22,8 +22,9 @@ from lowcomm.sampling import Sampling
 from lowcomm.schedule import EveryH, Schedule
 from lowcomm.secure import SecureSum
 from lowcomm.state.deadlines import LATE_TOLERANCE_S
-from lowcomm.state.spec import Clients, SyncSpec
+from lowcomm.state.spec import BufferRule, Clients, SyncSpec
 from lowcomm.sync.compatibility import check_islands, check_spec, check_tuning
+from lowcomm.typecheck import check_types
 from lowcomm.types import require
 from lowcomm.zeroth_order import check_zeroth_order
 
@@ -50,6 +51,8 @@ class SyncConfig:
     """Who exchanges with whom, and when; None: islands in lockstep."""
     secure: SecureSum | None = None
     """Secure aggregation: nobody sees a single contribution, only the sum; None: plain sums."""
+    buffers: dict[str, BufferRule] | None = None
+    """Persistent buffers by name pattern, such as '*running_mean': average over the islands at each sync, or local."""
     outer_device: Literal["model", "cpu"] = "model"
     """Where global weights and outer state live: with the model, or in (pinned) CPU memory."""
     quorum: float = 0.5
@@ -81,6 +84,7 @@ class SyncConfig:
             privacy=self.privacy,
             clients=self.clients,
             exchange=self.exchange,
+            buffers=dict(self.buffers or {}),
             outer_device=None if self.outer_device == "model" else "cpu",
             seed=seed,
             quorum=self.quorum,
@@ -163,6 +167,7 @@ class RunConfig:
 
 def check(config: RunConfig, islands: int) -> None:
     """Raise ConfigError for the first field out of range or the first pair of parts that do not fit."""
+    check_types(config)
     require(islands >= 1, "islands", islands, "1 or more", "pass --islands 4")
     require(config.steps >= 1, "steps", config.steps, "1 or more", "pass --steps 640")
     require(0 <= config.seed < 2**63, "seed", config.seed, "0 <= seed < 2^63", "pass --seed 0")

@@ -12,7 +12,8 @@ from lowcomm.federated import report_clients
 from lowcomm.run.assembly import Run, World, assemble, preflight
 from lowcomm.run.cadence import Cadence
 from lowcomm.run.clock import start_together
-from lowcomm.run.finale import Evaluation, evaluate, export, holding_global_weights, write_summary
+from lowcomm.run.export import export
+from lowcomm.run.finale import Evaluation, evaluate, holding_global_weights, write_summary
 from lowcomm.run.journal import Journal
 from lowcomm.run.privacy_spent import Counts
 from lowcomm.run.resume import is_finite, load_newest, save_now, start_files

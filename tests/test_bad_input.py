@@ -88,6 +88,9 @@ OUT_OF_RANGE = [
     ("inner.warmup_fraction", "-0.1", "0 to 1"),
     ("inner.warmup_fraction", "nan", "0 to 1"),
     ("inner.min_lr_fraction", "1.1", "0 to 1"),
+    ("inner.decay_fraction", "0", "above 0, to 1"),
+    ("inner.decay_fraction", "1.1", "above 0, to 1"),
+    ("inner.decay_fraction", "nan", "above 0, to 1"),
     ("inner.clip_norm", "0", "above 0, or None for off"),
     ("inner.clip_norm", "-1", "above 0, or None for off"),
     ("inner.clip_norm", "nan", "above 0, or None for off"),
@@ -152,7 +155,8 @@ def test_every_field_is_tried() -> None:
         "sync.objective",
         "sync.secure",
     }  # tests/test_clients, test_secure
-    own_tests |= {"data.chat_template"}  # a Literal by another name
+    own_tests |= {"data.chat_template", "inner.lr_schedule"}  # Literals by another name
+    own_tests |= {"sync.buffers"}  # tests/test_model_directory
     assert found - own_tests == {field for field, _, _ in OUT_OF_RANGE}
 
 
@@ -163,6 +167,7 @@ def test_every_field_is_tried() -> None:
         (["--steps", "many"], ["--steps", "many", "int"]),
         (["--steps"], ["--steps", "Missing"]),
         (["--device", "gpu"], ["--device", "gpu", "cuda"]),
+        (["--inner.lr-schedule", "step"], ["--inner.lr-schedule", "step", "inverse_sqrt"]),
         (["--model.preset", "7b"], ["--model.preset", "7b", "nano"]),
         (["--data.sharding", "random"], ["--data.sharding", "random", "by_file"]),
         (["5"], ["Unrecognized", "5"]),

@@ -84,6 +84,75 @@ def test_optimizer_of_another_model_is_refused() -> None:
         LocalSGD(toy.Net(), toy.sgd(toy.Net()), every=2)
 
 
+def test_frozen_parameters_may_be_in_the_inner_optimizer() -> None:
+    """torch allows it, and skips what has no gradient; one that kept a gradient would be moved unseen."""
+    model = toy.Net()
+    model.last.bias.requires_grad_(False)
+    before = model.last.bias.detach().clone()
+    sync = LocalSGD(model, toy.adamw(model), every=2)
+    for step in range(4):
+        toy.train_step(sync, step)
+    assert sync.round == 2 and torch.equal(model.last.bias, before)
+    model.first.bias.grad = torch.ones(5)
+    model.first.bias.requires_grad_(False)
+    with pytest.raises(CoverageError, match=r"still have a gradient, the first of shape \(5,\)"):
+        LocalSGD(model, toy.adamw(model), every=2)
+
+
+def _shared(kind: str) -> nn.Module:
+    model = nn.ModuleDict({"a": nn.Linear(4, 6, bias=False), "b": nn.Linear(4, 6, bias=False)})
+    a, b = model["a"].weight, model["b"].weight
+    whole = torch.randn(6, 8)
+    if kind == "whole":
+        b.data = a.data
+    elif kind == "transposed":
+        model["b"] = nn.Linear(6, 4, bias=False)
+        model["b"].weight.data = a.data.T
+    elif kind == "rows":
+        model["b"].weight.data = a.data[2:]
+    elif kind == "frozen":
+        b.data = a.data
+        b.requires_grad_(False)
+    elif kind == "buffer":
+        model["b"] = nn.Module()
+        model["b"].register_buffer("kept", a.data, persistent=False)
+    elif kind == "halves":
+        a.data, b.data = whole[:3].view(6, 4), whole[3:].view(6, 4)
+    elif kind == "columns":
+        a.data, b.data = whole[:, :4], whole[:, 4:]
+    elif kind == "both frozen":
+        b.data = a.data
+        model["c"] = nn.Linear(2, 2)
+        for p in (a, b):
+            p.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["whole", "transposed", "rows", "frozen", "buffer"])
+def test_two_tensors_in_one_memory_are_refused_by_name(kind: str) -> None:
+    model = _shared(kind)
+    with pytest.raises(CoverageError, match=r"a\.weight and .* b\.(weight|kept) lie in the same memory"):
+        LocalSGD(model, toy.sgd(model), every=1)
+
+
+@pytest.mark.parametrize("kind", ["halves", "columns", "both frozen"])
+def test_pieces_of_one_memory_that_do_not_meet_are_fine(kind: str) -> None:
+    model = _shared(kind)
+    LocalSGD(model, toy.sgd(model), every=1)
+
+
+def test_islands_of_one_process_may_share_frozen_weights_only() -> None:
+    model = toy.Net()
+    with pytest.raises(CoverageError, match="each island needs a model of its own"):
+        LocalSGD([model, model], [toy.sgd(model), toy.sgd(model)], every=1)
+    models = [toy.Net(), toy.Net()]
+    models[1].last.weight = models[0].last.weight
+    with pytest.raises(CoverageError, match=r"last\.weight of island 1 is also another island's"):
+        LocalSGD(models, [toy.sgd(m) for m in models], every=1)
+    models[0].last.weight.requires_grad_(False)
+    LocalSGD(models, [toy.sgd(m) for m in models], every=1)
+
+
 def test_parameter_unfrozen_later_is_seen() -> None:
     model = toy.Net()
     model.last.bias.requires_grad_(False)

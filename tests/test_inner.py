@@ -6,13 +6,14 @@ import copy
 import dataclasses
 import math
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from lowcomm.island import AdamW, Inner, InnerConfig, Lion, Muon, Soap
+from lowcomm.island import LR_SCHEDULES, AdamW, Inner, InnerConfig, Lion, LrSchedule, Muon, Soap, lr_factor
 from lowcomm.island.combined import Combined
 from lowcomm.island.muon import hidden_matrices
 from lowcomm.island.stage_module import StageModule
@@ -194,3 +195,40 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, inne
 def test_nothing_to_optimize_is_refused() -> None:
     with pytest.raises(ConfigError, match="no trainable parameter"):
         Combined([])
+
+
+# learning rates
+
+
+def factors(schedule: LrSchedule, *, warmup: float = 0.1, lowest: float = 0.1, decay: float = 0.2) -> list[float]:
+    return [lr_factor(step, 100, warmup, lowest, schedule, decay) for step in range(100)]
+
+
+@pytest.mark.parametrize("schedule", LR_SCHEDULES)
+def test_every_lr_schedule_warms_up_stays_in_range_and_may_be_constant(schedule: LrSchedule) -> None:
+    found = factors(schedule)
+    assert found[:10] == [(step + 1) / 10 for step in range(10)]
+    assert all(0.1 <= f <= 1 for f in found[10:])
+    assert all(after <= before for before, after in pairwise(found[9:]))
+    assert max(abs(after - before) for before, after in pairwise(found)) < 0.101  # no jump
+    assert set(factors(schedule, warmup=0.0, lowest=1.0)) == {1.0}
+
+
+def test_lr_schedules_are_their_equations() -> None:
+    cosine, linear, wsd, root = (factors(s) for s in ("cosine", "linear", "wsd", "inverse_sqrt"))
+    assert cosine[55] == pytest.approx(0.55) and linear[55] == pytest.approx(0.55)
+    assert set(wsd[9:81]) == {1.0} and wsd[90] == pytest.approx(0.55) and wsd[99] == pytest.approx(0.1 + 0.9 / 20)
+    assert root[39] == pytest.approx(0.5) and root[99] == pytest.approx(10**-0.5)
+    assert set(factors("constant")[9:]) == {1.0}
+    assert factors("wsd", warmup=0.0, decay=1.0) == pytest.approx(factors("linear", warmup=0.0))
+    with pytest.raises(ConfigError, match=r"inner\.decay_fraction = 0.6 is not allowed: at most 0.5"):
+        InnerConfig(lr_schedule="wsd", warmup_fraction=0.5, decay_fraction=0.6).check()
+
+
+def test_a_run_trains_at_the_rates_of_its_schedule(tmp_path: Path) -> None:
+    corpus = runs.write_corpus(tmp_path)
+    inner = InnerConfig(optimizer=AdamW(lr=0.01), lr_schedule="wsd", warmup_fraction=0.25, decay_fraction=0.5)
+    config = runs.small(corpus, tmp_path / "run", inner=inner, log_every=1)
+    assert train(config) == 0
+    told = [line["lr"] for line in runs.metrics(tmp_path / "run") if line["event"] == "step" and line["island"] == 0]
+    assert told == pytest.approx([0.01 * lr_factor(step, 12, 0.25, 0.1, "wsd", 0.5) for step in range(12)])

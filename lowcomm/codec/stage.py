@@ -26,6 +26,8 @@ class Stage(ABC):
     """Speed of the link: bytes go as they are where packing them takes longer than it saves. "measured": that of this
     process's latest large exchanges (it packs until there is one, and always in a simulation). None: always pack."""
 
+    belongs: ClassVar[str] = "put it behind a codec, as in Int8() | Zstd()"
+    """Said where one stands in the place of a codec."""
     codec_id: ClassVar[wire.CodecId]
     pack_bytes_per_s: ClassVar[float]
     """Speed of packing and unpacking one after the other, measured on one core with int8 of Gaussian values."""

@@ -95,6 +95,9 @@ def loosen(models: Sequence[nn.Module], aggregator: Aggregator) -> None:
             weight = base.weight
             if not isinstance(weight, nn.Parameter):
                 continue
+            if not weight.is_floating_point():
+                why = f"{rule} adds to the weights of {name}, which are quantised"
+                raise ConfigError(f"sync.aggregator = {rule} is not allowed: {why}. Fix: use FedIT or FlexLoRA")
             if users[id(weight)] > 1:
                 raise ConfigError(
                     f"model.tuning tunes {name}, whose weight another module shares (tied): {rule} "

@@ -19,6 +19,7 @@ from lowcomm.state.spec import BufferRule, SyncSpec
 from lowcomm.sync import LocalSGD
 from lowcomm.sync.compatibility import check_spec
 from lowcomm.transport import Transport
+from lowcomm.typecheck import check_types
 from lowcomm.types import require
 
 
@@ -61,7 +62,8 @@ class Settings:
         )
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a value out of range, or parts that do not fit."""
+        """Raise ConfigError for a value out of range or of another type, or parts that do not fit."""
+        check_types(self)
         require(self.every >= 1, "every", self.every, "1 or more", "32 suits short runs, 500 long ones")
         check_spec(
             SyncSpec(

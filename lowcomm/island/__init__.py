@@ -4,8 +4,9 @@ from lowcomm.island.batched import BatchedIslands
 from lowcomm.island.config import IslandConfig
 from lowcomm.island.ddp import DDPPart
 from lowcomm.island.fsdp import FSDPPart
-from lowcomm.island.inner import AdamW, Inner, InnerConfig, lr_factor
+from lowcomm.island.inner import AdamW, Inner, InnerConfig
 from lowcomm.island.lion import Lion
+from lowcomm.island.lr import LR_SCHEDULES, LrSchedule, lr_factor
 from lowcomm.island.mesh import Mesh
 from lowcomm.island.muon import Muon
 from lowcomm.island.part import Part, Whole
@@ -17,6 +18,7 @@ from lowcomm.island.tensor import TensorPart
 from lowcomm.island.zero import EngineOptimizer, MeshUnit, ZeROPart
 
 __all__ = [
+    "LR_SCHEDULES",
     "AdamW",
     "Batch",
     "BatchedIslands",
@@ -27,6 +29,7 @@ __all__ = [
     "InnerConfig",
     "IslandConfig",
     "Lion",
+    "LrSchedule",
     "Mesh",
     "MeshUnit",
     "Muon",

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lowcomm.island.lr import LR_SCHEDULES, LrSchedule
 from lowcomm.types import ConfigError, require
 
 
@@ -90,10 +91,14 @@ class InnerConfig:
     """How an island trains between syncs."""
 
     optimizer: Inner = field(default_factory=AdamW)
+    lr_schedule: LrSchedule = "cosine"
+    """Learning rate after the warm-up: cosine, linear, constant, wsd (stable, then linear decay) or inverse_sqrt."""
     warmup_fraction: float = 0.05
     """Part of all steps in which the learning rate rises linearly from 0 to its peak."""
+    decay_fraction: float = 0.2
+    """wsd: part of all steps, at their end, in which the learning rate falls."""
     min_lr_fraction: float = 0.1
-    """Learning rate at the end of the cosine, as a fraction of the peak."""
+    """Lowest learning rate after the warm-up, as a fraction of the peak; a constant one never falls."""
     clip_norm: float | None = 1.0
     """Gradient norm above which gradients are scaled down, inside the island; None: no clipping."""
     accumulation: int = 1
@@ -102,21 +107,16 @@ class InnerConfig:
     def check(self) -> None:
         """Raise ConfigError for a value out of range."""
         self.optimizer.check()
+        legal = f"one of {', '.join(LR_SCHEDULES)}"
+        require(self.lr_schedule in LR_SCHEDULES, "inner.lr_schedule", self.lr_schedule, legal, "cosine is usual")
+        decay, warmup = self.decay_fraction, self.warmup_fraction
+        require(0 < decay <= 1, "inner.decay_fraction", decay, "above 0, to 1", "0.1 to 0.2 is usual")
+        fits = self.lr_schedule != "wsd" or decay + warmup <= 1
+        legal = f"at most {1 - warmup:g}, what warmup_fraction leaves"
+        require(fits, "inner.decay_fraction", decay, legal, "shorten one of them")
         for name in ("warmup_fraction", "min_lr_fraction"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"inner.{name}", value, "0 to 1", "0.05 and 0.1 are usual")
         clip = self.clip_norm
         require(clip is None or clip > 0, "inner.clip_norm", clip, "above 0, or None for off", "1.0 is usual")
         require(self.accumulation >= 1, "inner.accumulation", self.accumulation, "1 or more", "1 is no accumulation")
-
-
-def lr_factor(step: int, steps: int, warmup_fraction: float, min_lr_fraction: float) -> float:
-    """Fraction of the peak learning rate for inner step `step` (from 0) of `steps`: linear warm-up, then cosine.
-
-    `step` is global progress: the same for an island that joined late.
-    """
-    warmup = round(steps * warmup_fraction)
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return min_lr_fraction + (1 - min_lr_fraction) * 0.5 * (1 + math.cos(math.pi * progress))

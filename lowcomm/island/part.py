@@ -62,7 +62,10 @@ class Part(ABC):
         """The same for gradients."""
 
     def check_inner(self, parameters: Sequence[Tensor], inner: Optimizer) -> None:
-        """Raise CoverageError if the inner optimizer updates tensors that are not the model's."""
+        """Raise CoverageError if the inner optimizer updates tensors that are not synced.
+
+        parameters: all of the model, frozen ones included, which an optimizer may hold and leaves as they are.
+        """
         check_optimized(parameters, [p for g in inner.param_groups for p in g["params"]])
 
 
@@ -73,14 +76,24 @@ class Whole(Part):
         return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def check_optimized(trainable: Iterable[Tensor], optimized: Iterable[Tensor]) -> None:
-    """Raise CoverageError if the inner optimizer updates tensors that are not among the trainable parameters."""
-    known = {id(p) for p in trainable}
-    strangers = sum(id(t) not in known for t in optimized)
+def check_optimized(parameters: Iterable[Tensor], optimized: Iterable[Tensor]) -> None:
+    """Raise CoverageError if the inner optimizer updates tensors that are not among the model's trainable parameters.
+
+    Frozen ones may be in it: torch skips a parameter without a gradient, so that one with a left-over gradient may not.
+    """
+    known = {id(p): p for p in parameters}
+    held = list(optimized)
+    strangers = sum(id(t) not in known for t in held)
     if strangers:
         raise CoverageError(
-            f"the inner optimizer updates {strangers} tensors that are not trainable parameters of the model: "
+            f"the inner optimizer updates {strangers} tensors that are not parameters of the model: "
             "they would drift apart unseen. Build the optimizer from this model's parameters."
+        )
+    moving = [t for t in held if not t.requires_grad and t.grad is not None]
+    if moving:
+        raise CoverageError(
+            f"the inner optimizer holds {len(moving)} frozen parameters that still have a gradient, the first of shape "
+            f"{tuple(moving[0].shape)}: it would move them unseen. Set their .grad to None when you freeze them."
         )
 
 

@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from lowcomm.island.inner import InnerConfig, lr_factor
+from lowcomm.island.inner import InnerConfig
+from lowcomm.island.lr import lr_factor
 from lowcomm.island.part import Part, Whole
 from lowcomm.types import IGNORED, LowcommError, counted
 
@@ -126,7 +127,8 @@ class PlainIsland:
     def lr(self, step: int) -> float:
         """Learning rate of global inner step `step`."""
         c = self.config
-        return c.optimizer.lr * lr_factor(step, self.steps, c.warmup_fraction, c.min_lr_fraction)
+        shape = (c.warmup_fraction, c.min_lr_fraction, c.lr_schedule, c.decay_fraction)
+        return c.optimizer.lr * lr_factor(step, self.steps, *shape)
 
     def _swap_in_rng(self) -> None:
         torch.set_rng_state(self.cpu_rng)

@@ -1,7 +1,9 @@
 """Models: transformers causal LMs from presets and directories, and what of them is tuned."""
 
+from lowcomm.model.adapter_files import save_adapter
 from lowcomm.model.bitfit import BitFit
-from lowcomm.model.build import ModelConfig, build_model, token_losses
+from lowcomm.model.build import ModelConfig, build_model, is_quantized, token_losses
+from lowcomm.model.exported import export_dtype, unpacked_copy
 from lowcomm.model.full import Full
 from lowcomm.model.heads import Heads
 from lowcomm.model.ia3 import IA3
@@ -9,7 +11,7 @@ from lowcomm.model.lora import LoRA
 from lowcomm.model.origin import Origin, Scratch
 from lowcomm.model.presets import SHAPES
 from lowcomm.model.prompt import Prompt
-from lowcomm.model.tuning import Tuning, merge_tuning
+from lowcomm.model.tuning import Tuning, is_tuned, merge_tuning
 
 __all__ = [
     "IA3",
@@ -24,6 +26,11 @@ __all__ = [
     "Scratch",
     "Tuning",
     "build_model",
+    "export_dtype",
+    "is_quantized",
+    "is_tuned",
     "merge_tuning",
+    "save_adapter",
     "token_losses",
+    "unpacked_copy",
 ]

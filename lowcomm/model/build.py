@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from lowcomm.model.causality import check_causal, first_line
 from lowcomm.model.full import Full
 from lowcomm.model.origin import Origin, Scratch
 from lowcomm.model.presets import SHAPES, Shape, widened
@@ -55,27 +56,46 @@ class ModelConfig:
             fix = "give a directory saved by save_pretrained"
             require(is_model, "model.directory", str(self.directory), "a directory with config.json", fix)
         alone = isinstance(self.origin, Scratch) or (self.directory is None and self.width is None)
+        named = self.directory is not None or not isinstance(self.origin, Scratch)
+        fix = "leave it out: a directory's own config.json says it"
+        legal = "None where the model comes from a directory"
+        require(self.tied_embeddings is None or not named, "model.tied_embeddings", self.tied_embeddings, legal, fix)
         fix = "leave out model.directory and model.width"
         require(alone, "model.origin", self.origin, "Scratch() with a directory or a width", fix)
         self.tuning.check()
 
 
-def build_model(config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: int, eos_id: int) -> nn.Module:
+def build_model(
+    config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: int, eos_id: int, unpack: bool = False
+) -> nn.Module:
     """A causal LM in fp32 on the CPU, ready to train; only what is tuned is trainable.
 
     vocab_size: tokens of the tokenizer; max_tokens: longest sequence; the same seed gives the same weights.
+    unpack: turn quantised base weights into fp32 ones.
     Raises ConfigError for an unknown model type, a vocabulary that is too small or sequences that are too long.
     """
     model = _base_model(config, vocab_size=vocab_size, max_tokens=max_tokens, seed=seed, eos_id=eos_id)
+    if unpack and is_quantized(model):
+        model = cast("PreTrainedModel", cast("Any", model).dequantize()).float()
     if isinstance(config.tuning, Full):
+        if is_quantized(model):
+            raise ConfigError(
+                "model.tuning = Full() is not allowed: the model's weights are quantised, which can't be trained. "
+                "Fix: tune it with LoRA (QLoRA), or give the directory of the unquantised model"
+            )
         return model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return config.tuning.apply(model).train()
 
 
+def source_of(config: ModelConfig) -> Path | None:
+    """The directory that the base model comes from; None: it is made from scratch."""
+    return config.origin.directory() or config.directory
+
+
 def _base_model(config: ModelConfig, *, vocab_size: int, max_tokens: int, seed: int, eos_id: int) -> PreTrainedModel:
-    directory = config.origin.directory() or config.directory
+    directory = source_of(config)
     if directory is not None:
         return _load(directory, vocab_size, max_tokens)
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -122,10 +142,17 @@ def _load(directory: Path, vocab_size: int, max_tokens: int) -> PreTrainedModel:
                 trust_remote_code=False,
             ),
         )
-    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
-        cause = own_code(directory) or (str(error).strip() or type(error).__name__).splitlines()[0]
+    except ImportError as error:  # FlashAttention or a quantised base, whose package is not here
+        packed = "quantization_config" in (directory / "config.json").read_text(encoding="utf-8")
+        other = "give the unquantised model" if packed else "take attn_implementation out of its config.json"
         raise ConfigError(
-            f"model.directory = {str(directory)!r} does not load as a transformers causal LM: {cause}. "
+            f"model.directory = {str(directory)!r} needs a package that is not installed: {first_line(error)} "
+            f"Fix: install it, or {other}"
+        ) from error
+    except (ValueError, OSError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+        cause = own_code(directory) or first_line(error)
+        raise ConfigError(
+            f"model.directory = {str(directory)!r} does not load as a transformers causal LM: {cause} "
             "Fix: give a directory saved by save_pretrained with safetensors weights."
         ) from error
     finally:
@@ -138,8 +165,11 @@ def _load(directory: Path, vocab_size: int, max_tokens: int) -> PreTrainedModel:
     size = int(cast("Tensor", model.get_input_embeddings().weight).shape[0])
     fix = "use the model's own tokenizer (--data.tokenizer)"
     require(vocab_size <= size, "data.tokenizer", vocab_size, f"at most the model's {size} tokens", fix)
-    longest = int(getattr(model.config, "max_position_embeddings", None) or max_tokens)
+    said = int(getattr(model.config, "max_position_embeddings", None) or 0)
+    longest = said if said > 0 else max_tokens  # XLNet says -1: no limit
     require(max_tokens <= longest, "data.seq_len", max_tokens, f"at most the model's {longest}", "shorten sequences")
+    model = _unquantized(model)
+    check_causal(model, "model.directory", str(directory), vocab_size=vocab_size, max_tokens=max_tokens)
     return model.train()
 
 
@@ -150,6 +180,28 @@ def own_code(directory: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return f"it asks for code of its own (auto_map: {' '.join(str(names).split())}), which is never run"
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether base weights are packed in few bits (bitsandbytes and others), so that they can't be trained."""
+    if getattr(model, "hf_quantizer", None) is None:
+        return False
+    persistent = model.state_dict(keep_vars=True).values()
+    return any(isinstance(t, Tensor) and not _is_plain(t.dtype) for t in persistent)
+
+
+def _is_plain(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point and dtype.itemsize > 1
+
+
+def _unquantized(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model; one whose weights were unpacked while loading (fp8, mxfp4 on a CPU) forgets that they were."""
+    if getattr(model, "hf_quantizer", None) is not None and not is_quantized(model):
+        loose = cast("Any", model)
+        loose.hf_quantizer, loose.is_quantized, loose.quantization_method = None, False, None  # else it can't be saved
+        del loose.config.quantization_config
+        model.float()
+    return model
 
 
 def token_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ Singhal et al., Fed-SB, arXiv 2502.15436; Bałazy et al., LoRA-XS, arXiv 2405.17
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -25,3 +27,15 @@ class SmallCore(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(nn.functional.linear(x, self.core), self.basis)
+
+
+def effective_factors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An adapter's tensors with each basis and core as the B that they make: B R [out, r], a plain LoRA."""
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        stem, _, last = name.rpartition(".")
+        if last == "basis" and f"{stem}.core" in state:
+            found[f"{stem}.weight"] = value @ state[f"{stem}.core"]
+        elif not (last == "core" and f"{stem}.basis" in state):
+            found[name] = value
+    return found

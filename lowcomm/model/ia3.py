@@ -36,7 +36,10 @@ class IA3(Tuning):
         for name in self.targets:
             if not matching(model, (name,)):
                 raise nothing_matches(model, "model.tuning.targets", (name,))
+        feedforward = matching(model, self.feedforward) if self.feedforward else {}
         settings = need_peft().IA3Config(
-            target_modules=list(self.targets), feedforward_modules=list(self.feedforward), task_type="CAUSAL_LM"
+            target_modules=list(matching(model, self.targets)),
+            feedforward_modules=list(feedforward),
+            task_type="CAUSAL_LM",
         )
         return wrapped(model, settings, "model.tuning.targets", self.targets)

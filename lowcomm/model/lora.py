@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from lowcomm.model.adapter_files import check_adapter, load_adapter
 from lowcomm.model.core import SmallCore
-from lowcomm.model.tuning import Tuning, matching, need_peft, nothing_matches, wrapped
+from lowcomm.model.tuning import Tuning, check_untied, matching, need_peft, nothing_matches, shape_of, wrapped
 from lowcomm.types import ConfigError, require
 
 if TYPE_CHECKING:
@@ -33,8 +34,12 @@ class LoRA(Tuning):
     """Scale by alpha / sqrt(rank)."""
     dora: bool = False
     """Also train each row's magnitude (DoRA)."""
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Names of the tuned modules, or the ends of their paths."""
+    targets: tuple[str, ...] | str = ("q_proj", "v_proj")
+    """Tuned modules: names, ends of paths, regular expressions of whole paths, or all-linear (but for the head)."""
+    dropout: float = 0.0
+    """Fraction of a tuned layer's inputs that A does not see in training, 0 <= dropout < 1."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that are trained whole beside the factors (heads, embeddings, norms): ends of their paths."""
     train: Literal["AB", "B", "core"] = "AB"
     """Factors that are trained: both; B on a frozen A (FFA-LoRA); an r x r core between frozen A and B (Fed-SB)."""
     adapter: Path | None = None
@@ -49,74 +54,80 @@ class LoRA(Tuning):
         require(self.rank >= 1, "model.tuning.rank", self.rank, "1 or more", "8 is usual")
         ok = math.isfinite(self.alpha) and self.alpha > 0
         require(ok, "model.tuning.alpha", self.alpha, "a finite number above 0", "twice the rank is usual")
-        require(
-            len(self.targets) > 0, "model.tuning.targets", self.targets, "at least one name", "('q_proj', 'v_proj')"
-        )
+        fix = "('q_proj', 'v_proj'), or 'all-linear'"
+        require(len(self.names) > 0 and all(self.names), "model.tuning.targets", self.targets, "at least one name", fix)
+        require(0 <= self.dropout < 1, "model.tuning.dropout", self.dropout, "0 <= dropout < 1", "0.05 is usual")
+        ok = all(self.modules_to_save) and not isinstance(self.modules_to_save, str)
+        require(ok, "model.tuning.modules_to_save", self.modules_to_save, "names of modules", "('lm_head',)")
         ok = self.train in ("AB", "B", "core")
         require(ok, "model.tuning.train", self.train, "AB, B or core", "AB trains both factors")
         ok = not (self.dora and self.train == "core")
         require(ok, "model.tuning.dora", self.dora, "False with train='core'", "leave one of them out")
         if self.adapter is not None:
-            is_adapter = (self.adapter / "adapter_model.safetensors").is_file()
-            fix = "give a directory saved by peft's save_pretrained"
-            legal = "a directory with adapter_model.safetensors"
-            require(is_adapter, "model.tuning.adapter", str(self.adapter), legal, fix)
+            fix = "leave out one of them: a core lies between factors of the base weight's own"
+            require(self.train != "core", "model.tuning.adapter", str(self.adapter), "None with train='core'", fix)
+            check_adapter(self.adapter, self.peft_values())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """`targets` one by one."""
+        return (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
+
+    def peft_values(self) -> dict[str, Any]:
+        """peft's names of the settings that an adapter on disk must have alike, but for which modules are tuned."""
+        return {
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "use_rslora": self.rslora,
+            "use_dora": self.dora,
+            "modules_to_save": list(self.modules_to_save) or None,
+        }
 
     def apply(self, model: PreTrainedModel) -> nn.Module:
-        self._check_layers(model)
+        paths = self._check_layers(model)
+        plain = [name for name in self.names if any(path == name or path.endswith(f".{name}") for path in paths)]
         settings = need_peft().LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            use_rslora=self.rslora,
-            use_dora=self.dora,
-            target_modules=list(self.targets),
+            **self.peft_values(),
+            lora_dropout=self.dropout,
+            target_modules=plain if len(plain) == len(self.names) else paths,
             task_type="CAUSAL_LM",
         )
         tuned = wrapped(model, settings, "model.tuning.targets", self.targets)
         if self.adapter is not None:
-            self._load(tuned, self.adapter)
+            load_adapter(tuned, self.adapter, self.peft_values())
         if self.train == "core":
             _put_cores(tuned)
         if self.train != "AB":
             _freeze_a(tuned)
         return tuned
 
-    def _check_layers(self, model: nn.Module) -> None:
-        for name in self.targets:
+    def _check_layers(self, model: nn.Module) -> list[str]:
+        """Paths of the modules that are tuned."""
+        for name in self.names:
             if not matching(model, (name,)):
                 raise nothing_matches(model, "model.tuning.targets", (name,))
-        for path, module in matching(model, self.targets).items():
-            weight = getattr(module, "weight", None)
-            if not isinstance(weight, Tensor) or weight.dim() != 2:
+        found = matching(model, self.names)
+        for path, module in found.items():
+            shape = shape_of(module)
+            if shape is None:
                 raise nothing_matches(model, "model.tuning.targets", (path,))
-            width = min(weight.shape)
-            sharing = [n for n, m in model.named_modules() if m is not module and getattr(m, "weight", None) is weight]
-            if sharing:
-                raise ConfigError(
-                    f"model.tuning.targets = {self.targets!r} is not allowed: {path} shares its weight with "
-                    f"{sharing[0]} (tied), which a merged dW would change too. Fix: leave it out, or untie the weights"
-                )
+            width = min(shape)
             fix = f"use at most {width}, or other target modules"
             require(self.rank <= width, "model.tuning.rank", self.rank, f"1 to {width}, the width of {path}", fix)
+        check_untied(model, "model.tuning.targets", self.targets, found, "which a merged dW would change too")
+        whole = [path for name in self.modules_to_save for path in self._whole(model, name)]
+        why = "which would be trained apart from it"
+        check_untied(model, "model.tuning.modules_to_save", self.modules_to_save, whole, why)
+        both = sorted(set(found) & set(whole))
+        legal = "modules that no target names"
+        require(not both, "model.tuning.modules_to_save", self.modules_to_save, legal, f"leave out {both[:1]}")
+        return list(found)
 
-    def _load(self, tuned: nn.Module, directory: Path) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        peft = need_peft()
-        try:
-            saved = load_file(directory / "adapter_model.safetensors")
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"model.tuning.adapter = {str(directory)!r} can't be read: {error}") from error
-        wanted = {k: tuple(t.shape) for k, t in cast("dict[str, Any]", peft.get_peft_model_state_dict(tuned)).items()}
-        found = {k: tuple(t.shape) for k, t in saved.items()}
-        if wanted != found:
-            key = min(set(wanted.items()) ^ set(found.items()))[0]
-            raise ConfigError(
-                f"model.tuning.adapter = {str(directory)!r} is of another base model or other settings: {key} is "
-                f"{found.get(key)} there and {wanted.get(key)} here. Fix: use its base model, rank and target modules"
-            )
-        peft.set_peft_model_state_dict(tuned, saved)
+    def _whole(self, model: nn.Module, name: str) -> list[str]:
+        found = [path for path, _ in model.named_modules() if path.endswith(name)]  # as peft has it, without a dot
+        if not found:
+            raise nothing_matches(model, "model.tuning.modules_to_save", (name,))
+        return found
 
 
 def lora_layers(model: nn.Module) -> list[nn.Module]:
@@ -154,6 +165,8 @@ def _put_cores(model: nn.Module) -> None:
     for module in lora_layers(model):
         base = cast("nn.Module", module.base_layer)
         weight = cast("Tensor", base.weight).detach()
+        fix = "AB or B, as the base weights are quantised and have no singular vectors to take"
+        require(weight.is_floating_point(), "model.tuning.train", "core", fix, "give the unquantised model")
         linear = cast("nn.ModuleDict", module.lora_B)
         require(len(linear) > 0, "model.tuning.train", "core", "AB or B for embeddings", "tune linear layers")
         oriented = weight.T if bool(getattr(module, "fan_in_fan_out", False)) else weight  # [out, in]

@@ -25,7 +25,8 @@ class Prompt(Tuning):
         require(self.tokens >= 1, "model.tuning.tokens", self.tokens, "1 or more", "16 is usual")
 
     def apply(self, model: PreTrainedModel) -> nn.Module:
-        longest = int(getattr(model.config, "max_position_embeddings", None) or self.tokens + 1)
+        said = int(getattr(model.config, "max_position_embeddings", None) or 0)
+        longest = said if said > 0 else self.tokens + 1
         legal = f"1 to {longest - 1}, the model has {longest} positions"
         require(self.tokens < longest, "model.tuning.tokens", self.tokens, legal, "use fewer")
         settings = need_peft().PromptTuningConfig(num_virtual_tokens=self.tokens, task_type="CAUSAL_LM")

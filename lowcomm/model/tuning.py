@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from lowcomm.types import ConfigError
 
@@ -57,25 +59,77 @@ def wrapped(model: PreTrainedModel, settings: Any, field: str, value: object) ->
         ) from error
 
 
-def matching(model: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]:
-    """Modules whose name is one of `names`, or ends with one after a dot: as peft matches a list."""
+ALL_LINEAR = "all-linear"
+"""In the place of names: every linear layer but the output head, as peft has it."""
+
+
+def matching(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    """Modules that one of `names` means: their name, the end of their path after a dot, a regular expression of the
+    whole path, or "all-linear".
+
+    Raises ConfigError for a name that is no regular expression either.
+    """
+    found: dict[str, nn.Module] = {}
+    linear = _linear_layers(model) if ALL_LINEAR in names else set[str]()
+    try:
+        patterns = [re.compile(name) for name in names]
+    except re.error as error:
+        raise ConfigError(
+            f"model.tuning.targets = {tuple(names)!r} is not allowed: {error.pattern!r} is no regular expression "
+            f"({error.msg}). Fix: name modules of the model, or mend it"
+        ) from error
+    for path, module in model.named_modules():
+        named = any(path == name or path.endswith(f".{name}") for name in names)
+        if named or path in linear or any(pattern.fullmatch(path) for pattern in patterns):
+            found[path] = module
+    return found
+
+
+def _linear_layers(model: nn.Module) -> set[str]:
+    """Paths of linear layers, quantised ones and GPT-2's Conv1D too, without the output head."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # pyright: ignore[reportCallIssue]
     return {
-        path: module
-        for path, module in model.named_modules()
-        if any(path == name or path.endswith(f".{name}") for name in names)
+        path
+        for path, m in model.named_modules()
+        if m is not head and (isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D" or hasattr(m, "qweight"))
     }
 
 
-def nothing_matches(model: nn.Module, field: str, names: tuple[str, ...]) -> ConfigError:
+def shape_of(module: nn.Module) -> tuple[int, int] | None:
+    """(out, in) of a layer with a matrix, however its weight is packed; None for any other module."""
+    sizes = getattr(module, "out_features", None), getattr(module, "in_features", None)
+    if isinstance(sizes[0], int) and isinstance(sizes[1], int):
+        return sizes[0], sizes[1]
+    weight = getattr(module, "weight", None)
+    return (weight.shape[0], weight.shape[1]) if isinstance(weight, Tensor) and weight.dim() == 2 else None
+
+
+def check_untied(model: nn.Module, field: str, value: object, paths: Iterable[str], why: str) -> None:
+    """Raise ConfigError for a module whose weight another one shares."""
+    for path in paths:
+        module = model.get_submodule(path)
+        weights = {id(p) for p in module.parameters()}
+        inside = {id(m) for m in module.modules()}
+        for name, other in model.named_modules():
+            shared = any(id(p) in weights for p in other.parameters(recurse=False))
+            if shared and id(other) not in inside:
+                raise ConfigError(
+                    f"{field} = {value!r} is not allowed: {path} shares its weight with {name} (tied), {why}. "
+                    "Fix: leave it out, or untie the weights"
+                )
+
+
+def nothing_matches(model: nn.Module, field: str, names: Sequence[str]) -> ConfigError:
     """The error for names that match no module."""
-    known = sorted({path.rpartition(".")[2] for path, m in model.named_modules() if _tunable(m)} - {""})
+    known = sorted({path.rpartition(".")[2] for path, m in model.named_modules() if shape_of(m) is not None} - {""})
     return ConfigError(
-        f"{field} = {names!r} is not allowed: it matches no layer of the model. Fix: use some of {known}"
+        f"{field} = {tuple(names)!r} is not allowed: it matches no layer of the model. Fix: use some of {known}"
     )
 
 
-def _tunable(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "weight", None), nn.Parameter) and getattr(module, "weight").dim() == 2  # noqa: B009
+def is_tuned(model: nn.Module) -> bool:
+    """Whether it is peft's model, whose tuned values can be saved alone."""
+    return type(model).__module__.startswith("peft.")
 
 
 def merge_tuning(model: nn.Module) -> nn.Module:
@@ -83,7 +137,7 @@ def merge_tuning(model: nn.Module) -> nn.Module:
 
     Prompt tuning has nothing to merge and stays peft's model, which saves its prompt.
     """
-    if not type(model).__module__.startswith("peft."):
+    if not is_tuned(model):
         return model
     merged = copy.deepcopy(model)
     for module in merged.modules():

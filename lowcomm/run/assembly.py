@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, cast
 
@@ -26,9 +27,11 @@ from lowcomm.run.host_checks import check_host
 from lowcomm.run.privacy_spent import Ledger, ledger_of, secure, training_shards
 from lowcomm.run.run_dir import available_cores, check_directory, has_checkpoint, lock
 from lowcomm.run.signals import StopFlag
+from lowcomm.state.coverage import UnnamedBuffersError, prove
+from lowcomm.state.spec import BufferRule
 from lowcomm.sync import LocalSGD
 from lowcomm.transport.base import Transport
-from lowcomm.types import ConfigError
+from lowcomm.types import ConfigError, CoverageError
 
 
 @dataclass(kw_only=True)
@@ -112,8 +115,37 @@ def build_models(config: RunConfig, data: Data, count: int, device: torch.device
             eos_id=data.eos_id,
         ),
     )
+    check_buffers(config, first)
     first.to(device)
     return [first, *(copy.deepcopy(first) for _ in range(count - 1))]
+
+
+def check_buffers(config: RunConfig, model: nn.Module) -> None:
+    """Raise ConfigError for a model with buffers that `sync.buffers` does not name, or names that it has not."""
+    rules = config.sync.buffers or {}
+    try:
+        averaged = prove(model, rules).averaged_buffers
+    except UnnamedBuffersError as error:
+        flags = " ".join(f"'{pattern}' {rule}" for pattern, rule in {**rules, **error.rules}.items())
+        raise ConfigError(
+            f"sync.buffers = {config.sync.buffers} is not allowed: {error.cause}. Fix: --sync.buffers {flags} "
+            "(local: each island keeps its own)"
+        ) from error
+    except CoverageError as error:
+        raise ConfigError(f"sync.buffers = {config.sync.buffers} is not allowed: {error}") from error
+    private = config.sync.privacy is not None and config.sync.privacy.level == "client"
+    if averaged and (private or config.sync.secure is not None):
+        raise ConfigError(
+            f"sync.buffers = {config.sync.buffers} is not allowed: {averaged[0]} would be averaged without the "
+            f"noise or masks of sync.{'privacy' if private else 'secure'}. Fix: --sync.buffers '*' local"
+        )
+
+
+def _rules_of(config: RunConfig, model: nn.Module, whole: bool) -> dict[str, BufferRule]:
+    """The rules for a model's buffers; where an island's rank has part of the model, those that match one here."""
+    rules = config.sync.buffers or {}
+    names = [name for name, _ in model.named_buffers()]
+    return {p: rule for p, rule in rules.items() if whole or any(fnmatchcase(name, p) for name in names)}
 
 
 def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | None = None) -> Run:
@@ -129,7 +161,9 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
     islands = _build_islands(config, models, members, config.model.compile and not together)
     batched = BatchedIslands(islands, compile=config.model.compile) if together else None
     sync = LocalSGD.of(
-        config.sync.spec(config.seed),
+        dataclasses.replace(
+            config.sync.spec(config.seed), buffers=_rules_of(config, islands[0].model, members.mesh is None)
+        ),
         [i.model for i in islands],
         [i.inner for i in islands],
         island=islands[0].part if members.mesh is not None else None,

@@ -1,4 +1,4 @@
-"""Evaluation of the global weights, export, and the summary of a run."""
+"""Evaluation of the global weights, and the summary of a run."""
 
 from __future__ import annotations
 
@@ -7,25 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from lowcomm.hooks.lora import at_server_scale
 from lowcomm.island.part import gather_texts
-from lowcomm.model import merge_tuning
-from lowcomm.run.assembly import Run, build_models
+from lowcomm.run.assembly import Run
 from lowcomm.run.privacy_spent import privacy_spent
 from lowcomm.run.run_dir import write_json
 from lowcomm.state.digest import sha256_weights
 from lowcomm.state.state import SyncState
-from lowcomm.types import IGNORED, CheckpointError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from lowcomm.types import IGNORED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,42 +85,6 @@ def evaluate(run: Run) -> Evaluation:
     total = transport.gather(rows).sum(dim=0).view_as(sums).sum(dim=0)
     nats, tokens, text_bytes = total.tolist()
     return Evaluation(loss=nats / tokens, bits_per_byte=nats / math.log(2) / max(text_bytes, 1.0))
-
-
-def export(run: Run) -> None:
-    """Write the global weights and the tokenizer as a transformers directory (island 0, its first rank).
-
-    Raises CheckpointError if it can't be written.
-    """
-    if not run.config.checkpoint.export:
-        return
-    first = run.sync.transport.local[0] == 0
-    state = run.islands[0].whole_state() if first else None
-    if not run.world.writes:
-        return
-    from transformers.utils import logging
-
-    directory: Path = run.directory / "export"
-    model = _exportable(run, state)
-    logging.disable_progress_bar()  # one shard of weights needs no bar of its own
-    try:
-        model.save_pretrained(directory)
-        run.data.save_tokenizer(directory)
-    except (OSError, SafetensorError) as error:
-        cause = getattr(error, "strerror", None) or str(error)
-        raise CheckpointError(
-            f"the export could not be written to {directory}: {cause}. "
-            "Fix: free some space and continue with --resume auto"
-        ) from error
-
-
-def _exportable(run: Run, state: dict[str, Tensor] | None) -> PreTrainedModel:
-    """The model with the weights of an island that holds them in parts (`state`), or the one that was trained."""
-    if state is None:
-        return cast("PreTrainedModel", merge_tuning(run.islands[0].model))
-    whole = build_models(run.config, run.data, 1, torch.device("cpu"))[0]
-    whole.load_state_dict(state)
-    return cast("PreTrainedModel", merge_tuning(whole))
 
 
 def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation | None = None) -> None:

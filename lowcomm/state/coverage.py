@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 
 from lowcomm.state.replica import Replica
 from lowcomm.state.spec import BufferRule
@@ -45,9 +45,13 @@ def prove(model: nn.Module, buffers: Mapping[str, BufferRule]) -> Coverage:
 
 
 def _sort_buffers(model: nn.Module, rules: Mapping[str, BufferRule]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    for pattern, rule in rules.items():
+        if rule not in ("average", "local"):
+            raise CoverageError(f"buffers has the rule {rule!r} for {pattern!r}: pass 'average' or 'local'")
     persistent = set(model.state_dict(keep_vars=True))
     averaged: list[str] = []
     local: list[str] = []
+    unnamed: dict[str, Tensor] = {}
     for name, buffer in model.named_buffers():
         rule = next((r for pattern, r in rules.items() if fnmatchcase(name, pattern)), None)
         if rule == "average":
@@ -57,14 +61,29 @@ def _sort_buffers(model: nn.Module, rules: Mapping[str, BufferRule]) -> tuple[tu
         elif rule == "local" or name not in persistent:
             local.append(name)
         else:
-            raise CoverageError(
-                f"buffer {name} {tuple(buffer.shape)} is named nowhere: islands would keep their own copies unseen. "
-                f"Pass buffers={{'{name}': 'average'}} or {{'{name}': 'local'}}."
-            )
+            unnamed[name] = buffer
+    if unnamed:
+        raise UnnamedBuffersError(unnamed)
     for pattern in rules:
         if not any(fnmatchcase(name, pattern) for name, _ in model.named_buffers()):
-            raise CoverageError(f"buffers has the pattern {pattern!r}, which matches no buffer of the model")
+            known = sorted({name.rpartition(".")[2] for name, _ in model.named_buffers()})
+            raise CoverageError(f"buffers has the pattern {pattern!r}, which matches no buffer of the model: {known}")
     return tuple(averaged), tuple(local)
+
+
+class UnnamedBuffersError(CoverageError):
+    """Persistent buffers that no rule names. `rules` has one for each kind: averaged, or local if they can't be."""
+
+    def __init__(self, unnamed: Mapping[str, Tensor]) -> None:
+        self.rules: dict[str, BufferRule] = {}
+        for name, buffer in unnamed.items():
+            rule: BufferRule = "average" if buffer.is_floating_point() else "local"
+            self.rules.setdefault(f"*{name.rpartition('.')[2]}", rule)
+        first = next(iter(unnamed))
+        self.cause = (
+            f"buffer {first} {tuple(unnamed[first].shape)} is named nowhere: islands would keep their own copies unseen"
+        )
+        super().__init__(f"{self.cause}. Pass buffers={self.rules}, or 'local' for what each island keeps to itself.")
 
 
 def check_partition(trainable: Sequence[str], parts: Sequence[Sequence[str]]) -> None:
@@ -95,4 +114,4 @@ def check_still_covered(replicas: Sequence[Replica]) -> None:
             raise CoverageError(
                 f"parameter {changed} was frozen, unfrozen or replaced since the sync was set up: build a new LocalSGD"
             )
-        replica.part.check_inner(list(replica.params.values()), replica.inner)
+        replica.part.check_inner(list(replica.model.parameters()), replica.inner)

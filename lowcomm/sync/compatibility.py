@@ -26,6 +26,7 @@ from lowcomm.schedule import EveryH, Growing
 from lowcomm.state.conflict import Conflict, refuse
 from lowcomm.state.deadlines import check_late
 from lowcomm.state.spec import SyncSpec
+from lowcomm.typecheck import check_types
 from lowcomm.types import ConfigError, require
 
 
@@ -34,6 +35,7 @@ def check_spec(spec: SyncSpec, steps: int | None = None) -> None:
 
     steps: inner steps of the run; None: open-ended.
     """
+    check_types(spec)
     require(spec.every >= 1, "sync.every", spec.every, "1 or more", "32 suits short runs, 500 long ones")
     require(0 < spec.quorum <= 1, "sync.quorum", spec.quorum, "0 < quorum <= 1", "0.5 needs half of the islands")
     for part in (spec.outer, spec.codec, spec.aggregator, spec.privacy, spec.clients.secure, spec.clients.objective):

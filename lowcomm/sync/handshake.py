@@ -23,6 +23,7 @@ from lowcomm.state.fragment import Fragment
 from lowcomm.state.replica import Replica
 from lowcomm.state.spec import Clients, SyncSpec
 from lowcomm.state.state import SyncState
+from lowcomm.state.storage import check_storage
 from lowcomm.sync.compatibility import check_islands
 from lowcomm.sync.data_parallel import share_storage
 from lowcomm.transport import Collective, Transport, default_transport
@@ -82,8 +83,9 @@ def prepare(state: SyncState, own_anchors: bool) -> Fragment | None:
     """
     spec, transport, replicas = state.spec, state.transport, state.replicas
     coverages = [prove(r.model, spec.buffers) for r in replicas]
+    check_storage([r.model for r in replicas])
     for replica in replicas:
-        replica.part.check_inner(list(replica.params.values()), replica.inner)
+        replica.part.check_inner(list(replica.model.parameters()), replica.inner)
     coverage, first = coverages[0], replicas[0]
     mesh = first.part.mesh
     check_islands(spec, transport.islands, 1 if mesh is None else mesh.size, coverage.averaged_buffers)

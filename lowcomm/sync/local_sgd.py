@@ -35,6 +35,7 @@ from lowcomm.sync.handshake import check_counts, find_transport
 from lowcomm.sync.overlap import commit_in_flight, launch
 from lowcomm.sync.round import begin, commit, depart, nobody_sampled, skip, unmerged
 from lowcomm.transport import Transport
+from lowcomm.typecheck import listed
 from lowcomm.types import SyncError, require
 
 
@@ -88,8 +89,7 @@ class LocalSGD:
             buffers=dict(buffers or {}), outer_device=outer_device, seed=seed, quorum=quorum, on_late=on_late,
             late_tolerance_s=late_tolerance_s,
         )  # fmt: skip
-        models = [model] if isinstance(model, nn.Module) else list(model)
-        inners = [inner] if isinstance(inner, Optimizer) else list(inner)
+        models, inners = listed(model, nn.Module, "model"), listed(inner, Optimizer, "inner")
         self._assemble(spec, models, inners, island, transport)
 
     @classmethod
