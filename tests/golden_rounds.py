@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import lowcomm as lc
-from lowcomm.aggregate import Mean
+from lowcomm.aggregate import Krum, Mean
 from lowcomm.aggregate.lora import FFA, FedIT, FedRand, FedSB, HetLoRA, RoLoRA, SenderMean
 from lowcomm.codec import ErrorFeedback, Fp32, Int4, Int8, InTurn, LocalResidual, Shared, TopK
 from lowcomm.codec.parts import Parts
@@ -371,6 +371,8 @@ def _cut(config: RunConfig) -> RunConfig:
         sync = dataclasses.replace(sync, local_steps=(4, 4, 2, 1))
     if sync.privacy is not None:
         sync = dataclasses.replace(sync, privacy=dataclasses.replace(sync.privacy, seed=1))  # pyright: ignore
+    if isinstance(sync.aggregator, Krum):
+        sync = dataclasses.replace(sync, aggregator=dataclasses.replace(sync.aggregator, faulty=0))
     return dataclasses.replace(
         config,
         name="golden",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lowcomm.aggregate import Aggregator, Mean
+from lowcomm.aggregate import Aggregator, Krum, Mean
 from lowcomm.aggregate.lora import (
     FFA,
     Cellm,
@@ -101,7 +101,7 @@ OBJECTIVES: tuple[Objective, ...] = (FedProx(mu=0.1), Scaffold(), RankDecay(), S
 
 SAMPLINGS: tuple[Sampling, ...] = (FixedSize(count=2), Poisson(rate=0.4))
 
-AGGREGATORS: tuple[Aggregator, ...] = (Mean(), Mean(by="uniform"))
+AGGREGATORS: tuple[Aggregator, ...] = (Mean(), Mean(by="uniform"), Krum(faulty=0), Krum(faulty=0, best=3))
 
 MECHANISMS: tuple[Mechanism, ...] = (
     ClientGaussian(clip=0.5, seed=1),

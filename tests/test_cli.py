@@ -128,7 +128,7 @@ def test_recipes_load_and_pass_the_checks(name: str) -> None:
 
     config = recipe.load(name)
     assert isinstance(config, RunConfig)
-    check(config, 4)
+    check(config, config.islands or 4)
 
 
 def test_recipe_is_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,11 @@ class Aggregator(ABC):
         """Whether all islands weigh the same, whatever they trained on: client-level privacy rests on it."""
         return False
 
+    @property
+    def fewest(self) -> int:
+        """Contributions that a round must have, or it commits nothing."""
+        return 1
+
     @abstractmethod
     def weights(self, tokens: Sequence[float]) -> list[float]:
         """The weight of each island, in island order, summing to 1; `tokens` is 0 for one that is left out."""

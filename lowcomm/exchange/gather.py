@@ -32,12 +32,13 @@ class Gather(Way):
         rows = [row for row, _, _ in encoded]
         mine = [{k: why} if why else {} for k, (_, _, why) in zip(self.transport.local, encoded, strict=True)]
         payloads = [Payload(data=row.contiguous()) for row in self._swap(out, cohort, rows)]
-        found, aggregate = self._combine(out, cohort, payloads)
+        found, contributions = self._decode(out, cohort, payloads)
         cohort, changed = self.leave_out(out, cohort, [{**found, **own} for own in mine])
         if changed:
-            failed, aggregate = self._combine(out, cohort, payloads)
+            failed, contributions = self._decode(out, cohort, payloads)
             if failed:
                 raise PayloadError(f"payloads failed only at the second look: {failed}")
+        aggregate = None if self.aggregator.needs == "sum" else self._combine(out, contributions)
         arrived = self.arrived(out, cohort, [state for _, state, _ in encoded], aggregate)
         return dataclasses.replace(arrived, payload_bytes=[p.nbytes for p in payloads])
 
@@ -70,10 +71,13 @@ class Gather(Way):
         sizes = _sizes_bytes(codec, out, cohort)
         return transport.swap_rows([[row] * transport.islands for row in rows], [sizes] * len(rows))[0]
 
-    def _combine(
+    def _decode(
         self, out: Outgoing, cohort: Cohort, payloads: Sequence[Payload]
-    ) -> tuple[dict[int, str], Aggregate | None]:
-        """Fill the mean from the cohort's payloads; returns those that could not be decoded, and what a rule made."""
+    ) -> tuple[dict[int, str], list[Contribution]]:
+        """Decode the cohort's payloads: into the mean, or into a list where a rule must see each.
+
+        Returns why those of some islands could not be decoded, and the list.
+        """
         mean, codec, bad = out.fragment.views(out.fragment.mean), self.codec.at(out.round), dict[int, str]()
         one_by_one = self.aggregator.needs == "sum"
         contributions: list[Contribution] = []
@@ -92,12 +96,18 @@ class Gather(Way):
                     contributions.append(one)
             except PayloadError as error:
                 bad[island] = str(error)
-        if one_by_one or bad:
-            return bad, None
+        return bad, contributions
+
+    def _combine(self, out: Outgoing, contributions: Sequence[Contribution]) -> Aggregate:
+        """Fill the mean with what a rule makes of contributions that all ranks and islands could decode.
+
+        Not before they have agreed on these: a rule may sum tables over an island's ranks, which must all do so.
+        """
+        mean = out.fragment.views(out.fragment.mean)
         made = self.aggregator.combine(contributions, self._context(out))
         for view, value in zip(mean.values(), made.delta.values(), strict=True):
             view.copy_(value)
-        return bad, made
+        return made
 
     def _context(self, out: Outgoing) -> Context:
         return Context(

@@ -61,7 +61,10 @@ def weigh(
     quorum: float,
     expected: frozenset[int] | None,
 ) -> list[float]:
-    """Weights of all islands. Raises UnusableError if fewer than `quorum` (a fraction) of those expected are usable."""
+    """Weights of all islands.
+
+    Raises UnusableError if fewer than `quorum` (a fraction) of those expected are usable, or fewer than the rule needs.
+    """
     wanted = range(len(tokens)) if expected is None else expected
     kept = [t if i in wanted and i not in dropped else 0.0 for i, t in enumerate(tokens)]
     usable = len(wanted) - len(dropped)
@@ -70,5 +73,12 @@ def weigh(
         raise UnusableError(
             f"round {round.index} has no quorum: {usable} of {len(wanted)} islands are usable "
             f"({reasons}). Nothing was committed."
+        )
+    contributing = sum(t > 0 for t in kept)
+    if contributing < aggregator.fewest:
+        reasons = "".join(f"; island {i}: {why}" for i, why in dropped.items())
+        raise SyncError(
+            f"round {round.index} has {contributing} contributions, and {type(aggregator).__name__} needs "
+            f"{aggregator.fewest}{reasons}. Nothing was committed."
         )
     return aggregator.weights(kept)

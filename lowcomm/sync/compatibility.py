@@ -26,6 +26,7 @@ from lowcomm.schedule import EveryH, Growing
 from lowcomm.state.conflict import Conflict, refuse
 from lowcomm.state.deadlines import check_late
 from lowcomm.state.spec import SyncSpec
+from lowcomm.sync.robust_conflicts import robust_conflicts, with_buffers, with_factors, with_tuning
 from lowcomm.typecheck import check_types
 from lowcomm.types import ConfigError, require
 
@@ -46,8 +47,10 @@ def check_spec(spec: SyncSpec, steps: int | None = None) -> None:
     refuse(conflicts(spec))
 
 
-def check_islands(spec: SyncSpec, islands: int, ranks: int, averaged: Sequence[str]) -> None:
-    """Raise ConfigError for what does not fit the number of islands, the ranks of each or the buffers they average."""
+def check_islands(
+    spec: SyncSpec, islands: int, ranks: int, averaged: Sequence[str], trained: Sequence[str] = ()
+) -> None:
+    """Raise ConfigError for what does not fit the islands: number, ranks, averaged buffers, trained parameters."""
     clients = spec.clients
     if clients.sampling is not None:
         clients.sampling.check(islands)
@@ -63,6 +66,8 @@ def check_islands(spec: SyncSpec, islands: int, ranks: int, averaged: Sequence[s
         spec.exchange.check(islands)
     refuse(_with_ranks(spec, ranks))
     refuse(_with_buffers(spec, averaged))
+    refuse(with_buffers(spec, averaged))
+    refuse(with_factors(spec, trained))
 
 
 def conflicts(spec: SyncSpec) -> Iterator[Conflict]:
@@ -73,6 +78,7 @@ def conflicts(spec: SyncSpec) -> Iterator[Conflict]:
     yield from _secure(spec)
     yield from _clients(spec)
     yield from _exchange(spec)
+    yield from robust_conflicts(spec)
 
 
 def _name(part: object) -> str:
@@ -258,7 +264,8 @@ def _with_buffers(spec: SyncSpec, averaged: Sequence[str]) -> Iterator[Conflict]
 
 
 def check_tuning(spec: SyncSpec, tuning: Tuning) -> None:
-    """Raise ConfigError for a LoRA rule whose rank, scale or factors are not those of the model's adapters."""
+    """Raise ConfigError for a rule that does not fit adapters, or whose rank, scale or factors are not theirs."""
+    refuse(with_tuning(spec, tuning))
     rule = spec.aggregator
     if isinstance(rule, LoraRule):
         if not isinstance(tuning, LoRA):

@@ -88,7 +88,8 @@ def prepare(state: SyncState, own_anchors: bool) -> Fragment | None:
         replica.part.check_inner(list(replica.model.parameters()), replica.inner)
     coverage, first = coverages[0], replicas[0]
     mesh = first.part.mesh
-    check_islands(spec, transport.islands, 1 if mesh is None else mesh.size, coverage.averaged_buffers)
+    ranks = 1 if mesh is None else mesh.size
+    check_islands(spec, transport.islands, ranks, coverage.averaged_buffers, list(first.params))
     _check_inner(spec, first)
     parts = _partition(spec, first, coverage)
     compare(transport, [_facts(spec, transport, r, c) for r, c in zip(replicas, coverages, strict=True)])

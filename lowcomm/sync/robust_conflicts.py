@@ -1,0 +1,64 @@
+"""What does not go with rules that judge islands by their Deltas (Krum): part of the table in `compatibility.py`.
+
+Whatever else islands average would be a plain mean, which a faulty island steers as it likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lowcomm.aggregate.gram import GramRule
+from lowcomm.model import LoRA, Tuning
+from lowcomm.sampling import FixedSize
+from lowcomm.state.conflict import Conflict
+from lowcomm.state.spec import SyncSpec
+
+
+def robust_conflicts(spec: SyncSpec) -> Iterator[Conflict]:
+    """Parts of a spec."""
+    rule, schedule, clients = spec.aggregator, spec.schedule, spec.clients
+    if not isinstance(rule, GramRule):
+        return
+    name, other = type(rule).__name__, f"sync.aggregator = {type(rule).__name__}"
+    if schedule(1, spec.every).average_gradients:
+        why = f"averaged gradients are a plain mean over all islands, and {name} sees none of them"
+        yield Conflict("sync.schedule", type(schedule).__name__, other, why, "use EveryH")
+    if clients.objective is not None and clients.objective.sends:
+        why = "its control variates are a plain mean over all islands"
+        yield Conflict("sync.objective", type(clients.objective).__name__, other, why, "use FedProx")
+    sampling = clients.sampling
+    if sampling is None or rule.fewest <= 1:
+        return
+    if not isinstance(sampling, FixedSize):
+        why = f"a round may have any number of islands, and {name} needs {rule.fewest}"
+        yield Conflict("sync.sampling", type(sampling).__name__, other, why, f"use FixedSize(count={rule.fewest})")
+    elif sampling.count < rule.fewest:
+        why = f"{name} needs {rule.fewest} islands in a round"
+        yield Conflict("sync.sampling.count", sampling.count, other, why, f"{rule.fewest} or more")
+
+
+def with_buffers(spec: SyncSpec, averaged: Sequence[str]) -> Iterator[Conflict]:
+    """Buffers that islands average."""
+    if isinstance(spec.aggregator, GramRule) and averaged:
+        why = f"{', '.join(averaged)} would be a plain mean over all islands"
+        other = f"sync.aggregator = {type(spec.aggregator).__name__}"
+        yield Conflict("buffers", None, other, why, "keep them local, buffers={'*': 'local'}")
+
+
+def with_factors(spec: SyncSpec, trained: Sequence[str]) -> Iterator[Conflict]:
+    """Trained parameters (names) of a model that peft or a recipe has given adapters."""
+    factors = [n for n in trained if ".lora_" in n]
+    if isinstance(spec.aggregator, GramRule) and factors:
+        yield _on_factors(spec, "parameters", factors[0])
+
+
+def with_tuning(spec: SyncSpec, tuning: Tuning) -> Iterator[Conflict]:
+    """A recipe's way of tuning."""
+    if isinstance(spec.aggregator, GramRule) and isinstance(tuning, LoRA):
+        yield _on_factors(spec, "model.tuning", type(tuning).__name__)
+
+
+def _on_factors(spec: SyncSpec, field: str, value: str) -> Conflict:
+    name = type(spec.aggregator).__name__
+    why = "equal products B A may have unlike factors, so that distances between factors say nothing"
+    return Conflict(field, value, f"sync.aggregator = {name}", why, "train all weights, or use FedIT or another rule")
