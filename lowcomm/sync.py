@@ -26,7 +26,7 @@ from lowcomm.round.deadline import LATE_TOLERANCE_S, Deadlines, OnLate
 from lowcomm.round.departure import depart
 from lowcomm.round.exchange import Exchanged, aggregate_into_mean, mean_may_overwrite
 from lowcomm.round.flight import Flight, Worker, may_overlap
-from lowcomm.round.gradients import average_gradients, rebase
+from lowcomm.round.gradients import average_gradients, read_back, rebase
 from lowcomm.round.guard import Guard, tell_all
 from lowcomm.round.handshake import check_counts, check_parts, prepare
 from lowcomm.round.landing import SyncReport, commit, pass_over
@@ -294,5 +294,6 @@ class LocalSGD:
 
     def weights(self) -> dict[str, Tensor]:
         """The global weights by name: fp32 views on the outer device."""
+        read_back(self)
         held = self.replicas[0].params
         return {name: view for f in self.fragments for name, view in f.views(f.weights).items() if name in held}

@@ -58,6 +58,9 @@ class Loop:
         self.run = run
         self.journal = Journal(run)
         self.save_failure: str | None = None
+        sync = run.sync
+        self.boundary = sync.step - (sync.step - sync.pace.since) % sync.pace.every
+        """Inner step of the last end of a round, at which an evaluation that was due by then has been made."""
 
     def run_to_end(self) -> int:
         """Train, finish, evaluate, export, summarise; returns the exit code."""
@@ -170,18 +173,15 @@ class Loop:
         if sync.step - self.journal.logged_step >= run.config.log_every or sync.step == run.config.steps:
             self.journal.log()
         every = run.config.eval.every
-        if every is not None and boundary and sync.step < run.config.steps and self._passed(every):
-            self.evaluate()
+        if boundary:
+            passed, self.boundary = every is not None and sync.step // every > self.boundary // every, sync.step
+            if passed and sync.step < run.config.steps:
+                self.evaluate()
         rounds = run.config.checkpoint.every_rounds
         if 0 in sync.transport.lost and not run.world.relayed:
             raise SyncError("island 0, which writes what the run leaves behind, is gone: the run stops")
         if rounds is not None and boundary and sync.rounds_done % rounds == 0 and not sync.transport.lost:
             self.save(f"{sync.rounds_done:06d}")
-
-    def _passed(self, every: int) -> bool:
-        """Whether a multiple of `every` lies in the steps of the period that just ended."""
-        sync = self.run.sync
-        return sync.step // every > max(0, sync.step - sync.pace.every) // every
 
     def should_stop(self) -> bool:
         """Whether a signal came or the step to stop at is reached (not at the very end); of an island's ranks, to any.

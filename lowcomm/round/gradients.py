@@ -101,6 +101,17 @@ def average_buffers(sync: LocalSGD, weights: Sequence[float]) -> None:
 
 
 @torch.no_grad()
+def read_back(sync: LocalSGD) -> None:
+    """Bring the global weights up to date in a phase of averaged gradients, in which islands are equal: no exchange.
+
+    For evaluation, checkpoints and reports in its middle; the comparison with the other islands comes with `rebase`.
+    """
+    if sync.must_rebase:
+        for fragment in sync.fragments:
+            fragment.read(sync.replicas[0].tensors(fragment))
+
+
+@torch.no_grad()
 def rebase(sync: LocalSGD) -> None:
     """After steps with averaged gradients the islands are equal: their weights are the global weights."""
     average_buffers(sync, [1 / sync.transport.islands] * sync.transport.islands)

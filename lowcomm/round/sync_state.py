@@ -11,6 +11,7 @@ from torch import Tensor
 from lowcomm import optimizer_state
 from lowcomm.checkpoint import Part
 from lowcomm.round.flight import Flight
+from lowcomm.round.gradients import read_back
 from lowcomm.schedule import Pace
 from lowcomm.sync import LocalSGD
 from lowcomm.types import CheckpointError, Round
@@ -18,6 +19,7 @@ from lowcomm.types import CheckpointError, Round
 
 def global_part(sync: LocalSGD) -> Part:
     """What is equal on every island: global weights, outer state, round."""
+    read_back(sync)
     tensors: dict[str, Tensor] = {}
     outer: list[dict[str, Any]] = []
     for i, (fragment, optimizer) in enumerate(zip(sync.fragments, sync.outers, strict=True)):

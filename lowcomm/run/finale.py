@@ -17,6 +17,7 @@ from torch import Tensor
 from lowcomm.island.part import gather_texts
 from lowcomm.model import merge_tuning
 from lowcomm.round.digest import sha256_weights
+from lowcomm.round.gradients import read_back
 from lowcomm.round.lora_sync import at_server_scale
 from lowcomm.run.assembly import Run, build_models
 from lowcomm.run.privacy_spent import privacy_spent
@@ -40,6 +41,7 @@ class Evaluation:
 def holding_global_weights(sync: LocalSGD) -> Iterator[None]:
     """Within, the first model holds the global weights: fragments come at different steps and may have trained on."""
     sync.wait()
+    read_back(sync)
     own = [p for f in sync.fragments for p in sync.replicas[0].tensors(f)]
     merged = [view for f in sync.fragments for view in f.outer_params]
     # weights that are the global ones (training by scalars) need no copy
