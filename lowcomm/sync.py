@@ -25,6 +25,7 @@ from lowcomm.round.coverage import BufferRule
 from lowcomm.round.deadline import LATE_TOLERANCE_S, Deadlines, OnLate
 from lowcomm.round.departure import depart
 from lowcomm.round.exchange import Exchanged, aggregate_into_mean, mean_may_overwrite
+from lowcomm.round.finishing import end_together
 from lowcomm.round.flight import Flight, Worker, may_overlap
 from lowcomm.round.gradients import average_gradients, read_back, rebase
 from lowcomm.round.guard import Guard, tell_all
@@ -142,12 +143,11 @@ class LocalSGD:
         self._averaged_step = self.step
 
     def finish(self) -> None:
-        """Merge what has been trained since the last sync; the models then hold the global weights."""
-        self.land(tuple(self.flights))
-        if self.must_rebase:
-            rebase(self)
-        verify_all(self.transport, self.fragments, self.unverified)
-        self.unverified = {}
+        """Merge what has been trained since the last sync; the models then hold the global weights.
+
+        Islands that have more steps to do are joined in their remaining rounds: a loop that ends early waits here.
+        """
+        end_together(self)
         rows = [torch.tensor([r.unsynced(i) for i in range(len(self.fragments))]) for r in self.replicas]
         pooled = [self.transport.inside(row).sum(dim=0) for row in rows]
         trained = self.transport.gather(pooled).amax(dim=0).tolist()  # an island may have had no work where others had

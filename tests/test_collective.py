@@ -53,6 +53,12 @@ def run_job(job: str, processes: int, out: Path, prefix: tuple[str, ...] = ()) -
     return {int(p.stem): json.loads(p.read_text(encoding="utf-8")) for p in out.glob("*.json")}
 
 
+def test_processes_with_unequal_numbers_of_batches_end_together(tmp_path: Path) -> None:
+    results = run_job("uneven", 3, tmp_path)
+    assert results[0] == results[1] == results[2]
+    assert [rounds for rounds, _ in results[0].values()] == [4, 4]
+
+
 def test_processes_equal_the_simulation_bit_for_bit_with_every_method(tmp_path: Path) -> None:
     """Weights after every sync, and counted bytes, for every optimizer, schedule and codec; unequal work."""
     results = run_job("all_methods", 3, tmp_path)

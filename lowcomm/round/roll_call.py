@@ -16,6 +16,7 @@ import torch
 
 from lowcomm.aggregate.base import Aggregator
 from lowcomm.round.flood import flood
+from lowcomm.round.joining import must_call_again
 from lowcomm.transport.base import Transport
 from lowcomm.types import Round, SyncError
 
@@ -73,7 +74,10 @@ def call_roll(
         torch.tensor([float(round.index), arrival_s, t, n, *vote, *map(float, ranks[i : i + 1])], dtype=torch.float64)
         for i, (t, n) in enumerate(zip(tokens, norms, strict=True))
     ]
-    table, gone = _gather(transport, [_of_island(transport, row) for row in rows])
+    rows = [_of_island(transport, row) for row in rows]
+    table, gone = gather_rows(transport, rows)
+    while must_call_again(table, gone, round):
+        table, gone = gather_rows(transport, rows)
     rounds = sorted(row[0] for k, row in enumerate(table) if k not in gone)
     expected_round = rounds[len(rounds) // 2]
     dropped: dict[int, str] = {}
@@ -111,7 +115,7 @@ def _unusable(row: Sequence[float], round_index: float, had: Sequence[int]) -> s
     return None
 
 
-def _gather(transport: Transport, rows: Sequence[torch.Tensor]) -> tuple[list[list[float]], set[int]]:
+def gather_rows(transport: Transport, rows: Sequence[torch.Tensor]) -> tuple[list[list[float]], set[int]]:
     """The table, with zeros for islands whose process is gone, and these: who is lost to one is left out by all."""
     if not transport.goes_on:
         return transport.gather(rows).tolist(), set()
