@@ -16,7 +16,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,14 @@ def load(root: Path, name: str, island: int) -> dict[str, Part]:
                 return parts
         raise CheckpointError(f"checkpoint {name} in {root} has no global part that is whole")
     return parts
+
+
+def remove(root: Path, name: str, islands: Sequence[int]) -> None:
+    """Remove these islands' parts of a checkpoint, and its directory with the last part."""
+    for island in islands:
+        shutil.rmtree(_island_dir(root, name, island), ignore_errors=True)
+    with suppress(OSError):
+        (root / name).rmdir()
 
 
 def prune(root: Path, keep: int) -> None:

@@ -31,6 +31,7 @@ from lowcomm.round.gradients import average_gradients, read_back, rebase
 from lowcomm.round.guard import Guard, tell_all
 from lowcomm.round.handshake import check_counts, check_parts, prepare
 from lowcomm.round.landing import SyncReport, commit, pass_over
+from lowcomm.round.loop import Loop
 from lowcomm.round.lora_sync import install
 from lowcomm.round.pacing import StepClock
 from lowcomm.round.replica import Replica
@@ -41,7 +42,7 @@ from lowcomm.transport import Transport
 from lowcomm.types import Round, SyncError, require
 
 
-class LocalSGD:
+class LocalSGD(Loop):
     """Train `model` with `inner` for `every` steps, then merge with the other islands; repeat.
 
     Args:
@@ -115,6 +116,7 @@ class LocalSGD:
             replica.inner.register_step_post_hook(lambda *_, i=index: self._after_step(i))
         install(self)
         self.corrections = Corrections(self)
+        self._begin(watch=transport is None and island is None)
 
     @property
     def next_action(self) -> Action:
@@ -143,10 +145,7 @@ class LocalSGD:
         self._averaged_step = self.step
 
     def finish(self) -> None:
-        """Merge what has been trained since the last sync; the models then hold the global weights.
-
-        Islands that have more steps to do are joined in their remaining rounds: a loop that ends early waits here.
-        """
+        """Join islands that have more steps to do, and merge what is left; the models then hold the global weights."""
         end_together(self)
         rows = [torch.tensor([r.unsynced(i) for i in range(len(self.fragments))]) for r in self.replicas]
         pooled = [self.transport.inside(row).sum(dim=0) for row in rows]
@@ -271,8 +270,7 @@ class LocalSGD:
         self.step += 1
         self.step_clock.stepped()
         action = self.action_at(self.step)
-        due = () if self.schedule.overlaps else action.sync
-        due = (*self.pending, *due)
+        due = (*self.pending, *(() if self.schedule.overlaps else action.sync))
         self.land([i for i in action.land if i in self.flights])
         if due:
             self.sync(tuple(dict.fromkeys(due)))

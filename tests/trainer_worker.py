@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import nn
 
 import lowcomm as lc
-from lowcomm.integrations import example, saved
+from lowcomm.integrations import example
+from lowcomm.round import saved
 from lowcomm.round.digest import sha256_weights
 from lowcomm.types import CheckpointError, ConfigError
 

@@ -8,7 +8,7 @@ Start it under torchrun. What it changes in the Trainer, and why:
 - `average_tokens_across_devices` is off, and what a loss function gathers for its metrics (TRL's does) stays inside the
   island: either would wait for all islands in every step;
 - evaluation and checkpoints hold the global weights, and training goes on from the island's own;
-- `checkpoint-N/lowcomm/` has every rank's state as safetensors and JSON (see lowcomm.integrations.saved), from which
+- `checkpoint-N/lowcomm/` has every rank's state as safetensors and JSON (see lowcomm.round.saved), from which
   `train(resume_from_checkpoint=...)` goes on to the bits of a run that never stopped;
 - the last merge comes with the last step; a training that is stopped before it merges at its end, after saving.
 
@@ -34,12 +34,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lowcomm.aggregate import Aggregator
 from lowcomm.codec import Codec
-from lowcomm.integrations import saved
 from lowcomm.integrations.accelerate import bare, check_accelerator, confine, gather_inside
 from lowcomm.integrations.groups import IslandGroups
 from lowcomm.integrations.log import log_line
 from lowcomm.integrations.settings import Settings
 from lowcomm.outer import Outer
+from lowcomm.round import saved
 from lowcomm.round.coverage import BufferRule
 from lowcomm.round.landing import SyncReport
 from lowcomm.run.finale import holding_global_weights

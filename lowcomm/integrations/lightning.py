@@ -4,7 +4,7 @@
 
 What it changes, and why: DDP spans the ranks of one island only; validation sees the global weights, and so does every
 state_dict of the module, so that checkpoints hold them, weights-only ones too; beside them, `DIRECTORY/STEP/` has each
-rank's state as safetensors and JSON (see lowcomm.integrations.saved), from which `fit(ckpt_path=...)` goes on. The last
+rank's state as safetensors and JSON (see lowcomm.round.saved), from which `fit(ckpt_path=...)` goes on. The last
 merge comes with the last step. Lightning saves neither random states nor the place inside an epoch: a run resumed from
 the end of an epoch, without dropout, is the run that never stopped.
 """
@@ -23,11 +23,11 @@ from torch import Tensor
 
 from lowcomm.aggregate import Aggregator
 from lowcomm.codec import Codec
-from lowcomm.integrations import saved
 from lowcomm.integrations.groups import IslandGroups
 from lowcomm.integrations.log import log_line
 from lowcomm.integrations.settings import Settings
 from lowcomm.outer import Outer
+from lowcomm.round import saved
 from lowcomm.round.coverage import BufferRule
 from lowcomm.round.landing import SyncReport
 from lowcomm.run.finale import holding_global_weights

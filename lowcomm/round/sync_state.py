@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,8 +13,10 @@ from lowcomm.checkpoint import Part
 from lowcomm.round.flight import Flight
 from lowcomm.round.gradients import read_back
 from lowcomm.schedule import Pace
-from lowcomm.sync import LocalSGD
 from lowcomm.types import CheckpointError, Round
+
+if TYPE_CHECKING:
+    from lowcomm.sync import LocalSGD
 
 
 def global_part(sync: LocalSGD) -> Part:
