@@ -37,6 +37,7 @@ from lowcomm.round.pacing import StepClock
 from lowcomm.round.replica import Replica
 from lowcomm.round.together import find_transport, together
 from lowcomm.round.verify import check_still_covered, verify_all
+from lowcomm.round.wording import speaks_of_arguments
 from lowcomm.schedule import Action, EveryH, Pace, Schedule
 from lowcomm.transport import Transport
 from lowcomm.types import Round, SyncError, require
@@ -66,6 +67,7 @@ class LocalSGD(Loop):
     ranks: list[int]
     """Rank of each island's LoRA factors where ranks shrink inside a run, else empty."""
 
+    @speaks_of_arguments()
     def __init__(
         self,
         model: nn.Module | Sequence[nn.Module],
@@ -92,7 +94,7 @@ class LocalSGD(Loop):
         self.every, self.seed, self.quorum, self.privacy = every, seed, quorum, privacy
         self.outer, self.codec, self.clients = outer or Nesterov(), codec or Fp32(), clients or Clients()
         self.schedule, self.aggregator = schedule or EveryH(), aggregator or Mean()
-        check_parts(self, models)
+        check_parts(self, models, island)
         self.transport = transport or find_transport(len(models), island)
         check_counts(len(models), len(inners), self.transport)
         self.replicas = [Replica(m, i, island or Whole()) for m, i in zip(models, inners, strict=True)]

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from lowcomm.outer import Nesterov
+import lowcomm as lc
+from lowcomm.aggregate import Mean
+from lowcomm.clients import Clients
+from lowcomm.codec import Fp32
+from lowcomm.config import SyncConfig
+from lowcomm.local import FedProx
+from lowcomm.outer import SGD, Nesterov
 from lowcomm.round.digest import sha256_weights
-from lowcomm.schedule import EveryH, Schedule
+from lowcomm.sampling import FixedSize
+from lowcomm.schedule import EveryH, Growing, Schedule, Streaming
 from lowcomm.sync import LocalSGD
+from lowcomm.trainer import train
+from lowcomm.transport import Simulated
 from lowcomm.types import CheckpointError, ConfigError
-from tests import toy
+from tests import runs, toy
 from tests.methods import SCHEDULES, name
 from tests.threads import Hub, Threaded, run_threads
 
@@ -173,6 +189,59 @@ def test_what_a_sync_writes_is_not_told(schedule: Schedule, caplog: pytest.LogCa
     assert not [r for r in caplog.records if "was written" in r.message]
 
 
+# loops whose processes would train alone, or are averaged twice
+
+
+@pytest.fixture
+def two_ranks() -> Iterator[None]:
+    """Rank 0 of a world of two, whose exchanges do nothing."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_processes_without_a_group_are_refused(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "2")
+    model, inner = _one_island()
+    with pytest.raises(ConfigError, match=rf"{variable} = 2 processes .*Fix: torch\.distributed\.init_process_group"):
+        lc.DiLoCo(model, inner, every=4, momentum=0.6)
+    assert lc.DiLoCo(model, inner, every=4, momentum=0.6, transport=lc.transport.Simulated(1)).stats.rounds == 0
+    monkeypatch.setenv(variable, "1")
+    assert LocalSGD(model, inner, every=4).transport.islands == 1
+
+
+def test_several_models_in_each_of_several_processes_are_refused(two_ranks: None) -> None:
+    models = [toy.Net() for _ in range(3)]
+    with pytest.raises(ConfigError, match=r"3 models .*each of 2 processes.*Fix: .*Simulated\(3\)"):
+        LocalSGD(models, [toy.sgd(m) for m in models], every=4)
+
+
+def test_a_model_that_ddp_averages_over_the_islands_is_refused(two_ranks: None) -> None:
+    model = DistributedDataParallel(toy.Net())
+    with pytest.raises(ConfigError, match=r"over ranks \[0, 1\] .*every step\. Fix: .* inside, model\.module"):
+        LocalSGD(model, toy.sgd(model), every=4, transport=Simulated(1))
+    holder = nn.ModuleDict({"net": model})
+    with pytest.raises(ConfigError, match=r"model\.net = DistributedDataParallel .*model\.net\.module"):
+        LocalSGD(holder, toy.sgd(holder), every=4, transport=Simulated(1))
+    alone = dist.new_group([0])
+    inside = DistributedDataParallel(toy.Net(), process_group=alone)
+    assert LocalSGD(inside, toy.sgd(inside), every=4, transport=Simulated(1)).stats.steps == 0
+
+
+def test_other_wrappers_are_refused(two_ranks: None) -> None:
+    copies = nn.DataParallel(toy.Net())
+    with pytest.raises(ConfigError, match=r"model = DataParallel .*Fix: one process per GPU"):
+        LocalSGD(copies, toy.sgd(copies), every=4, transport=Simulated(1))
+    cut = nn.Linear(4, 4)
+    fully_shard(cut, mesh=init_device_mesh("cpu", (2,)))
+    with pytest.raises(ConfigError, match=r"parameter weight is a DTensor.*Fix: island=lowcomm\.island\.FSDPPart"):
+        LocalSGD(cut, toy.sgd(cut), every=4, transport=Simulated(1))
+    engine = type("DeepSpeedEngine", (toy.Net,), {})()
+    with pytest.raises(ConfigError, match=r"Fix: lowcomm\.deepspeed\.attach"):
+        LocalSGD(engine, toy.sgd(engine), every=4, transport=Simulated(1))
+
+
 # figures
 
 
@@ -186,3 +255,113 @@ def test_stats_are_those_of_the_transport() -> None:
     assert (now.steps, now.rounds, now.start_bytes) == (9, 2, start.start_bytes)
     assert now.sent_bytes == sync.transport.sent_bytes[0] > start.sent_bytes
     assert now.sync_s >= now.blocked_s > 0
+
+
+# words
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda m, i: lc.DiLoCo(m, i, every=0, momentum=0.6), "every = 0 is not allowed: 1 or more. Fix: lower every."),
+        (
+            lambda m, i: LocalSGD(m, i, every=8, schedule=Streaming(fragments=2, by="size", delay=4)),
+            "schedule.delay = 4 is not allowed: 0 to 3, below every / fragments. "
+            "Fix: a shorter delay, or fewer fragments.",
+        ),
+        (
+            lambda m, i: LocalSGD(m, i, every=8, schedule=Streaming(fragments=3)),
+            "schedule.fragments = 3 must be 1 to 1, the model's layers. Fix: schedule.fragments=1, or schedule.by=size",
+        ),
+        (
+            lambda m, i: LocalSGD(m, i, every=2, clients=Clients(sampling=FixedSize(count=1)), schedule=Growing()),
+            "schedule = Growing is not allowed with clients.sampling: rounds of islands that rest have a fixed length. "
+            "Fix: use EveryH",
+        ),
+    ],
+)
+def test_a_library_speaks_of_its_arguments(
+    build: Callable[[nn.Module, torch.optim.Optimizer], LocalSGD], says: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        build(*_one_island())
+    assert str(raised.value) == says
+
+
+def test_a_recipe_speaks_of_its_fields(tmp_path: Path) -> None:
+    schedule = Streaming(fragments=3)
+    config = runs.small(runs.write_corpus(tmp_path), tmp_path / "run", sync=SyncConfig(every=4, schedule=schedule))
+    with pytest.raises(ConfigError, match=r"sync\.schedule\.fragments = 3 .*Fix: --sync\.schedule\.fragments "):
+        train(config)
+
+
+# shortcuts
+
+PRESETS = (lc.DiLoCo, lc.FedAvg, lc.SparseLoCo, lc.StreamingDiLoCo, lc.DiLoCoX)
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.__name__)
+def test_a_shortcut_takes_what_local_sgd_takes(preset: Callable[..., LocalSGD]) -> None:
+    wanted, taken = inspect.signature(LocalSGD).parameters, inspect.signature(preset).parameters
+    assert not set(wanted) - set(taken)
+    defaults = {n: p.default for n, p in wanted.items() if n != "every"}
+    assert defaults == {n: taken[n].default for n in defaults}
+    model = WithBuffer()
+    parts = {"outer": SGD(lr=0.5), "codec": Fp32(), "schedule": Growing(), "aggregator": Mean(by="uniform")}
+    rest = {"buffers": {"seen": "local"}, "outer_device": "cpu", "seed": 3, "quorum": 0.75, "on_late": "stop"}
+    clients = Clients(objective=FedProx(mu=0.1))
+    more = {"transport": Simulated(1), "privacy": None, "late_tolerance_s": 2.0, "clients": clients, "island": None}
+    sync = preset(model, toy.sgd(model), every=4, **parts, **rest, **more)
+    assert all(getattr(sync, n) == part for n, part in parts.items())
+    assert (sync.seed, sync.quorum, sync.clients) == (3, 0.75, clients)
+    assert (sync.deadlines.on_late, sync.deadlines.tolerance_s) == ("stop", 2.0)
+    assert sync.transport is more["transport"]
+
+
+class WithBuffer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = toy.Net()
+        self.register_buffer("seen", torch.zeros(3))
+
+
+def _layers(count: int) -> nn.Module:
+    return nn.ModuleDict({"layers": nn.Sequential(*(nn.Linear(3, 3) for _ in range(count)))})
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 6])
+@pytest.mark.parametrize("every", [1, 2, 3, 5, 10, 24, 100])
+def test_defaults_of_streaming_fit_each_other(every: int, layers: int) -> None:
+    model = _layers(layers)
+    sync = lc.StreamingDiLoCo(model, toy.sgd(model), every=every, steps=1000)
+    schedule = sync.schedule
+    assert isinstance(schedule, Streaming)
+    assert schedule.fragments == min(4, every, layers) and schedule.delay <= 5
+    if every >= 24:
+        assert schedule.delay == 5
+    delayed = lc.StreamingDiLoCo(model, toy.sgd(model), every=every, delay=min(2, every - 1), steps=1000).schedule
+    assert isinstance(delayed, Streaming) and delayed.delay == min(2, every - 1)
+
+
+def test_momentum_follows_the_number_of_rounds(caplog: pytest.LogCaptureFixture) -> None:
+    for steps, momentum in ((24, 0.6), (236, 0.6), (240, 0.8), (959, 0.8), (960, 0.9)):
+        model, inner = _one_island()
+        assert lc.DiLoCo(model, inner, every=4, steps=steps).outer == Nesterov(lr=0.7, momentum=momentum)
+    model, inner = _one_island()
+    assert lc.DiLoCo(model, inner, every=4, momentum=0.3).outer == Nesterov(lr=0.7, momentum=0.3)
+    assert not caplog.records
+    model, inner = _one_island()
+    assert lc.DiLoCo(model, inner, every=4).outer == Nesterov(lr=0.7, momentum=0.9)
+    assert "Pass steps=" in caplog.text
+
+
+def test_a_part_and_a_setting_that_it_replaces_are_refused() -> None:
+    model, inner = _one_island()
+    for build in (
+        lambda: lc.DiLoCo(model, inner, outer=SGD(lr=1.0), momentum=0.5),
+        lambda: lc.SparseLoCo(model, inner, codec=Fp32(), k=32),
+        lambda: lc.StreamingDiLoCo(model, inner, schedule=EveryH(), delay=1, momentum=0.6),
+        lambda: lc.DiLoCoX(model, inner, codec=Fp32(), rank=4, momentum=0.6),
+    ):
+        with pytest.raises(ConfigError, match=r"not allowed with (momentum|k|delay|rank), .*Fix: give one of the two"):
+            build()

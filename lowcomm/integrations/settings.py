@@ -16,6 +16,7 @@ from lowcomm.island import DDPPart, Part
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.round.coverage import BufferRule
 from lowcomm.round.exchange import check_fit
+from lowcomm.round.wording import speaks_of_arguments
 from lowcomm.schedule import EveryH, Schedule
 from lowcomm.sync import LocalSGD
 from lowcomm.types import require
@@ -59,6 +60,7 @@ class Settings:
             seed=seed,
         )
 
+    @speaks_of_arguments()
     def __post_init__(self) -> None:
         """Raise ConfigError for a value out of range, or parts that do not fit."""
         require(self.every >= 1, "every", self.every, "1 or more", "32 suits short runs, 500 long ones")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lowcomm.clients import Clients, check_clients
-from lowcomm.island.part import prove_shares
+from lowcomm.island.part import Part, prove_shares
 from lowcomm.round.coverage import BufferRule, Coverage, check_partition, prove
 from lowcomm.round.digest import digest_all
 from lowcomm.round.exchange import check_fit
@@ -24,6 +24,7 @@ from lowcomm.round.lora_sync import check_lora, loosen
 from lowcomm.round.replica import Replica
 from lowcomm.round.scratch import Scratch
 from lowcomm.round.secure_checks import check_maskable, check_secure
+from lowcomm.round.wrapped import check_unwrapped
 from lowcomm.transport.base import Transport
 from lowcomm.types import DivergenceError, require
 from lowcomm.version import __version__
@@ -35,8 +36,9 @@ Facts = Mapping[str, str | int | float | Mapping[str, str]]
 """What must be equal everywhere: JSON scalars, or a mapping (tensor name -> shape and dtype)."""
 
 
-def check_parts(sync: LocalSGD, models: Sequence[nn.Module]) -> None:
+def check_parts(sync: LocalSGD, models: Sequence[nn.Module], island: Part | None) -> None:
     """Raise ConfigError for settings out of range or parts that do not fit; ready the models for a LoRA rule."""
+    check_unwrapped(models, island)
     require(0 < sync.quorum <= 1, "quorum", sync.quorum, "0 < quorum <= 1", "0.5 needs half of the islands")
     for part in (sync.outer, sync.codec, sync.aggregator):
         part.check()

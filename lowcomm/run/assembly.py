@@ -20,6 +20,7 @@ from lowcomm.membership import Membership, World, count_islands, join
 from lowcomm.model import build_model
 from lowcomm.report.metrics import Metrics
 from lowcomm.report.progress import Progress
+from lowcomm.round.wording import speaks_of_fields
 from lowcomm.run.privacy_spent import Ledger, ledger_of, secure, training_shards
 from lowcomm.run.run_dir import available_cores, check_directory, lock
 from lowcomm.run.signals import StopFlag
@@ -125,24 +126,25 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
     alone = config.model.compile and not together
     islands = [build_island(config, m, k, alone, members.mesh) for m, k in zip(models, transport.local, strict=True)]
     batched = BatchedIslands(islands, compile=config.model.compile) if together else None
-    sync = LocalSGD(
-        [i.model for i in islands],
-        [i.inner for i in islands],
-        island=islands[0].part if members.mesh is not None else None,
-        every=config.sync.every,
-        outer=config.sync.outer,
-        codec=config.sync.codec,
-        schedule=config.sync.schedule,
-        aggregator=config.sync.aggregator,
-        transport=transport,
-        outer_device=None if config.sync.outer_device == "model" else "cpu",
-        seed=config.seed,
-        quorum=config.sync.quorum,
-        privacy=config.sync.privacy,
-        on_late=config.sync.on_late,
-        late_tolerance_s=config.sync.late_tolerance_s,
-        clients=config.sync.clients,
-    )
+    with speaks_of_fields():
+        sync = LocalSGD(
+            [i.model for i in islands],
+            [i.inner for i in islands],
+            island=islands[0].part if members.mesh is not None else None,
+            every=config.sync.every,
+            outer=config.sync.outer,
+            codec=config.sync.codec,
+            schedule=config.sync.schedule,
+            aggregator=config.sync.aggregator,
+            transport=transport,
+            outer_device=None if config.sync.outer_device == "model" else "cpu",
+            seed=config.seed,
+            quorum=config.sync.quorum,
+            privacy=config.sync.privacy,
+            on_late=config.sync.on_late,
+            late_tolerance_s=config.sync.late_tolerance_s,
+            clients=config.sync.clients,
+        )
     secure(islands, sync, config.data.batch_size)
     handle = lock(config.directory, world.rank, config.resume) if world.local_rank == 0 else None
     session = _agree_on_session(members)  # and the directory exists
