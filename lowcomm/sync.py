@@ -64,6 +64,7 @@ class LocalSGD(Loop):
     Raises CoverageError or DivergenceError at construction, SyncError from the step that could not sync.
     """
 
+    _averaged_step: int | None = None
     ranks: list[int]
     """Rank of each island's LoRA factors where ranks shrink inside a run, else empty."""
 
@@ -104,7 +105,6 @@ class LocalSGD(Loop):
         self.listeners: list[Callable[[SyncReport], None]] = []
         self.sync_s, self.blocked_s, self.gradients_s, self.gradient_steps = 0.0, 0.0, 0.0, 0
         self.must_rebase, self._last, self.step_clock = False, False, StepClock()
-        self._averaged_step: int | None = None
         self.pace, self.deadlines = Pace(every=every), Deadlines(on_late, late_tolerance_s)
         self.flights: dict[int, Flight] = {}
         """Exchanges that have started and not landed, by fragment, in the order of starting."""
