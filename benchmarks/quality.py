@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.common import Cell, known_rows, run_cells, write_result
 from benchmarks.tables import write_quality_table
+from lowcomm.presets import momentum_for
 
 PRESETS = {
     # steps, sequence length in tokens, validation sequences
@@ -33,11 +34,6 @@ INSIDE = {
     "Lion inside H=32": "lion.py:pretrain_cpu",
 }
 """Recipes with another inner optimizer, by method; their rates are from benchmarks/tuning_inner.py."""
-
-
-def momentum_for(rounds: int) -> float:
-    """Outer momentum by number of rounds: few rounds overshoot at 0.9 (benchmarks/results/tuning.json)."""
-    return 0.9 if rounds >= 240 else 0.8 if rounds >= 60 else 0.6
 
 
 def cells(preset: str, seeds: int) -> list[Cell]:

@@ -19,7 +19,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,14 @@ def load(root: Path, name: str, island: int) -> dict[str, Part]:
                 return parts
         raise CheckpointError(f"checkpoint {name} in {root} has no global part that is whole")
     return parts
+
+
+def remove(root: Path, name: str, islands: Sequence[int]) -> None:
+    """Remove these islands' parts of a checkpoint, and its directory with the last part."""
+    for island in islands:
+        shutil.rmtree(_island_dir(root, name, island), ignore_errors=True)
+    with suppress(OSError):
+        (root / name).rmdir()
 
 
 def prune(root: Path, keep: int) -> None:

@@ -1,22 +1,39 @@
-"""Short functions that return a LocalSGD with one paper's settings."""
+"""Short functions that return a LocalSGD with one paper's settings; all take the arguments of LocalSGD as well.
+
+An argument of LocalSGD stands in the place of the paper's part: `DiLoCo(..., codec=Int4())` is DiLoCo in four bits.
+Raises ConfigError for a part and a setting of the part that it replaces (`outer` and `momentum`).
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lowcomm.codec import ErrorFeedback, Int4, PowerSGD, TopK
-from lowcomm.outer import SGD, Nesterov
-from lowcomm.schedule import OneStepDelay, Streaming
-from lowcomm.state.spec import BufferRule
+from lowcomm.aggregate import Aggregator
+from lowcomm.codec import Codec, ErrorFeedback, Int4, PowerSGD, TopK
+from lowcomm.island.part import Part
+from lowcomm.outer import SGD, Nesterov, Outer
+from lowcomm.privacy import Mechanism
+from lowcomm.schedule import OneStepDelay, Schedule, Streaming
+from lowcomm.schedule.layers import count_layers
+from lowcomm.state.deadlines import LATE_TOLERANCE_S, OnLate
+from lowcomm.state.spec import BufferRule, Clients
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Transport
+from lowcomm.types import ConfigError
 
 Models = nn.Module | Sequence[nn.Module]
 Optimizers = Optimizer | Sequence[Optimizer]
+
+
+def momentum_for(rounds: int) -> float:
+    """Outer Nesterov momentum by the number of rounds: few rounds overshoot at 0.9 (benchmarks/results/tuning.json)."""
+    return 0.9 if rounds >= 240 else 0.8 if rounds >= 60 else 0.6
 
 
 def DiLoCo(  # noqa: N802 - the paper's name
@@ -24,15 +41,34 @@ def DiLoCo(  # noqa: N802 - the paper's name
     inner: Optimizers,
     *,
     every: int = 500,
-    lr: float = 0.7,
-    momentum: float = 0.9,
+    lr: float | None = None,
+    momentum: float | None = None,
+    steps: int | None = None,
+    island: Part | None = None,
+    outer: Outer | None = None,
+    codec: Codec | None = None,
+    schedule: Schedule | None = None,
+    aggregator: Aggregator | None = None,
     transport: Transport | None = None,
     buffers: Mapping[str, BufferRule] | None = None,
+    outer_device: torch.device | str | None = None,
+    seed: int = 0,
+    quorum: float = 0.5,
+    privacy: Mechanism | None = None,
+    on_late: OnLate = "wait",
+    late_tolerance_s: float = LATE_TOLERANCE_S,
+    clients: Clients | None = None,
 ) -> LocalSGD:
-    """DiLoCo (arXiv 2311.08105): H inner AdamW steps, outer Nesterov; inner moments stay on their island."""
+    """DiLoCo (arXiv 2311.08105): H inner AdamW steps, outer Nesterov; inner moments stay on their island.
+
+    lr: 0.7. momentum: by the rounds in `steps`, the inner steps of the whole run; 0.9 where these are not known.
+    """
     return LocalSGD(
-        model, inner, every=every, outer=Nesterov(lr=lr, momentum=momentum), transport=transport, buffers=buffers
-    )
+        model, inner, every=every,
+        island=island, outer=_nesterov(outer, lr, momentum, 0.7, every, steps), codec=codec, schedule=schedule,
+        aggregator=aggregator, transport=transport, buffers=buffers, outer_device=outer_device, seed=seed,
+        quorum=quorum, privacy=privacy, on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
+    )  # fmt: skip
 
 
 def FedAvg(  # noqa: N802 - the paper's name
@@ -40,11 +76,28 @@ def FedAvg(  # noqa: N802 - the paper's name
     inner: Optimizers,
     *,
     every: int,
+    island: Part | None = None,
+    outer: Outer | None = None,
+    codec: Codec | None = None,
+    schedule: Schedule | None = None,
+    aggregator: Aggregator | None = None,
     transport: Transport | None = None,
     buffers: Mapping[str, BufferRule] | None = None,
+    outer_device: torch.device | str | None = None,
+    seed: int = 0,
+    quorum: float = 0.5,
+    privacy: Mechanism | None = None,
+    on_late: OnLate = "wait",
+    late_tolerance_s: float = LATE_TOLERANCE_S,
+    clients: Clients | None = None,
 ) -> LocalSGD:
     """FedAvg (arXiv 1602.05629): the token-weighted mean of the islands' weights every `every` steps."""
-    return LocalSGD(model, inner, every=every, outer=SGD(lr=1.0), transport=transport, buffers=buffers)
+    return LocalSGD(
+        model, inner, every=every,
+        island=island, outer=outer or SGD(lr=1.0), codec=codec, schedule=schedule, aggregator=aggregator,
+        transport=transport, buffers=buffers, outer_device=outer_device, seed=seed, quorum=quorum, privacy=privacy,
+        on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
+    )  # fmt: skip
 
 
 def SparseLoCo(  # noqa: N802 - the paper's name
@@ -52,19 +105,41 @@ def SparseLoCo(  # noqa: N802 - the paper's name
     inner: Optimizers,
     *,
     every: int = 30,
-    lr: float = 1.0,
-    beta: float = 0.95,
-    k: int = 64,
-    bits: Literal[2, 8, 16] = 2,
+    lr: float | None = None,
+    beta: float | None = None,
+    k: int | None = None,
+    bits: Literal[2, 8, 16] | None = None,
+    island: Part | None = None,
+    outer: Outer | None = None,
+    codec: Codec | None = None,
+    schedule: Schedule | None = None,
+    aggregator: Aggregator | None = None,
     transport: Transport | None = None,
     buffers: Mapping[str, BufferRule] | None = None,
+    outer_device: torch.device | str | None = None,
+    seed: int = 0,
+    quorum: float = 0.5,
+    privacy: Mechanism | None = None,
+    on_late: OnLate = "wait",
+    late_tolerance_s: float = LATE_TOLERANCE_S,
+    clients: Clients | None = None,
 ) -> LocalSGD:
     """SparseLoCo (arXiv 2508.15706): H inner steps, the k largest of each 4096 in few bits, error feedback, averaging.
 
-    The defaults are those of Covenant-72B (arXiv 2603.08163): 0.16 bits per parameter and round.
+    lr 1, beta 0.95, k 64 and 2 bits are those of Covenant-72B (arXiv 2603.08163): 0.16 bits per parameter and round.
     """
-    codec = ErrorFeedback(codec=TopK(chunk=4096, k=k, bits=bits), beta=beta)
-    return LocalSGD(model, inner, every=every, outer=SGD(lr=lr), codec=codec, transport=transport, buffers=buffers)
+    if outer is not None:
+        _refuse_both("outer", outer, {"lr": lr})
+    if codec is not None:
+        _refuse_both("codec", codec, {"beta": beta, "k": k, "bits": bits})
+    sparse = TopK(chunk=4096, k=64 if k is None else k, bits=bits or 2)
+    feedback = ErrorFeedback(codec=sparse, beta=0.95 if beta is None else beta)
+    return LocalSGD(
+        model, inner, every=every,
+        island=island, outer=outer or SGD(lr=1.0 if lr is None else lr), codec=codec or feedback, schedule=schedule,
+        aggregator=aggregator, transport=transport, buffers=buffers, outer_device=outer_device, seed=seed,
+        quorum=quorum, privacy=privacy, on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
+    )  # fmt: skip
 
 
 def StreamingDiLoCo(  # noqa: N802 - the paper's name
@@ -72,25 +147,40 @@ def StreamingDiLoCo(  # noqa: N802 - the paper's name
     inner: Optimizers,
     *,
     every: int = 100,
-    fragments: int = 4,
-    delay: int = 5,
+    fragments: int | None = None,
+    delay: int | None = None,
     alpha: float | None = 0.5,
-    lr: float = 0.4,
-    momentum: float = 0.9,
+    lr: float | None = None,
+    momentum: float | None = None,
+    steps: int | None = None,
+    island: Part | None = None,
+    outer: Outer | None = None,
+    codec: Codec | None = None,
+    schedule: Schedule | None = None,
+    aggregator: Aggregator | None = None,
     transport: Transport | None = None,
     buffers: Mapping[str, BufferRule] | None = None,
+    outer_device: torch.device | str | None = None,
+    seed: int = 0,
+    quorum: float = 0.5,
+    privacy: Mechanism | None = None,
+    on_late: OnLate = "wait",
+    late_tolerance_s: float = LATE_TOLERANCE_S,
+    clients: Clients | None = None,
 ) -> LocalSGD:
-    """Streaming DiLoCo (arXiv 2501.18512): fragments in turn, `delay` steps on their way, mixed in halves, 4 bits."""
+    """Streaming DiLoCo (arXiv 2501.18512): fragments in turn, `delay` steps in flight, mixed in halves, 4 bits.
+
+    fragments: 4, or as many as layers and `every` allow; delay: 5, or what fits between two of them. lr: 0.4. momentum
+    and steps as of DiLoCo.
+    """
     return LocalSGD(
-        model,
-        inner,
-        every=every,
-        outer=Nesterov(lr=lr, momentum=momentum),
-        codec=ErrorFeedback(codec=Int4()),
-        schedule=Streaming(fragments=fragments, delay=delay, alpha=alpha),
-        transport=transport,
-        buffers=buffers,
-    )
+        model, inner, every=every,
+        island=island, outer=_nesterov(outer, lr, momentum, 0.4, every, steps),
+        codec=codec or ErrorFeedback(codec=Int4()),
+        schedule=_streaming(schedule, model, every, fragments, delay, alpha), aggregator=aggregator,
+        transport=transport, buffers=buffers, outer_device=outer_device, seed=seed, quorum=quorum, privacy=privacy,
+        on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
+    )  # fmt: skip
 
 
 def DiLoCoX(  # noqa: N802 - the paper's name
@@ -98,20 +188,77 @@ def DiLoCoX(  # noqa: N802 - the paper's name
     inner: Optimizers,
     *,
     every: int = 125,
-    rank: int = 64,
-    lr: float = 0.7,
-    momentum: float = 0.9,
+    rank: int | None = None,
+    lr: float | None = None,
+    momentum: float | None = None,
+    steps: int | None = None,
+    island: Part | None = None,
+    outer: Outer | None = None,
+    codec: Codec | None = None,
+    schedule: Schedule | None = None,
+    aggregator: Aggregator | None = None,
     transport: Transport | None = None,
     buffers: Mapping[str, BufferRule] | None = None,
+    outer_device: torch.device | str | None = None,
+    seed: int = 0,
+    quorum: float = 0.5,
+    privacy: Mechanism | None = None,
+    on_late: OnLate = "wait",
+    late_tolerance_s: float = LATE_TOLERANCE_S,
+    clients: Clients | None = None,
 ) -> LocalSGD:
-    """After DiLoCoX (arXiv 2506.21263): an update has the next round to arrive, low-rank in 4 bits, error feedback."""
+    """After DiLoCoX (arXiv 2506.21263): an update has the next round to arrive, low-rank in 4 bits, error feedback.
+
+    rank: 64. lr: 0.7. momentum and steps as of DiLoCo.
+    """
+    if codec is not None:
+        _refuse_both("codec", codec, {"rank": rank})
+    low_rank = ErrorFeedback(codec=PowerSGD(rank=64 if rank is None else rank, bits=4, energy=0.95))
     return LocalSGD(
-        model,
-        inner,
-        every=every,
-        outer=Nesterov(lr=lr, momentum=momentum),
-        codec=ErrorFeedback(codec=PowerSGD(rank=rank, bits=4, energy=0.95)),
-        schedule=OneStepDelay(),
-        transport=transport,
-        buffers=buffers,
-    )
+        model, inner, every=every,
+        island=island, outer=_nesterov(outer, lr, momentum, 0.7, every, steps), codec=codec or low_rank,
+        schedule=schedule or OneStepDelay(), aggregator=aggregator, transport=transport, buffers=buffers,
+        outer_device=outer_device, seed=seed, quorum=quorum, privacy=privacy, on_late=on_late,
+        late_tolerance_s=late_tolerance_s, clients=clients,
+    )  # fmt: skip
+
+
+def _nesterov(
+    outer: Outer | None, lr: float | None, momentum: float | None, usual_lr: float, every: int, steps: int | None
+) -> Outer:
+    """The outer optimizer given, or Nesterov, with a momentum that suits the number of rounds where that is known."""
+    if outer is not None:
+        _refuse_both("outer", outer, {"lr": lr, "momentum": momentum})
+        return outer
+    if momentum is None and steps is None:
+        logging.getLogger("lowcomm").warning(
+            "outer momentum 0.9 is for 240 rounds or more and diverges over a few. Pass steps=, the inner steps of the "
+            "whole run, and it is chosen by the number of rounds; or momentum="
+        )
+    rounds = None if steps is None else steps // max(1, every)
+    chosen = momentum if momentum is not None else 0.9 if rounds is None else momentum_for(rounds)
+    return Nesterov(lr=usual_lr if lr is None else lr, momentum=chosen)
+
+
+def _streaming(
+    schedule: Schedule | None, model: Models, every: int, fragments: int | None, delay: int | None, alpha: float | None
+) -> Schedule:
+    """The schedule given, or as many of the paper's 4 fragments and 5 steps of delay as layers and `every` allow."""
+    if schedule is not None:
+        _refuse_both("schedule", schedule, {"fragments": fragments, "delay": delay})
+        return schedule
+    first = model if isinstance(model, nn.Module) else model[0]
+    layers = count_layers(name for name, p in first.named_parameters() if p.requires_grad)
+    most = every // ((delay or 0) + 1)
+    parts = max(1, min(4, layers, most)) if fragments is None else fragments
+    room = max(0, every // max(1, parts) - 1)
+    return Streaming(fragments=parts, delay=min(5, room) if delay is None else delay, alpha=alpha)
+
+
+def _refuse_both(name: str, part: object, settings: Mapping[str, object]) -> None:
+    given = [setting for setting, value in settings.items() if value is not None]
+    if given:
+        raise ConfigError(
+            f"{name} = {part!r} is not allowed with {given[0]}, a setting of the part that it replaces. "
+            "Fix: give one of the two"
+        )

@@ -63,6 +63,9 @@ class Loop:
         self.cadence = Cadence(run.config.checkpoint.every_s, run.members.everyone)
         run.sync.listeners.append(lambda _: self.cadence.synced(run.sync.wait))
         self.save_failure: str | None = None
+        state = run.sync.state
+        self.boundary = state.step - (state.step - state.pace.since) % state.pace.every
+        """Inner step of the last end of a round, at which an evaluation that was due by then has been made."""
 
     def run_to_end(self) -> int:
         """Train, finish, evaluate, export, summarise; returns the exit code."""
@@ -188,8 +191,10 @@ class Loop:
         if sync.step - self.journal.logged_step >= run.config.log_every or sync.step == run.config.steps:
             self.journal.log()
         every = run.config.eval.every
-        if every is not None and boundary and sync.step < run.config.steps and self._passed(every):
-            self.evaluate()
+        if boundary:
+            passed, self.boundary = every is not None and sync.step // every > self.boundary // every, sync.step
+            if passed and sync.step < run.config.steps:
+                self.evaluate()
         if 0 in sync.transport.lost and not run.world.relayed:
             raise SyncError("island 0, which writes what the run leaves behind, is gone: the run stops")
         if gradients:
@@ -214,11 +219,6 @@ class Loop:
             return False  # after a resume some of the islands of one process may be ahead for a while
         due = self.cadence.part_is_due()
         return due if mesh is None else bool(mesh.rows(torch.tensor([due])).any())
-
-    def _passed(self, every: int) -> bool:
-        """Whether a multiple of `every` lies in the steps of the period that just ended."""
-        sync = self.run.sync
-        return sync.step // every > max(0, sync.step - sync.state.pace.every) // every
 
     def should_stop(self) -> bool:
         """Whether a signal came or the step to stop at is reached (not at the very end); of an island's ranks, to any.

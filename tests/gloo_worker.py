@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from lowcomm.outer import SGD
 from lowcomm.run.clock import start_together
-from lowcomm.schedule import Streaming
+from lowcomm.schedule import EveryH, Streaming
 from lowcomm.state.deadlines import Late
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Collective, Simulated
@@ -149,7 +149,20 @@ def late() -> dict[str, object]:
     }
 
 
+def uneven() -> dict[str, object]:
+    """Rank k has 3 k more batches than rank 0; exchanges of one schedule run beside training."""
+    seen: dict[str, object] = {}
+    for schedule in (EveryH(), Streaming(fragments=1, delay=1)):
+        sync = toy.build(1, schedule=schedule)
+        for step in range(10 + 3 * dist.get_rank()):
+            toy.train_step(sync, step)
+        sync.finish()
+        seen[repr(schedule)] = [sync.round, toy.flat(list(sync.weights().values())).tolist()]
+    return seen
+
+
 JOBS = {
+    "uneven": uneven,
     "late": late,
     "bytes_on_the_wire": bytes_on_the_wire,
     "mismatch": mismatch,

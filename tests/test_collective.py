@@ -54,6 +54,12 @@ def run_job(job: str, processes: int, out: Path, prefix: tuple[str, ...] = ()) -
     return {int(p.stem): json.loads(p.read_text(encoding="utf-8")) for p in out.glob("*.json")}
 
 
+def test_processes_with_unequal_numbers_of_batches_end_together(tmp_path: Path) -> None:
+    results = run_job("uneven", 3, tmp_path)
+    assert results[0] == results[1] == results[2]
+    assert [rounds for rounds, _ in results[0].values()] == [4, 4]
+
+
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("unshare") is None or shutil.which("ip") is None,
     reason="needs root, unshare (util-linux) and ip (iproute2) for a network of its own",

@@ -119,6 +119,45 @@ def test_hf_refuses(hf: list[Seen]) -> None:
     assert "per_device_train_batch_size" in refused["batch size"]
 
 
+@pytest.fixture(scope="module")
+def apart_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("apart")
+
+
+@pytest.fixture(scope="module")
+def apart(apart_out: Path, text: str) -> list[Seen]:
+    return run_job("hf_apart", apart_out, text)
+
+
+def test_hf_whoever_asks_saves_and_evaluates_the_global_weights(apart: list[Seen], apart_out: Path) -> None:
+    """A callback that comes after ours in the list, in the middle of a round; what it saved can be resumed."""
+    checkpoint = apart_out / "asks" / "checkpoint-6"
+    part = checkpoint / "lowcomm" / "000006" / "island-00000"
+    merged = load_file(part / "global.safetensors")["weights.0"]
+    names = json.loads((part / "global.json").read_text(encoding="utf-8"))["fragments"][0]
+    for saved in (checkpoint, apart_out / "copy-0"):
+        weights = load_file(saved / "model.safetensors")
+        assert torch.equal(torch.cat([weights[n].flatten() for n in names]), merged)
+    assert apart[0]["evaluated"] == apart[1]["evaluated"]
+    assert apart[0]["whole"] == apart[1]["whole"] == apart[0]["resumed"] == apart[1]["resumed"]
+
+
+def test_hf_ranks_that_stop_apart_stop_after_the_same_round(apart: list[Seen]) -> None:
+    """Rank 0 wants to stop after step 5: both do after step 8."""
+    assert apart[0]["stopped"] == apart[1]["stopped"]
+    assert apart[0]["stopped"][:2] == [8, 8]
+
+
+def test_hf_sites_with_data_of_their_own_read_all_of_it(apart: list[Seen]) -> None:
+    """Ten steps of two rows, of six and of ten."""
+    for rank, rows in enumerate((6, 10)):
+        read = apart[rank]["read"][:20]
+        assert all(sorted(read[at : at + rows]) == list(range(rows)) for at in range(0, 20 - rows + 1, rows))
+        assert "max_steps = [9, 15] of islands 0 to 1 is not allowed" in apart[rank]["unequal"]
+        assert "island_size = 2 is not allowed: 1 with own_data" in apart[rank]["size"]
+    assert apart[0]["own"] == apart[1]["own"]
+
+
 def test_sft(hf: list[Seen]) -> None:
     a, b = hf[0]["sft"], hf[1]["sft"]
     assert a["weights"] == b["weights"]

@@ -98,7 +98,7 @@ def test_last_rows_of_clients_of_any_rank_become_light_enough_to_prune() -> None
         assert sum(t for _, t in light) < 0.5 * sum(t for _, t in heavy)
         assert all(pruned(x, old, 0.5).rank == rank // 2 for (x, _), (old, _) in zip(light, heavy, strict=True))
     for objective in (FedProx(mu=0.1), Scaffold()):
-        with pytest.raises(ConfigError, match=r"sync\.aggregator\.ranks is not allowed with sync\.objective"):
+        with pytest.raises(ConfigError, match=r"aggregator\.ranks is not allowed with clients\.objective"):
             islands(rule, objective)
 
 

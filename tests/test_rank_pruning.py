@@ -236,10 +236,10 @@ def test_a_gamma_out_of_range(gamma: float) -> None:
     [
         (
             lambda: islands(codec=ErrorFeedback(codec=Int8(exchange="gather"))),
-            r"sync\.codec = ErrorFeedback .*ranks shrink",
+            r"codec = ErrorFeedback .*ranks shrink",
         ),
-        (lambda: islands(objective=RankDecay(gamma=0.5)), r"sync\.aggregator\.gamma = 0\.75 .*RankDecay's is 0\.5"),
-        (lambda: islands(objective=Scaffold()), r"sync\.aggregator\.ranks is not allowed with sync\.objective"),
+        (lambda: islands(objective=RankDecay(gamma=0.5)), r"aggregator\.gamma = 0\.75 .*RankDecay's is 0\.5"),
+        (lambda: islands(objective=Scaffold()), r"aggregator\.ranks is not allowed with clients\.objective"),
     ],
 )
 def test_parts_that_shrinking_ranks_do_not_go_with(build: Callable[[], Any], words: str) -> None:

@@ -96,5 +96,5 @@ def test_a_budget_for_everything_is_plain_training_bit_for_bit() -> None:
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"sync\.objective\.budget_bytes = 3 is not allowed: 4 or more"):
         SelectLayers(budget_bytes=3).check()
-    with pytest.raises(ConfigError, match=r"sync\.codec = Shared is not allowed with sync\.objective = SelectLayers"):
+    with pytest.raises(ConfigError, match=r"codec = Shared is not allowed with clients\.objective = SelectLayers"):
         islands(SelectLayers(), FedSA(rank=4), Shared())

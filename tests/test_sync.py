@@ -322,7 +322,7 @@ def test_models_and_inner_optimizers_must_match() -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
 @pytest.mark.parametrize("every", [0, -1])
 def test_a_period_below_one_is_refused(schedule: Schedule, every: int) -> None:
-    with pytest.raises(ConfigError, match=rf"sync\.every = {every} .* Fix: "):
+    with pytest.raises(ConfigError, match=rf"every = {every} .* Fix: "):
         toy.build(2, schedule=schedule, every=every)
 
 

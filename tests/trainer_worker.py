@@ -17,8 +17,9 @@ import torch.distributed as dist
 from torch import nn
 
 import lowcomm as lc
-from lowcomm.integrations import example, saved
+from lowcomm.integrations import example
 from lowcomm.state.digest import sha256_weights
+from lowcomm.sync import saved
 from lowcomm.types import CheckpointError, ConfigError
 
 OUTER = lc.outer.Nesterov(lr=0.7, momentum=0.6)
@@ -111,6 +112,75 @@ def hf(out: Path, text: str) -> dict[str, Any]:
         "batch size": message(lambda: make("auto", auto_find_batch_size=True)),
     }
     seen["sft"] = sft(out, data)
+    return seen
+
+
+def hf_apart(out: Path, text: str) -> dict[str, Any]:
+    """A save that a later callback asks for, a rank that stops alone, sites with data of their own."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from lowcomm.integrations.hf import LowCommCallback
+
+    data, rank, seen = example.load_text(text), int(os.environ["RANK"]), dict[str, Any]()
+    rows = example.rows(data, 32)
+
+    def make(name: str, watch: Any, train: Any, **changes: Any) -> tuple[Trainer, LowCommCallback]:
+        callback = LowCommCallback(every=EVERY, outer=OUTER, own_data=bool(changes.pop("own_data", False)))
+        fields = {"max_steps": 12, "save_strategy": "no", "logging_steps": 5, **changes}
+        args = TrainingArguments(
+            output_dir=str(out / name), per_device_train_batch_size=2, report_to="none", use_cpu=True,
+            disable_tqdm=True, **fields,
+        )  # fmt: skip
+        own = [callback] if watch is None else [callback, watch]
+        trainer = Trainer(
+            model=example.nano(data), args=args, train_dataset=train, eval_dataset=rows[:8], callbacks=own
+        )
+        return trainer, callback
+
+    class Asks(TrainerCallback):
+        """Saves after step 6, and looks at the weights where only a callback does."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            if state.global_step == 6:
+                control.should_save = True
+                trainer.save_model(str(out / f"copy-{rank}"))
+                seen["evaluated"] = trainer.evaluate()["eval_loss"]
+
+    trainer, callback = make("asks", Asks(), rows)
+    trainer.train()
+    seen["whole"] = digest(trainer.model)
+    again, _ = make("asks", None, rows)
+    again.train(resume_from_checkpoint=str(out / "asks" / "checkpoint-6"))
+    seen["resumed"] = digest(again.model)
+
+    class Stops(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            control.should_training_stop |= rank == 0 and state.global_step == 5
+
+    trainer, callback = make("stops", Stops(), rows)
+    trainer.train()
+    assert callback.sync is not None
+    seen["stopped"] = [trainer.state.global_step, callback.sync.step, digest(trainer.model)]
+
+    class Counts(torch.utils.data.Dataset[Any]):
+        def __init__(self, count: int) -> None:
+            self.count, self.read = count, list[int]()
+
+        def __len__(self) -> int:
+            return self.count
+
+        def __getitem__(self, index: int) -> Any:
+            self.read.append(index)
+            return rows[index]
+
+    own = Counts(6 + 4 * rank)
+    trainer, callback = make("own", None, own, own_data=True, max_steps=10, eval_strategy="steps", eval_steps=5)
+    trainer.train()
+    seen["read"], seen["own"] = own.read, digest(trainer.model)
+    seen["unequal"] = message(
+        lambda: make("unequal", None, Counts(6 + 4 * rank), own_data=True, max_steps=-1)[0].train()
+    )
+    seen["size"] = message(lambda: LowCommCallback(every=4, island_size=2, own_data=True))
     return seen
 
 
@@ -406,6 +476,7 @@ def script(name: str, arguments: list[str]) -> None:
 
 JOBS = {
     "hf": hf,
+    "hf_apart": hf_apart,
     "accelerate": accelerate,
     "wide": wide,
     "lightning": lightning,

@@ -14,6 +14,7 @@ import torch
 
 from lowcomm.aggregate import Aggregator
 from lowcomm.exchange.agreement import maximum
+from lowcomm.exchange.joining import must_call_again
 from lowcomm.state.cohort import Cohort, Section, weigh
 from lowcomm.transport.base import Transport
 from lowcomm.types import Round
@@ -45,7 +46,10 @@ def call_roll(
         )
         for i, (t, n) in enumerate(zip(tokens, norms, strict=True))
     ]
-    table, gone = _gather(transport, [_of_island(transport, row) for row in rows])
+    rows = [_of_island(transport, row) for row in rows]
+    table, gone = gather_rows(transport, rows)
+    while must_call_again(table, gone, round):
+        table, gone = gather_rows(transport, rows)
     said = _split([row[4 + len(vote) :] for row in table], sections)
     rounds = sorted(row[0] for k, row in enumerate(table) if k not in gone)
     expected_round = rounds[len(rounds) // 2]
@@ -99,7 +103,7 @@ def _unusable(row: Sequence[float], round_index: float) -> str | None:
     return None
 
 
-def _gather(transport: Transport, rows: Sequence[torch.Tensor]) -> tuple[list[list[float]], set[int]]:
+def gather_rows(transport: Transport, rows: Sequence[torch.Tensor]) -> tuple[list[list[float]], set[int]]:
     """The table, with zeros for islands whose process is gone, and these: who is lost to one is left out by all."""
     if not transport.goes_on:
         return transport.gather(rows).tolist(), set()

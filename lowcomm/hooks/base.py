@@ -22,6 +22,11 @@ class Hook:
     exchanges_again: ClassVar[bool] = False
     """Whether `exchange` talks to the other islands: refused by exchanges that have one message per round."""
 
+    @property
+    def numbers(self) -> int:
+        """Numbers of its section, alike in every round."""
+        return 0
+
     def release(self, out: Outgoing) -> None:
         """Before the exchange: change Deltas in place, add sections."""
 

@@ -52,6 +52,10 @@ class Privacy(Hook):
         self.learnt: State = mechanism.init()
         self.keys = [_key(mechanism, k) for k in transport.local]
 
+    @property
+    def numbers(self) -> int:
+        return int(self.spec.noises_deltas and self.mechanism.learns)
+
     def seed(self, local: int, number: int, tensors: Sequence[Tensor]) -> int:
         """128 bits for the noise on these tensors in draw `number` of a local island."""
         hashed = hashlib.blake2b(number.to_bytes(8, "little"), key=self.keys[local], digest_size=16)

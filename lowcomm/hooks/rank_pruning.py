@@ -31,6 +31,10 @@ class RankPruning(Hook):
         self.rule, self.replicas, self.transport = rule, replicas, transport
         self.ranks = [rule.rank] * transport.islands if rule.ranks is None else list(rule.ranks)
 
+    @property
+    def numbers(self) -> int:
+        return 1
+
     @torch.no_grad()
     def release(self, out: Outgoing) -> None:
         """Say the rank with which each local island goes on after what it has trained; send its rows only."""

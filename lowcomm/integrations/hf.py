@@ -7,13 +7,15 @@ Start it under torchrun. What it changes in the Trainer, and why:
 - DDP spans the ranks of one island only, so that gradients, buffers and first weights do not cross between islands;
 - `average_tokens_across_devices` is off, and what a loss function gathers for its metrics (TRL's does) stays inside the
   island: either would wait for all islands in every step;
-- evaluation and checkpoints hold the global weights, and training goes on from the island's own;
-- `checkpoint-N/lowcomm/` has every rank's state as safetensors and JSON (see lowcomm.integrations.saved), from which
+- evaluation and checkpoints hold the global weights, whoever asks for them, and training goes on from the island's own;
+- `checkpoint-N/lowcomm/` has every rank's state as safetensors and JSON (see lowcomm.sync.saved), from which
   `train(resume_from_checkpoint=...)` goes on to the bits of a run that never stopped;
-- the last merge comes with the last step; a training that is stopped before it merges at its end, after saving.
+- the last merge comes with the last step; a training that is stopped before it merges at its end, after saving. A stop
+  that a callback asks for after a step comes at the end of the round, on all ranks alike, whichever of them asked.
 
 Losses that the Trainer logs are means over all ranks: logging waits for all islands, once per `logging_steps`. Each
-process still gets its own part of the data. Sites without a common file system need `save_on_each_node=True`.
+process still gets its own part of the data, which is one dataset on all of them; sites that have datasets of their own
+pass `own_data=True`. Sites without a common file system need `save_on_each_node=True`.
 """
 
 # Its events are called with these keywords. One that a later version adds must fail a test, not vanish in **kwargs.
@@ -21,9 +23,8 @@ process still gets its own part of the data. Sites without a common file system 
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,19 +35,21 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lowcomm.aggregate import Aggregator
 from lowcomm.codec import Codec
-from lowcomm.integrations import saved
 from lowcomm.integrations.accelerate import bare, check_accelerator, confine, gather_inside
 from lowcomm.integrations.groups import IslandGroups
+from lowcomm.integrations.hf_checks import calling_trainer, check_arguments, check_equal_steps
 from lowcomm.integrations.log import log_line
+from lowcomm.integrations.own_data import keep_own_data
 from lowcomm.integrations.settings import Settings
+from lowcomm.integrations.stopping import StopTogether
 from lowcomm.outer import Outer
 from lowcomm.run.finale import holding_global_weights
 from lowcomm.schedule import Schedule
 from lowcomm.state.report import SyncReport
 from lowcomm.state.spec import BufferRule
 from lowcomm.state.state import SyncState
-from lowcomm.sync import LocalSGD
-from lowcomm.types import CheckpointError, ConfigError
+from lowcomm.sync import LocalSGD, saved
+from lowcomm.types import CheckpointError, ConfigError, require
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -60,6 +63,8 @@ class LowCommCallback(TrainerCallback):
 
     Args: as of LocalSGD, and
         island_size: ranks per island; consecutive ranks are one island, with DDP inside.
+        own_data: each rank's datasets are its own: none is dealt out by rank, and evaluation is each rank's own, too.
+            All train for the same `max_steps`, whatever their data.
         resume_from: the checkpoint that `train(resume_from_checkpoint=...)` names, if it is not in `args.output_dir`.
 
     Raises ConfigError when the Trainer is made for what cannot work; from training, what LocalSGD raises.
@@ -77,6 +82,7 @@ class LowCommCallback(TrainerCallback):
         outer_device: torch.device | str | None = None,
         seed: int = 0,
         island_size: int = 1,
+        own_data: bool = False,
         resume_from: Path | str | None = None,
     ) -> None:
         self.settings = Settings.of(
@@ -89,7 +95,9 @@ class LowCommCallback(TrainerCallback):
             outer_device=outer_device,
             seed=seed,
         )
-        self.island_size = island_size
+        self.island_size, self.own_data = island_size, own_data
+        ok = not own_data or island_size == 1
+        require(ok, "island_size", island_size, "1 with own_data", "one rank per site, or leave own_data out")
         self.resume_from = None if resume_from is None else Path(resume_from)
         self.sync: LocalSGD | None = None
         """Once training has begun."""
@@ -98,6 +106,7 @@ class LowCommCallback(TrainerCallback):
         self._held = ExitStack()
         self._reports: list[SyncReport] = []
         self._finished = False
+        self._stop: StopTogether | None = None
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module,
@@ -105,12 +114,16 @@ class LowCommCallback(TrainerCallback):
         eval_dataloader: object,
     ) -> None:  # fmt: skip
         """Refuse what cannot work, and keep DDP inside the island."""
-        trainer = _calling_trainer()
+        trainer = calling_trainer()
         check_accelerator(trainer.accelerator)
-        _check_arguments(args)
+        check_arguments(args)
         args.average_tokens_across_devices = False
         self._groups = confine(trainer.accelerator, island_size=self.island_size)
         self._trainer = trainer
+        if self.own_data:
+            keep_own_data(trainer.accelerator, gather_inside(self._groups))
+        for name in ("evaluate", "predict", "save_model", "_save_checkpoint"):  # whoever calls them, and whenever
+            setattr(trainer, name, self._global_weights()(getattr(trainer, name)))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module,
@@ -131,6 +144,10 @@ class LowCommCallback(TrainerCallback):
             raise ConfigError("train() was called before. Fix: make a new Trainer with a new LowCommCallback")
         self.sync = self.settings.attach(model, bare(optimizer), self._groups)
         self.sync.listeners.append(self._reports.append)
+        check_equal_steps(self.sync.transport, state.max_steps)
+        self._stop = StopTogether(self.sync.state)
+        handler = self._trainer.callback_handler  # last, to see what the others want; a new list, as this one is walked
+        handler.callbacks = [*(c for c in handler.callbacks if c is not self), self]
         if state.global_step > 0:
             self._resume(self.sync.state, args, state.global_step)
 
@@ -153,7 +170,9 @@ class LowCommCallback(TrainerCallback):
         """Log what was merged; merge the rest at the last step; show evaluation and checkpoint the global weights."""
         assert self._trainer is not None
         for name in ("gather", "gather_for_metrics"):
-            vars(self._trainer.accelerator).pop(name, None)
+            if not self.own_data:
+                vars(self._trainer.accelerator).pop(name, None)
+        self._stop_together(state, control)
         if state.global_step >= state.max_steps:
             self._finish()
         self._log(control)
@@ -169,6 +188,15 @@ class LowCommCallback(TrainerCallback):
             self._finish()
             self._log(control)
         self._hold(control)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module,
+        processing_class: object, optimizer: object, lr_scheduler: object, train_dataloader: object,
+        eval_dataloader: object, metrics: object = None,
+    ) -> None:  # fmt: skip
+        """Of an evaluation that is this rank's own, the others do not know what a callback makes of it."""
+        if self.own_data and control.should_training_stop and state.global_step < state.max_steps:
+            control.should_training_stop = self._stop is None or self._stop.ask()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module,
@@ -189,6 +217,19 @@ class LowCommCallback(TrainerCallback):
         """From here on the model holds the global weights."""
         self._finish()
         self._log(control)
+
+    def _stop_together(self, state: TrainerState, control: TrainerControl) -> None:
+        if self._stop is not None and state.global_step < state.max_steps:
+            due = self._stop.is_due()
+            control.should_training_stop = due or (control.should_training_stop and self._stop.ask())
+
+    @contextmanager
+    def _global_weights(self) -> Iterator[None]:
+        if self.sync is None or self._finished:
+            yield
+        else:
+            with holding_global_weights(self.sync.state):
+                yield
 
     def _finish(self) -> None:
         self._held.close()
@@ -227,31 +268,3 @@ class LowCommCallback(TrainerCallback):
                     f"{name} in {found / DIRECTORY} is not what the Trainer loaded: that was another checkpoint. "
                     "Fix: LowCommCallback(resume_from=...) with the directory given to train()"
                 )
-
-
-def _check_arguments(args: TrainingArguments) -> None:
-    if args.auto_find_batch_size:
-        raise ConfigError(
-            "auto_find_batch_size = True is not allowed: an island that starts again would miss the others' syncs. "
-            "Fix: give per_device_train_batch_size"
-        )
-    if args.n_gpu > 1:
-        raise ConfigError(
-            f"{args.n_gpu} GPUs in one process (DataParallel) are not allowed. Fix: start one process per GPU: torchrun"
-        )
-
-
-def _calling_trainer() -> Trainer:
-    """The Trainer in whose constructor this runs.
-
-    It hands its callbacks all its parts but the accelerator, which decides how the model is wrapped, and its log.
-    """
-    from transformers import Trainer
-
-    frame = inspect.currentframe()
-    while frame is not None:
-        found = frame.f_locals.get("self")
-        if isinstance(found, Trainer):
-            return found
-        frame = frame.f_back
-    raise ConfigError("LowCommCallback belongs to a transformers Trainer. Fix: Trainer(..., callbacks=[...])")

@@ -4,7 +4,7 @@
 
 What it changes, and why: DDP spans the ranks of one island only; validation sees the global weights, and so does every
 state_dict of the module, so that checkpoints hold them, weights-only ones too; beside them, `DIRECTORY/STEP/` has each
-rank's state as safetensors and JSON (see lowcomm.integrations.saved), from which `fit(ckpt_path=...)` goes on. The last
+rank's state as safetensors and JSON (see lowcomm.sync.saved), from which `fit(ckpt_path=...)` goes on. The last
 merge comes with the last step. Lightning saves neither random states nor the place inside an epoch: a run resumed from
 the end of an epoch, without dropout, is the run that never stopped.
 """
@@ -23,7 +23,6 @@ from torch import Tensor
 
 from lowcomm.aggregate import Aggregator
 from lowcomm.codec import Codec
-from lowcomm.integrations import saved
 from lowcomm.integrations.groups import IslandGroups
 from lowcomm.integrations.log import log_line
 from lowcomm.integrations.settings import Settings
@@ -32,7 +31,7 @@ from lowcomm.run.finale import holding_global_weights
 from lowcomm.schedule import Schedule
 from lowcomm.state.report import SyncReport
 from lowcomm.state.spec import BufferRule
-from lowcomm.sync import LocalSGD
+from lowcomm.sync import LocalSGD, saved
 from lowcomm.types import ConfigError
 
 

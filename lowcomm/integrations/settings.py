@@ -18,6 +18,7 @@ from lowcomm.schedule import EveryH, Schedule
 from lowcomm.state.spec import BufferRule, SyncSpec
 from lowcomm.sync import LocalSGD
 from lowcomm.sync.compatibility import check_spec
+from lowcomm.sync.wording import speaks_of_arguments
 from lowcomm.transport import Transport
 from lowcomm.typecheck import check_types
 from lowcomm.types import require
@@ -61,6 +62,7 @@ class Settings:
             seed=seed,
         )
 
+    @speaks_of_arguments()
     def __post_init__(self) -> None:
         """Raise ConfigError for a value out of range or of another type, or parts that do not fit."""
         check_types(self)

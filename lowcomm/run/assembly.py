@@ -155,8 +155,7 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
     torch.set_num_threads(config.threads or max(1, available_cores() // (1 if simulated else world.local_size)))
     device = pick_device(config, world)
     models = build_models(config, data, config.islands if simulated else 1, device)
-    members = join(config, world, device, relayed)
-    transport = members.transport
+    transport = (members := join(config, world, device, relayed)).transport
     together = config.batched and len(models) > 1  # one island alone is faster as it is
     islands = _build_islands(config, models, members, config.model.compile and not together)
     batched = BatchedIslands(islands, compile=config.model.compile) if together else None

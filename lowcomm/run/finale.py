@@ -33,6 +33,7 @@ class Evaluation:
 def holding_global_weights(state: SyncState) -> Iterator[None]:
     """Within, the first model holds the global weights: fragments come at different steps and may have trained on."""
     state.worker.wait()
+    state.read_back()
     own = [p for f in state.fragments for p in state.replicas[0].tensors(f)]
     merged = [view for anchors in state.anchors for view in anchors[0].params]
     # weights that are the global ones (training by scalars) need no copy

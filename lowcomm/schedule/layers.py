@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from lowcomm.types import ConfigError
 
 _LAYER = re.compile(r"\.(\d+)\.")
+
+
+def count_layers(names: Iterable[str]) -> int:
+    """Layers that `strided` deals out; 1 for a model without numbered ones."""
+    return max(1, len({found[1] for name in names if (found := _LAYER.search(name))}))
 
 
 def strided(sizes: Mapping[str, int], fragments: int) -> list[list[str]]:

@@ -21,6 +21,7 @@ from lowcomm.types import CheckpointError, Part, Round
 
 def global_part(state: SyncState) -> Part:
     """What is equal on every island: shared anchors with their outer optimizers, round."""
+    state.read_back()
     tensors: dict[str, Tensor] = {}
     outer: list[dict[str, Any]] = []
     for i, anchors in enumerate(state.anchors):

@@ -77,7 +77,7 @@ def weigh(
     contributing = sum(t > 0 for t in kept)
     if contributing < aggregator.fewest:
         reasons = "".join(f"; island {i}: {why}" for i, why in dropped.items())
-        raise SyncError(
+        raise UnusableError(
             f"round {round.index} has {contributing} contributions, and {type(aggregator).__name__} needs "
             f"{aggregator.fewest}{reasons}. Nothing was committed."
         )

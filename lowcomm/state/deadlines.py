@@ -83,7 +83,7 @@ class Deadlines:
                 f"islands {cohort.stopping} waited for an exchange past its deadline for longer than "
                 f"sync.late_tolerance_s = {self.tolerance_s:g}, and sync.on_late = 'stop': the run stops at the same "
                 "place everywhere. Fix: a longer sync.schedule.delay, a smaller payload, a larger tolerance, or "
-                "--resume auto with --sync.on-late wait"
+                "going on from what is saved with sync.on_late = 'wait'"
             )
 
     def receive(self, out: Outgoing, pending: Pending, island: int, due: bool) -> Arrived | None:

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lowcomm.island.part import Part
+from lowcomm.island.scalars import ScalarOptimizer
 from lowcomm.state.fragment import Fragment
+from lowcomm.state.write_watch import WriteWatch
 
 FILLER = "nothing here: fragment "
 """Beginning of the name of an element that stands for a fragment's missing part."""
@@ -29,6 +31,17 @@ class Replica:
         self.next_tokens = 0
         self.synced_tokens: dict[int, float] = {}
         self._lists: dict[int, list[Tensor]] = {}
+        self._watch: WriteWatch | None = None
+
+    def watch(self) -> None:
+        """Warn, once, of weights that are written between two inner steps."""
+        if not isinstance(self.inner, ScalarOptimizer):  # which tries out weights between its steps
+            self._watch = WriteWatch(self.params, bool(self.inner.state))
+            self.inner.register_step_pre_hook(lambda *_: self._check_written())
+
+    def _check_written(self) -> None:
+        if self._watch is not None:
+            self._watch.check(self.steps)
 
     def tensors(self, fragment: Fragment) -> list[Tensor]:
         """This island's tensors of a fragment, in its order."""
@@ -53,13 +66,19 @@ class Replica:
 
     def written(self, fragment: Fragment) -> None:
         """Its tensors were overwritten: the island's other ranks are told."""
+        self._mark_written()
         self.part.written([name for name in fragment.covers if name in self.params])
 
     def take_step(self) -> None:
         """Count one inner step and the tokens announced for it (one unit if none were)."""
+        self._mark_written()
         self.steps += 1
         self.tokens += self.next_tokens or 1
         self.next_tokens = 0
+
+    def _mark_written(self) -> None:
+        if self._watch is not None:
+            self._watch.mark()
 
     def unsynced(self, fragment: int) -> float:
         """Tokens trained since this fragment's last sync."""

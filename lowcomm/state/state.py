@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from lowcomm.codec import State
@@ -141,7 +142,18 @@ class SyncState:
         """Rank of each island's LoRA factors where ranks shrink inside a run, else empty."""
         return self.rank_pruning.ranks if self.rank_pruning is not None else []
 
+    @torch.no_grad()
+    def read_back(self) -> None:
+        """Bring the anchors up to date in a phase of averaged gradients, in which islands are equal: no exchange.
+
+        For evaluation, checkpoints and reports in its middle; the islands compare them when the phase is over.
+        """
+        if self.must_rebase:
+            for (anchor,) in self.anchors:
+                anchor.read(self.replicas[0].tensors(anchor.fragment))
+
     def weights(self) -> dict[str, Tensor]:
         """The global weights by name: fp32 views on the outer device. Of islands' own anchors the first one's."""
+        self.read_back()
         held = self.replicas[0].params
         return {name: view for anchors in self.anchors for name, view in anchors[0].named.items() if name in held}

@@ -7,11 +7,11 @@ listed in the docs under "What a sync guarantees".
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from lowcomm.aggregate import Aggregator, Mean
@@ -23,23 +23,26 @@ from lowcomm.outer import Nesterov, Outer
 from lowcomm.privacy import Mechanism
 from lowcomm.schedule import Action, EveryH, Schedule
 from lowcomm.state.coverage import check_still_covered
-from lowcomm.state.deadlines import LATE_TOLERANCE_S, Deadlines, OnLate
+from lowcomm.state.deadlines import LATE_TOLERANCE_S, OnLate
 from lowcomm.state.replica import Replica
 from lowcomm.state.report import SyncReport
 from lowcomm.state.spec import BufferRule, Clients, SyncSpec
-from lowcomm.state.state import SyncState
 from lowcomm.sync.assembly import assemble
 from lowcomm.sync.compatibility import check_spec
 from lowcomm.sync.data_parallel import average_gradients, rebase
+from lowcomm.sync.finishing import end_together
 from lowcomm.sync.handshake import check_counts, find_transport
+from lowcomm.sync.loop import Loop
 from lowcomm.sync.overlap import commit_in_flight, launch
 from lowcomm.sync.round import begin, commit, depart, nobody_sampled, skip, unmerged
+from lowcomm.sync.wording import speaks_of_arguments
+from lowcomm.sync.wrapped import check_unwrapped
 from lowcomm.transport import Transport
 from lowcomm.typecheck import listed
 from lowcomm.types import SyncError, require
 
 
-class LocalSGD:
+class LocalSGD(Loop):
     """Train `model` with `inner` for `every` steps, then merge with the other islands; repeat.
 
     Args:
@@ -61,6 +64,9 @@ class LocalSGD:
     Raises ConfigError, CoverageError or DivergenceError at construction, SyncError from the step that could not sync.
     """
 
+    _averaged_step: int | None = None
+
+    @speaks_of_arguments()
     def __init__(
         self,
         model: nn.Module | Sequence[nn.Module],
@@ -116,13 +122,14 @@ class LocalSGD:
         transport: Transport | None,
     ) -> None:
         check_spec(spec)
+        check_unwrapped(models, island)
+        watch = transport is None and island is None
         loosen(models, spec.aggregator)
         transport = transport or find_transport(len(models), island)
         check_counts(len(models), len(inners), transport)
         replicas = [Replica(m, i, island or Whole()) for m, i in zip(models, inners, strict=True)]
-        self.state: SyncState = assemble(spec, transport, replicas, self._before_step, self._after_step)
-        """What a checkpoint holds, and the parts that a round runs through."""
-        self._averaged_step: int | None = None
+        self.state = assemble(spec, transport, replicas, self._before_step, self._after_step)
+        self._begin(watch=watch)
 
     @property
     def next_action(self) -> Action:
@@ -147,12 +154,9 @@ class LocalSGD:
         self._averaged_step = self.state.step
 
     def finish(self) -> None:
-        """Merge what has been trained since the last sync; the models then hold the global weights."""
+        """Join islands that have more steps to do, and merge what is left; the models then hold the global weights."""
         state = self.state
-        self.commit(tuple(state.in_flight))
-        if state.must_rebase:
-            rebase(state)
-        state.consistency.compare_all(state.anchors, state.consistency.take_later())
+        end_together(state, lambda: self.commit(tuple(state.in_flight)), self.rest)
         due = unmerged(state)
         state.last = True
         try:
@@ -249,52 +253,3 @@ class LocalSGD:
         if overlaps:
             self.launch([i for i in action.sync if i not in due])
         state.step_clock.begin()
-
-    @property
-    def spec(self) -> SyncSpec:
-        """Every choice: `every`, `outer`, `codec`, `schedule` and the others."""
-        return self.state.spec
-
-    @property
-    def step(self) -> int:
-        """Inner steps that all local islands have done."""
-        return self.state.step
-
-    @property
-    def round(self) -> int:
-        """Rounds committed: the number of the next one."""
-        return self.state.round
-
-    @property
-    def rounds_done(self) -> int:
-        """Rounds committed, a period of averaged gradients counting as one: what checkpoints are named by."""
-        return self.state.round + self.state.gradient_steps // self.state.spec.every
-
-    @property
-    def pending(self) -> tuple[int, ...]:
-        """Fragments whose exchange was due and has not been committed."""
-        return self.state.due
-
-    @property
-    def replicas(self) -> list[Replica]:
-        """The local islands' models and inner optimizers."""
-        return self.state.replicas
-
-    @property
-    def transport(self) -> Transport:
-        """Joins the islands; `sent_bytes` and `received_bytes` count what crossed it, by local island."""
-        return self.state.transport
-
-    @property
-    def deadlines(self) -> Deadlines:
-        """Late exchanges: their number, their times, who listens to them."""
-        return self.state.deadlines
-
-    @property
-    def listeners(self) -> list[Callable[[SyncReport], None]]:
-        """Called with the report of every committed round."""
-        return self.state.listeners
-
-    def weights(self) -> dict[str, Tensor]:
-        """The global weights by name: fp32 views on the outer device."""
-        return self.state.weights()

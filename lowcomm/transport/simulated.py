@@ -18,7 +18,7 @@ class Simulated(Transport):
     """All islands are local; nothing crosses a socket."""
 
     def __init__(self, islands: int) -> None:
-        require(islands >= 1, "islands", islands, "1 or more", "pass --islands 4")
+        require(islands >= 1, "islands", islands, "1 or more", "4 islands are usual")
         self.islands = islands
         self.local = tuple(range(islands))
         self.sent_bytes = [0] * islands

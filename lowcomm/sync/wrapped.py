@@ -1,0 +1,53 @@
+"""Refuses models that another library already averages over the islands, or has cut into shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from lowcomm.island.part import Part
+from lowcomm.types import ConfigError
+
+ENGINES = {
+    "DeepSpeedEngine": "lowcomm.deepspeed.attach(engine, every=...)",
+    "FullyShardedDataParallel": "torch.distributed.fsdp.fully_shard over one island's ranks, and island=FSDPPart(mesh)",
+}
+"""Wrappers by the name of their class, whose modules are not imported here."""
+
+
+def check_unwrapped(models: Sequence[nn.Module], island: Part | None) -> None:
+    """Raise ConfigError for a model that gradients would be averaged of in every step, or that lies here in part."""
+    for model in models:
+        for name, module in model.named_modules():
+            _check_module(f"model.{name}" if name else "model", module, island)
+        if island is None:
+            parameters = model.named_parameters()
+            cut = next((n for n, p in parameters if isinstance(p, DTensor) and p.device_mesh.size() > 1), None)
+            if cut is not None:
+                raise ConfigError(
+                    f"model: parameter {cut} is a DTensor, of which each rank holds a part. "
+                    "Fix: island=lowcomm.island.FSDPPart(mesh), with the mesh of one island's ranks"
+                )
+
+
+def _check_module(name: str, module: nn.Module, island: Part | None) -> None:
+    kind = type(module).__name__
+    if isinstance(module, DistributedDataParallel):
+        ranks = dist.get_process_group_ranks(module.process_group)
+        mesh = None if island is None else island.mesh
+        inside = [dist.get_rank()] if mesh is None else dist.get_process_group_ranks(mesh.inside)
+        if set(ranks) <= set(inside):
+            return
+        raise ConfigError(
+            f"{name} = {kind} over ranks {ranks} is not allowed: it averages gradients over the islands in every step. "
+            f"Fix: pass the model inside, {name}.module, and train that one"
+        )
+    if isinstance(module, DataParallel):
+        fix = "one process per GPU: torchrun"
+        raise ConfigError(f"{name} = {kind} is not allowed: its copies are no islands. Fix: {fix}")
+    if kind in ENGINES:
+        raise ConfigError(f"{name} = {kind} is not allowed: it has its own optimizer step. Fix: {ENGINES[kind]}")
