@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from lowcomm.clients import Clients
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -26,6 +25,7 @@ from lowcomm.outer import SGD, Nesterov
 from lowcomm.sampling import FixedSize
 from lowcomm.schedule import EveryH, Growing, Schedule, Streaming
 from lowcomm.state.digest import sha256_weights
+from lowcomm.state.spec import Clients
 from lowcomm.sync import LocalSGD
 from lowcomm.trainer import train
 from lowcomm.transport import Simulated
