@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from lowcomm.aggregate import Aggregator
 from lowcomm.codec import Codec, ErrorFeedback, Int4, PowerSGD, TopK
+from lowcomm.exchange.base import ExchangeChoice
 from lowcomm.island.part import Part
 from lowcomm.outer import SGD, Nesterov, Outer
 from lowcomm.privacy import Mechanism
@@ -49,6 +50,7 @@ def DiLoCo(  # noqa: N802 - the paper's name
     codec: Codec | None = None,
     schedule: Schedule | None = None,
     aggregator: Aggregator | None = None,
+    exchange: ExchangeChoice | None = None,
     transport: Transport | None = None,
     buffers: Mapping[str, BufferRule] | None = None,
     outer_device: torch.device | str | None = None,
@@ -66,7 +68,7 @@ def DiLoCo(  # noqa: N802 - the paper's name
     return LocalSGD(
         model, inner, every=every,
         island=island, outer=_nesterov(outer, lr, momentum, 0.7, every, steps), codec=codec, schedule=schedule,
-        aggregator=aggregator, transport=transport, buffers=buffers, outer_device=outer_device, seed=seed,
+        aggregator=aggregator, exchange=exchange, transport=transport, buffers=buffers, outer_device=outer_device, seed=seed,
         quorum=quorum, privacy=privacy, on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
     )  # fmt: skip
 
@@ -81,6 +83,7 @@ def FedAvg(  # noqa: N802 - the paper's name
     codec: Codec | None = None,
     schedule: Schedule | None = None,
     aggregator: Aggregator | None = None,
+    exchange: ExchangeChoice | None = None,
     transport: Transport | None = None,
     buffers: Mapping[str, BufferRule] | None = None,
     outer_device: torch.device | str | None = None,
@@ -94,7 +97,7 @@ def FedAvg(  # noqa: N802 - the paper's name
     """FedAvg (arXiv 1602.05629): the token-weighted mean of the islands' weights every `every` steps."""
     return LocalSGD(
         model, inner, every=every,
-        island=island, outer=outer or SGD(lr=1.0), codec=codec, schedule=schedule, aggregator=aggregator,
+        island=island, outer=outer or SGD(lr=1.0), codec=codec, schedule=schedule, aggregator=aggregator, exchange=exchange,
         transport=transport, buffers=buffers, outer_device=outer_device, seed=seed, quorum=quorum, privacy=privacy,
         on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
     )  # fmt: skip
@@ -114,6 +117,7 @@ def SparseLoCo(  # noqa: N802 - the paper's name
     codec: Codec | None = None,
     schedule: Schedule | None = None,
     aggregator: Aggregator | None = None,
+    exchange: ExchangeChoice | None = None,
     transport: Transport | None = None,
     buffers: Mapping[str, BufferRule] | None = None,
     outer_device: torch.device | str | None = None,
@@ -137,7 +141,7 @@ def SparseLoCo(  # noqa: N802 - the paper's name
     return LocalSGD(
         model, inner, every=every,
         island=island, outer=outer or SGD(lr=1.0 if lr is None else lr), codec=codec or feedback, schedule=schedule,
-        aggregator=aggregator, transport=transport, buffers=buffers, outer_device=outer_device, seed=seed,
+        aggregator=aggregator, exchange=exchange, transport=transport, buffers=buffers, outer_device=outer_device, seed=seed,
         quorum=quorum, privacy=privacy, on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
     )  # fmt: skip
 
@@ -158,6 +162,7 @@ def StreamingDiLoCo(  # noqa: N802 - the paper's name
     codec: Codec | None = None,
     schedule: Schedule | None = None,
     aggregator: Aggregator | None = None,
+    exchange: ExchangeChoice | None = None,
     transport: Transport | None = None,
     buffers: Mapping[str, BufferRule] | None = None,
     outer_device: torch.device | str | None = None,
@@ -177,7 +182,7 @@ def StreamingDiLoCo(  # noqa: N802 - the paper's name
         model, inner, every=every,
         island=island, outer=_nesterov(outer, lr, momentum, 0.4, every, steps),
         codec=codec or ErrorFeedback(codec=Int4()),
-        schedule=_streaming(schedule, model, every, fragments, delay, alpha), aggregator=aggregator,
+        schedule=_streaming(schedule, model, every, fragments, delay, alpha), aggregator=aggregator, exchange=exchange,
         transport=transport, buffers=buffers, outer_device=outer_device, seed=seed, quorum=quorum, privacy=privacy,
         on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
     )  # fmt: skip
@@ -197,6 +202,7 @@ def DiLoCoX(  # noqa: N802 - the paper's name
     codec: Codec | None = None,
     schedule: Schedule | None = None,
     aggregator: Aggregator | None = None,
+    exchange: ExchangeChoice | None = None,
     transport: Transport | None = None,
     buffers: Mapping[str, BufferRule] | None = None,
     outer_device: torch.device | str | None = None,
@@ -217,7 +223,7 @@ def DiLoCoX(  # noqa: N802 - the paper's name
     return LocalSGD(
         model, inner, every=every,
         island=island, outer=_nesterov(outer, lr, momentum, 0.7, every, steps), codec=codec or low_rank,
-        schedule=schedule or OneStepDelay(), aggregator=aggregator, transport=transport, buffers=buffers,
+        schedule=schedule or OneStepDelay(), aggregator=aggregator, exchange=exchange, transport=transport, buffers=buffers,
         outer_device=outer_device, seed=seed, quorum=quorum, privacy=privacy, on_late=on_late,
         late_tolerance_s=late_tolerance_s, clients=clients,
     )  # fmt: skip

@@ -263,7 +263,10 @@ def test_stats_are_those_of_the_transport() -> None:
 @pytest.mark.parametrize(
     ("build", "says"),
     [
-        (lambda m, i: lc.DiLoCo(m, i, every=0, momentum=0.6), "every = 0 is not allowed: 1 or more. Fix: lower every."),
+        (
+            lambda m, i: lc.DiLoCo(m, i, every=0, momentum=0.6),
+            "every = 0 is not allowed: 1 or more. Fix: 32 suits short runs, 500 long ones.",
+        ),
         (
             lambda m, i: LocalSGD(m, i, every=8, schedule=Streaming(fragments=2, by="size", delay=4)),
             "schedule.delay = 4 is not allowed: 0 to 3, below every / fragments. "
@@ -346,12 +349,12 @@ def test_defaults_of_streaming_fit_each_other(every: int, layers: int) -> None:
 def test_momentum_follows_the_number_of_rounds(caplog: pytest.LogCaptureFixture) -> None:
     for steps, momentum in ((24, 0.6), (236, 0.6), (240, 0.8), (959, 0.8), (960, 0.9)):
         model, inner = _one_island()
-        assert lc.DiLoCo(model, inner, every=4, steps=steps).outer == Nesterov(lr=0.7, momentum=momentum)
+        assert lc.DiLoCo(model, inner, every=4, steps=steps).spec.outer == Nesterov(lr=0.7, momentum=momentum)
     model, inner = _one_island()
-    assert lc.DiLoCo(model, inner, every=4, momentum=0.3).outer == Nesterov(lr=0.7, momentum=0.3)
+    assert lc.DiLoCo(model, inner, every=4, momentum=0.3).spec.outer == Nesterov(lr=0.7, momentum=0.3)
     assert not caplog.records
     model, inner = _one_island()
-    assert lc.DiLoCo(model, inner, every=4).outer == Nesterov(lr=0.7, momentum=0.9)
+    assert lc.DiLoCo(model, inner, every=4).spec.outer == Nesterov(lr=0.7, momentum=0.9)
     assert "Pass steps=" in caplog.text
 
 
