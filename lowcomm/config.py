@@ -181,17 +181,7 @@ def check(config: RunConfig, islands: int) -> None:
     plain = not config.batched or isinstance(config.model.tuning, Full)
     require(plain, "batched", True, "False, as model.tuning is set", "leave it out")
     require(config.log_every >= 1, "log_every", config.log_every, "1 or more", "10 is usual")
-    own = config.data.sharding == "own"
-    ok = not config.eval.clients or own or config.data.sharding == "by_folder" or config.data.partition is not None
-    legal = "False, unless data.sharding is by_folder or data.partition is set"
-    require(ok, "eval.clients", True, legal, "pass --data.sharding by_folder")
-    ok = not own or not config.eval.baselines
-    require(ok, "eval.baselines", True, "False, as data.sharding own keeps text where it is", "leave it out")
-    ok = not own or config.sync.privacy is None or config.sync.privacy.level == "client"
-    require(ok, "data.sharding", "own", "another with ExampleGaussian, whose epsilon needs all sizes", "use iid")
-    for more in ("baselines", "membership"):
-        ok = config.eval.clients or not getattr(config.eval, more)
-        require(ok, f"eval.{more}", True, "False without eval.clients", "pass --eval.clients")
+    _check_own_data(config)
     config.data.check(islands)
     config.model.check()
     config.inner.check()
@@ -216,6 +206,21 @@ def check(config: RunConfig, islands: int) -> None:
     ok = every_s is None or 0 < every_s < float("inf")
     require(ok, "checkpoint.every_s", every_s, "a finite number above 0, or None for off", "300 is five minutes")
     require(config.checkpoint.keep >= 1, "checkpoint.keep", config.checkpoint.keep, "1 or more", "2 is usual")
+
+
+def _check_own_data(config: RunConfig) -> None:
+    """Raise ConfigError for what needs islands with text of their own, or can't be had of them."""
+    own = config.data.sharding == "own"
+    ok = not config.eval.clients or own or config.data.sharding == "by_folder" or config.data.partition is not None
+    legal = "False, unless data.sharding is by_folder or data.partition is set"
+    require(ok, "eval.clients", True, legal, "pass --data.sharding by_folder")
+    ok = not own or not config.eval.baselines
+    require(ok, "eval.baselines", True, "False, as data.sharding own keeps text where it is", "leave it out")
+    ok = not own or config.sync.privacy is None or config.sync.privacy.level == "client"
+    require(ok, "data.sharding", "own", "another with ExampleGaussian, whose epsilon needs all sizes", "use iid")
+    for more in ("baselines", "membership"):
+        ok = config.eval.clients or not getattr(config.eval, more)
+        require(ok, f"eval.{more}", True, "False without eval.clients", "pass --eval.clients")
 
 
 def _check_sync(config: RunConfig) -> None:

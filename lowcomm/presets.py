@@ -68,7 +68,8 @@ def DiLoCo(  # noqa: N802 - the paper's name
     return LocalSGD(
         model, inner, every=every,
         island=island, outer=_nesterov(outer, lr, momentum, 0.7, every, steps), codec=codec, schedule=schedule,
-        aggregator=aggregator, exchange=exchange, transport=transport, buffers=buffers, outer_device=outer_device, seed=seed,
+        aggregator=aggregator, exchange=exchange,
+        transport=transport, buffers=buffers, outer_device=outer_device, seed=seed,
         quorum=quorum, privacy=privacy, on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
     )  # fmt: skip
 
@@ -97,7 +98,8 @@ def FedAvg(  # noqa: N802 - the paper's name
     """FedAvg (arXiv 1602.05629): the token-weighted mean of the islands' weights every `every` steps."""
     return LocalSGD(
         model, inner, every=every,
-        island=island, outer=outer or SGD(lr=1.0), codec=codec, schedule=schedule, aggregator=aggregator, exchange=exchange,
+        island=island, outer=outer or SGD(lr=1.0), codec=codec, schedule=schedule, aggregator=aggregator,
+        exchange=exchange,
         transport=transport, buffers=buffers, outer_device=outer_device, seed=seed, quorum=quorum, privacy=privacy,
         on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
     )  # fmt: skip
@@ -141,7 +143,8 @@ def SparseLoCo(  # noqa: N802 - the paper's name
     return LocalSGD(
         model, inner, every=every,
         island=island, outer=outer or SGD(lr=1.0 if lr is None else lr), codec=codec or feedback, schedule=schedule,
-        aggregator=aggregator, exchange=exchange, transport=transport, buffers=buffers, outer_device=outer_device, seed=seed,
+        aggregator=aggregator, exchange=exchange,
+        transport=transport, buffers=buffers, outer_device=outer_device, seed=seed,
         quorum=quorum, privacy=privacy, on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
     )  # fmt: skip
 
@@ -182,7 +185,8 @@ def StreamingDiLoCo(  # noqa: N802 - the paper's name
         model, inner, every=every,
         island=island, outer=_nesterov(outer, lr, momentum, 0.4, every, steps),
         codec=codec or ErrorFeedback(codec=Int4()),
-        schedule=_streaming(schedule, model, every, fragments, delay, alpha), aggregator=aggregator, exchange=exchange,
+        schedule=_streaming(schedule, model, every, fragments, delay, alpha), aggregator=aggregator,
+        exchange=exchange,
         transport=transport, buffers=buffers, outer_device=outer_device, seed=seed, quorum=quorum, privacy=privacy,
         on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
     )  # fmt: skip
@@ -223,7 +227,8 @@ def DiLoCoX(  # noqa: N802 - the paper's name
     return LocalSGD(
         model, inner, every=every,
         island=island, outer=_nesterov(outer, lr, momentum, 0.7, every, steps), codec=codec or low_rank,
-        schedule=schedule or OneStepDelay(), aggregator=aggregator, exchange=exchange, transport=transport, buffers=buffers,
+        schedule=schedule or OneStepDelay(), aggregator=aggregator, exchange=exchange,
+        transport=transport, buffers=buffers,
         outer_device=outer_device, seed=seed, quorum=quorum, privacy=privacy, on_late=on_late,
         late_tolerance_s=late_tolerance_s, clients=clients,
     )  # fmt: skip

@@ -315,8 +315,8 @@ def test_a_shortcut_takes_what_local_sgd_takes(preset: Callable[..., LocalSGD]) 
     clients = Clients(objective=FedProx(mu=0.1))
     more = {"transport": Simulated(1), "privacy": None, "late_tolerance_s": 2.0, "clients": clients, "island": None}
     sync = preset(model, toy.sgd(model), every=4, **parts, **rest, **more)
-    assert all(getattr(sync, n) == part for n, part in parts.items())
-    assert (sync.seed, sync.quorum, sync.clients) == (3, 0.75, clients)
+    assert all(getattr(sync.spec, n) == part for n, part in parts.items())
+    assert (sync.spec.seed, sync.spec.quorum, sync.spec.clients) == (3, 0.75, clients)
     assert (sync.deadlines.on_late, sync.deadlines.tolerance_s) == ("stop", 2.0)
     assert sync.transport is more["transport"]
 

@@ -40,10 +40,7 @@ def call_roll(
     """
     sections, vote = sections or {}, [] if stop is None else [float(stop)]
     rows = [
-        torch.tensor(
-            [float(round.index), arrival_s, t, n, *vote, *(x for s in sections.values() for x in s.own[i])],
-            dtype=torch.float64,
-        )
+        _row(round, arrival_s, t, n, [*vote, *(x for s in sections.values() for x in s.own[i])])
         for i, (t, n) in enumerate(zip(tokens, norms, strict=True))
     ]
     rows = [_of_island(transport, row) for row in rows]
@@ -72,6 +69,10 @@ def call_roll(
         gone=frozenset(gone),
         sections={n: _stand_in(s, said[n], weights) for n, s in sections.items()},
     )
+
+
+def _row(round: Round, arrival_s: float, tokens: float, norm: float, more: Sequence[float]) -> torch.Tensor:
+    return torch.tensor([float(round.index), arrival_s, tokens, norm, *more], dtype=torch.float64)
 
 
 def _split(rows: Sequence[list[float]], sections: Mapping[str, Section]) -> dict[str, list[list[float]]]:
