@@ -230,7 +230,6 @@ class Loop:
             result = evaluate(run)
         run.progress.evaluated(bits_per_byte=result.bits_per_byte)
         if run.world.writes:
-            self.journal.write(
-                None, "eval", {"val_loss": result.loss, "val_bpb": result.bits_per_byte, "start_s": start_s}
-            )
+            losses = {"val_loss": result.loss, "val_bpb": result.bits_per_byte, **result.consensus}
+            self.journal.write(None, "eval", {**losses, "start_s": start_s})
         return result

@@ -41,6 +41,8 @@ class ExchangeParts:
     consistency: Consistency
     worker: Worker
     """Runs exchanges beside training."""
+    seed: int = 0
+    """The run's."""
 
 
 class Exchange(ABC):

@@ -1,7 +1,6 @@
 """LocalSGD: the object that a user's own loop holds; trainer.py uses the same one.
 
-It hooks the inner optimizer, counts steps, and after every H of them runs a round (`round.py`). What it guarantees is
-listed in the docs under "What a sync guarantees".
+It hooks the inner optimizer, counts steps, and after every H of them runs a round (`round.py`). Its guarantees: the docs.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from lowcomm.state.spec import BufferRule, Clients, SyncSpec
 from lowcomm.state.state import SyncState
 from lowcomm.sync.assembly import assemble
 from lowcomm.sync.compatibility import check_spec
+from lowcomm.sync.consensus import take_mean
 from lowcomm.sync.data_parallel import average_gradients, rebase
 from lowcomm.sync.handshake import check_counts, find_transport
 from lowcomm.sync.overlap import commit_in_flight, launch
@@ -147,7 +147,7 @@ class LocalSGD:
         self._averaged_step = self.state.step
 
     def finish(self) -> None:
-        """Merge what has been trained since the last sync; the models then hold the global weights."""
+        """Merge what has been trained since the last sync; the models then hold the global weights (gossip: the mean)."""
         state = self.state
         self.commit(tuple(state.in_flight))
         if state.must_rebase:
@@ -160,6 +160,7 @@ class LocalSGD:
                 self.sync(due)
         finally:
             state.last = False  # after a failure training may go on
+        take_mean(state)
 
     def sync(self, fragments: Sequence[int]) -> None:
         """Exchange these fragments now. On SyncError nothing has changed and they stay in `pending`.
@@ -168,8 +169,7 @@ class LocalSGD:
         stays in `pending` as well, so that the next sync compares it.
         """
         start, state = time.perf_counter(), self.state
-        if state.in_flight:
-            self.commit([i for i in fragments if i in state.in_flight])
+        self.commit([i for i in fragments if i in state.in_flight])
         state.worker.wait()
         state.due = tuple(fragments)
         check_still_covered(state.replicas)
@@ -296,5 +296,5 @@ class LocalSGD:
         return self.state.listeners
 
     def weights(self) -> dict[str, Tensor]:
-        """The global weights by name: fp32 views on the outer device."""
+        """The global weights by name: fp32 views on the outer device; of islands in gossip after `finish` only."""
         return self.state.weights()
