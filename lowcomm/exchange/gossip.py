@@ -11,7 +11,8 @@ A neighbour that is dead, refused or not finite leaves its weight to the diagona
 finite mixes its anchor and starts its inner optimizer anew. The global weights are the mean of the islands' anchors
 (`sync.consensus`). Memory: see `public_copies`; with Fp32 one vector more.
 Raises: SyncError once all other islands are gone.
-Deviates: NoLoCo's term that pulls islands' weights together is the mixing here, and momentum runs over both.
+Deviates: CHOCO's gamma is measured, as its bound is far smaller; NoLoCo's term that pulls islands' weights together is
+the mixing here, and momentum runs over both.
 Reduces to: FedAvg with uniform weights, up to rounding, for SGD(lr=1) and a topology of all with all.
 """
 
@@ -20,8 +21,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from lowcomm.codec import Fp32
 from lowcomm.exchange.base import Exchange, ExchangeChoice, ExchangeParts
 from lowcomm.exchange.neighbour_exchange import NeighbourExchange
+from lowcomm.exchange.public_copies import contraction
 from lowcomm.topology import Ring, Topology
 from lowcomm.types import require
 
@@ -32,14 +35,20 @@ class Gossip(ExchangeChoice):
 
     topology: Topology = field(default_factory=Ring)
     """Who the neighbours are."""
-    gamma: float = 1.0
-    """Share of the way to the mixed weights, 0 < gamma <= 1; below 1 steadies codecs that send very little."""
+    gamma: float | None = None
+    """Share of the way to the mixed weights, 0 < gamma <= 1; None: 1 with Fp32, else the square of the codec's
+    `contraction`: islands drift apart under a sparse codec with 1."""
 
     anchors: ClassVar[Literal["shared", "own"]] = "own"
 
     def build(self, parts: ExchangeParts) -> Exchange:
-        return NeighbourExchange(self.topology, self.gamma, parts)
+        gamma = self.gamma
+        if gamma is None:
+            gamma = 1.0 if isinstance(parts.codec, Fp32) else max(0.001, round(contraction(parts.codec) ** 2, 3))
+        return NeighbourExchange(self.topology, gamma, parts)
 
     def check(self, islands: int) -> None:
-        require(0 < self.gamma <= 1, "sync.exchange.gamma", self.gamma, "0 < gamma <= 1", "1 with Fp32 and Int4")
+        gamma = self.gamma
+        ok = gamma is None or 0 < gamma <= 1
+        require(ok, "sync.exchange.gamma", gamma, "0 < gamma <= 1, or None", "leave it out: it follows from the codec")
         self.topology.check(islands)

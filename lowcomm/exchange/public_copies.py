@@ -16,15 +16,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
+from lowcomm.codec import Codec
 from lowcomm.state.anchor import Anchor
 from lowcomm.state.digest import digest
-from lowcomm.types import Part
+from lowcomm.types import Part, Round
 
 PREFIX = "gossip"
 Edge = tuple[int, int, int]
 """Fragment, local island, neighbour (the number of the island)."""
+
+
+def contraction(codec: Codec) -> float:
+    """CHOCO's delta: the share of a random vector's energy (128 x 128, normal) that one message brings to a copy.
+
+    1: all of it. 0 or less: copies would move away from what they are copies of.
+    """
+    drawn = {"probe": torch.randn(128, 128, generator=torch.Generator().manual_seed(0))}
+    first = Round(index=0, step=0, fragments=(0,), seed=0, island=0)
+    payload, _ = codec.encode(drawn, codec.init(drawn), first)
+    missing = codec.decode(payload, drawn, first)["probe"] - drawn["probe"]
+    return 1 - float(missing.square().sum() / drawn["probe"].square().sum())
 
 
 class PublicCopies:

@@ -1,6 +1,6 @@
 """LocalSGD: the object that a user's own loop holds; trainer.py uses the same one.
 
-It hooks the inner optimizer, counts steps, and after every H of them runs a round (`round.py`). Its guarantees: the docs.
+It hooks the inner optimizer, counts steps, and after every H of them runs a round (`round.py`); guarantees: the docs.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class LocalSGD:
         self._averaged_step = self.state.step
 
     def finish(self) -> None:
-        """Merge what has been trained since the last sync; the models then hold the global weights (gossip: the mean)."""
+        """Merge what was trained since the last sync; the models then hold the global weights (gossip: the mean)."""
         state = self.state
         self.commit(tuple(state.in_flight))
         if state.must_rebase:

@@ -11,6 +11,7 @@ from lowcomm.codec.dense import Dense
 from lowcomm.codec.error_feedback import ErrorFeedback
 from lowcomm.codec.parts import Parts
 from lowcomm.exchange.gossip import Gossip
+from lowcomm.exchange.public_copies import contraction
 from lowcomm.state.conflict import Conflict
 from lowcomm.state.spec import SyncSpec
 
@@ -21,28 +22,25 @@ def own_anchors(spec: SyncSpec) -> Iterator[Conflict]:
     if choice is None or choice.anchors == "shared":
         return
     other, name, bare = f"sync.exchange = {_name(choice)}", _name(codec), codec.bare
-    if spec.schedule.adapts:
-        why = "the length of a round is decided by all islands"
-        yield Conflict("sync.schedule", _name(spec.schedule), other, why, "use EveryH")
     if not isinstance(choice, Gossip) or isinstance(codec, Fp32):
         return
+    why, fix = None, "use Int4 or TopK"
     if isinstance(codec, ErrorFeedback):
-        why = "what was not sent to a neighbour stays in the copy that is kept of what it knows"
-        yield Conflict("sync.codec", name, other, why, f"unwrap it: {_name(bare)}")
-    if isinstance(bare, Parts):
-        yield Conflict("sync.codec", name, other, "neighbours mix whole models", "use Int4 or TopK")
-    if isinstance(bare, Rqm):
+        why, fix = "what was not sent to a neighbour stays in its public copy", f"unwrap it: {_name(bare)}"
+    elif isinstance(bare, Parts):
+        why = "neighbours mix whole models"
+    elif isinstance(bare, Rqm):
         why = "its noise is counted for one sum of all islands"
-        yield Conflict("sync.codec", name, other, why, "use Int4 or TopK")
-    if isinstance(bare, Dense) and bare.only_sums:
+    elif isinstance(bare, Dense) and bare.only_sums:
         why = "its contributions mean something in a sum only"
-        yield Conflict("sync.codec", name, other, why, "use Int4 or TopK")
-    if not codec.fixed_size:
+    elif not codec.fixed_size:
         why = "neighbours must know beforehand how many bytes come"
-        yield Conflict("sync.codec", name, other, why, "use Int4 or TopK, whose payloads have one size")
-    if keeps_state(codec):
+    elif keeps_state(codec):
         why = "its state is that of one receiver, and each neighbour gets another payload"
-        yield Conflict("sync.codec", name, other, why, "use Int4 or TopK, which keep none")
+    elif contraction(codec) <= 0:
+        why = "one message takes a neighbour's copy farther from the weights that it is to follow"
+    if why is not None:
+        yield Conflict("sync.codec", name, other, why, fix)
 
 
 def with_own_anchors(spec: SyncSpec, ranks: int, averaged: Sequence[str]) -> Iterator[Conflict]:
