@@ -35,6 +35,7 @@ def train(config: RunConfig, world: World | None = None, transport: Transport | 
     config, data = preflight(config, world)
     run = assemble(config, data, world, transport)
     run.stop.install()
+    run.sync.state.exchange.leaving = lambda: run.stop.signal is not None
     try:
         start_files(run)
         if config.resume:

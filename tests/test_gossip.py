@@ -187,6 +187,35 @@ def test_processes_give_the_simulations_bits_and_a_dead_neighbour_does_not_block
     assert results[0]["weights"][-1][3] == 0
 
 
+class Deserted(Simulated):
+    """Loses island 2 in its first swap, as one of its peers sees it."""
+
+    def swap_present(
+        self, rows: Sequence[Sequence[Tensor]], sizes: Sequence[Sequence[int]]
+    ) -> list[list[Tensor | None]]:
+        self.lost = {2: "connection closed"}
+        return [[None if k == 2 else row for k, row in enumerate(mine)] for mine in super().swap_present(rows, sizes)]
+
+
+def test_a_neighbour_that_stops_with_everybody_does_not_cost_the_round() -> None:
+    """All get a signal, and one has left before the others' swap: they keep the round pending, to be saved so."""
+    for leaving in (False, True):
+        sync = gossiping.build(4, Ring(), Int4(), transport=Deserted(4))
+        sync.state.exchange.leaving = lambda leaving=leaving: leaving
+        for step in range(toy.EVERY - 1):
+            toy.train_step(sync, step)
+        if leaving:
+            local = [toy.flat(r.tensors(sync.state.fragments[0])) for r in sync.replicas]
+            with pytest.raises(SyncError, match=r"as this one is about to\. Nothing was committed"):
+                sync.sync((0,))
+            assert (sync.round, sync.pending) == (0, (0,))
+            for r, kept in zip(sync.replicas, local, strict=True):
+                assert torch.equal(toy.flat(r.tensors(sync.state.fragments[0])), kept)
+        else:
+            toy.train_step(sync, toy.EVERY - 1)
+            assert sync.round == 1
+
+
 @pytest.mark.parametrize("codec", CODECS, ids=name)
 def test_an_island_that_is_not_finite_takes_its_anchor_mixed_with_the_neighbours(codec: Codec) -> None:
     sync = gossiping.build(4, Ring(), codec)

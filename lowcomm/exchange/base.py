@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -51,6 +51,8 @@ class Exchange(ABC):
     anchors: ClassVar[Literal["shared", "own"]] = "shared"
     hears_all: ClassVar[bool] = True
     """As in `ExchangeChoice`, which this was built from."""
+    leaving: Callable[[], bool] = staticmethod(lambda: False)
+    """Whether this process is about to stop: then it is no time to go on without an island that stops as well."""
 
     @abstractmethod
     def start(self, out: Outgoing) -> Pending:

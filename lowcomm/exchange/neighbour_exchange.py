@@ -23,7 +23,8 @@ from lowcomm.exchange.worker import carry_out
 from lowcomm.state.cohort import Cohort
 from lowcomm.state.outgoing import Arrived, Outgoing, Pending
 from lowcomm.topology import Topology, mixing, spectral_gap
-from lowcomm.types import Part, Payload, PayloadError, Round
+from lowcomm.transport.base import KEPT
+from lowcomm.types import Part, Payload, PayloadError, Round, TransportError
 
 
 @dataclass(kw_only=True)
@@ -62,11 +63,13 @@ class NeighbourExchange(Exchange):
             norms[k] = norm
         first = matrix[transport.local[0]]
         pending.cohort = self._cohort(out, first, range(transport.islands), lost, norms)
-        before, pending.called = list(transport.sent_bytes), time.perf_counter()
+        before, pending.called, missing = list(transport.sent_bytes), time.perf_counter(), len(transport.lost)
         nothing = torch.empty(0, dtype=torch.uint8)
         rows = [{j: message.row() for j, message in side.messages.items()} for side in sides]
         everyone = [[row.get(j, nothing) for j in range(transport.islands)] for row in rows]
         came = transport.swap_present(everyone, [[row.numel() for row in mine] for mine in everyone])
+        if len(transport.lost) > missing and self.leaving():
+            raise TransportError(f"islands {sorted(transport.lost)} have stopped, as this one is about to. {KEPT}")
         dropped, notes, heard = dict(lost), list[str](), set[int]()
         if out.round.index == 0:
             gap = spectral_gap(self.topology, transport.islands, parts.seed)
