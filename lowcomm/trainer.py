@@ -39,6 +39,7 @@ def train(config: RunConfig, world: World | None = None, transport: Transport | 
     config, data = preflight(config, world)
     run = assemble(config, data, world, transport)
     run.stop.install()
+    run.sync.state.exchange.leaving = lambda: run.stop.signal is not None
     try:
         start_files(run)
         if not (config.resume and load_newest(run)):
@@ -281,7 +282,6 @@ class Loop:
             result = evaluate(run)
         run.progress.evaluated(bits_per_byte=result.bits_per_byte)
         if run.world.writes:
-            self.journal.write(
-                None, "eval", {"val_loss": result.loss, "val_bpb": result.bits_per_byte, "start_s": start_s}
-            )
+            losses = {"val_loss": result.loss, "val_bpb": result.bits_per_byte, **result.consensus}
+            self.journal.write(None, "eval", {**losses, "start_s": start_s})
         return result

@@ -25,7 +25,7 @@ from lowcomm.state.deadlines import Late
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Collective, Simulated
 from lowcomm.types import DivergenceError, SyncError
-from tests import toy
+from tests import gossiping, toy
 
 
 def bytes_on_the_wire() -> dict[str, int]:
@@ -161,8 +161,29 @@ def uneven() -> dict[str, object]:
     return seen
 
 
+def gossip() -> dict[str, object]:
+    """Every case of gossiping.py; then the last island of a ring dies in its inner steps, and the others go on."""
+    seen: dict[str, object] = {
+        name: gossiping.trajectory(gossiping.build(4, topology, codec, outer, Collective(), local=1))
+        for name, (topology, codec, outer) in gossiping.CASES.items()
+    }
+    topology, codec, outer = gossiping.CASES["ring, int4, momentum"]
+    sync = gossiping.build(4, topology, codec, outer, Collective(), local=1)
+    dropped: list[list[int]] = []
+    weights: list[list[float]] = []
+    sync.listeners.append(lambda report: dropped.append(sorted(report.dropped)))
+    sync.listeners.append(lambda report: weights.append(report.weights))
+    for step in range(3 * toy.EVERY):
+        if dist.get_rank() == 3 and step == toy.EVERY + 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        toy.train_step(sync, step)
+    sync.finish()
+    return {**seen, "dropped": dropped, "weights": weights, "mean": toy.flat(list(sync.weights().values())).tolist()}
+
+
 JOBS = {
     "uneven": uneven,
+    "gossip": gossip,
     "late": late,
     "bytes_on_the_wire": bytes_on_the_wire,
     "mismatch": mismatch,

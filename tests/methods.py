@@ -51,6 +51,8 @@ from lowcomm.codec import (
 )
 from lowcomm.codec.parts import Parts
 from lowcomm.data import ByLength, Dirichlet, Iid, NaturalId, Partition, Pathological, Quantity
+from lowcomm.exchange.base import ExchangeChoice
+from lowcomm.exchange.gossip import Gossip
 from lowcomm.island import AdamW, Inner, Muon, Soap
 from lowcomm.island import Lion as InnerLion
 from lowcomm.local import Baffle, Estimate, FedProx, Objective, OneByte, RankDecay, Scaffold, SelectLayers
@@ -69,6 +71,7 @@ from lowcomm.schedule import (
     Schedule,
     Streaming,
 )
+from lowcomm.topology import Exponential, RandomPairs, Ring, Topology
 
 OUTERS: tuple[Outer, ...] = (
     SGD(lr=1.0),
@@ -102,6 +105,10 @@ OBJECTIVES: tuple[Objective, ...] = (FedProx(mu=0.1), Scaffold(), RankDecay(), S
 SAMPLINGS: tuple[Sampling, ...] = (FixedSize(count=2), Poisson(rate=0.4))
 
 AGGREGATORS: tuple[Aggregator, ...] = (Mean(), Mean(by="uniform"), Krum(faulty=0), Krum(faulty=0, best=3))
+TOPOLOGIES: tuple[Topology, ...] = (Ring(), Exponential(), RandomPairs())
+
+EXCHANGES: tuple[ExchangeChoice, ...] = (Gossip(), Gossip(topology=RandomPairs(), gamma=0.5))
+
 
 MECHANISMS: tuple[Mechanism, ...] = (
     ClientGaussian(clip=0.5, seed=1),

@@ -14,12 +14,13 @@ import lowcomm.codec
 import lowcomm.outer
 import lowcomm.privacy
 import lowcomm.schedule
+import lowcomm.topology
 from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Nesterov, Outer
 from lowcomm.schedule import EveryH, EveryStep, PostLocal
 from lowcomm.transport import Simulated
 from lowcomm.types import ConfigError, Contribution
 from tests import toy
-from tests.methods import AGGREGATORS, CODECS, MECHANISMS, OUTERS, SCHEDULES, name
+from tests.methods import AGGREGATORS, CODECS, MECHANISMS, OUTERS, SCHEDULES, TOPOLOGIES, name
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,7 @@ from tests.methods import AGGREGATORS, CODECS, MECHANISMS, OUTERS, SCHEDULES, na
         (lowcomm.aggregate, lowcomm.aggregate.Aggregator, AGGREGATORS),
         (lowcomm.codec, lowcomm.codec.Codec, CODECS),
         (lowcomm.privacy, lowcomm.privacy.Mechanism, MECHANISMS),
+        (lowcomm.topology, lowcomm.topology.Topology, TOPOLOGIES),
     ],
 )
 def test_no_method_is_forgotten(package: ModuleType, base: type, listed: tuple[object, ...]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -41,6 +41,8 @@ class ExchangeParts:
     consistency: Consistency
     worker: Worker
     """Runs exchanges beside training."""
+    seed: int = 0
+    """The run's."""
 
 
 class Exchange(ABC):
@@ -49,6 +51,8 @@ class Exchange(ABC):
     anchors: ClassVar[Literal["shared", "own"]] = "shared"
     hears_all: ClassVar[bool] = True
     """As in `ExchangeChoice`, which this was built from."""
+    leaving: Callable[[], bool] = staticmethod(lambda: False)
+    """Whether this process is about to stop: then it is no time to go on without an island that stops as well."""
 
     @abstractmethod
     def start(self, out: Outgoing) -> Pending:
@@ -72,6 +76,7 @@ class Exchange(ABC):
         """Put back what `island_part` gave, from the checkpoint's whole part of that island."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class ExchangeChoice(ABC):
     """The setting of an exchange that is not the default."""
 

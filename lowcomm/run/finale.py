@@ -18,6 +18,7 @@ from lowcomm.run.privacy_spent import privacy_spent
 from lowcomm.run.run_dir import write_json
 from lowcomm.state.digest import sha256_weights
 from lowcomm.state.state import SyncState
+from lowcomm.sync.consensus import global_weights
 from lowcomm.types import IGNORED
 
 
@@ -27,6 +28,13 @@ class Evaluation:
 
     loss: float
     bits_per_byte: float
+    consensus_distance: float | None = None
+    """Mean squared distance of the islands' anchors from their mean, which was evaluated; None: they share one."""
+
+    @property
+    def consensus(self) -> dict[str, float]:
+        """The distance as a field of a log; nothing where there is none."""
+        return {} if self.consensus_distance is None else {"consensus_distance": self.consensus_distance}
 
 
 @contextmanager
@@ -35,7 +43,7 @@ def holding_global_weights(state: SyncState) -> Iterator[None]:
     state.worker.wait()
     state.read_back()
     own = [p for f in state.fragments for p in state.replicas[0].tensors(f)]
-    merged = [view for anchors in state.anchors for view in anchors[0].params]
+    merged = [view for named in global_weights(state) for view in named.values()]
     # weights that are the global ones (training by scalars) need no copy
     pairs = zip(own, merged, strict=True)
     kept = [p.detach() if p.data_ptr() == view.data_ptr() else p.detach().clone() for p, view in pairs]
@@ -85,14 +93,20 @@ def evaluate(run: Run) -> Evaluation:
     rows = [sums.flatten()] + [zeros.flatten()] * (len(transport.local) - 1)
     total = transport.gather(rows).sum(dim=0).view_as(sums).sum(dim=0)
     nats, tokens, text_bytes = total.tolist()
-    return Evaluation(loss=nats / tokens, bits_per_byte=nats / math.log(2) / max(text_bytes, 1.0))
+    mean = run.sync.state.consensus
+    return Evaluation(
+        loss=nats / tokens,
+        bits_per_byte=nats / math.log(2) / max(text_bytes, 1.0),
+        consensus_distance=None if mean is None else mean.distance,
+    )
 
 
 def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation | None = None) -> None:
     """summary.json. With an evaluation every island takes part, since means over islands are asked for."""
     sync, transport, mesh = run.sync, run.sync.transport, run.members.mesh
     rows = _counted(run, wall_s)
-    weights_sha256 = sha256_weights(sync.weights())
+    there = sync.state.exchange.anchors == "shared" or sync.state.consensus is not None
+    weights_sha256 = sha256_weights(sync.weights()) if there else ""  # of islands' own weights there is no mean yet
     if mesh is not None and status != "failed":  # of a failure the other ranks may know nothing
         rows = [_of_island(mesh.rows(row)) for row in rows]
         weights_sha256 = sha256("".join(gather_texts(mesh, weights_sha256)).encode()).hexdigest()
@@ -129,7 +143,8 @@ def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation |
             "deadline_waited_s": waited_s,
             "peak_bytes_per_s": peak or None,
             "link_bytes_per_s": link if math.isfinite(link) else None,
-            "weights_sha256": weights_sha256,
+            "weights_sha256": weights_sha256 or None,
+            **(evaluation.consensus if evaluation else {}),
             "privacy": privacy_spent(sync.state, run.ledger),
         },
     )

@@ -129,6 +129,7 @@ def load_island(state: SyncState, local: int, part: Part) -> None:
     state.transport.sent_bytes[local] = values["bytes_sent"]
     state.transport.received_bytes[local] = values["bytes_received"]
     state.sync_s, state.blocked_s = values["sync_s"], values["blocked_s"]
+    state.consensus = None
     if state.exchange.anchors == "own":
         for i, meta in enumerate(values["own_outer"]):
             _load_anchor(state.anchor_of(i, local), f"own_weights.{i}", f"own_outer.{i}", tensors, meta)

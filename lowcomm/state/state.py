@@ -16,6 +16,7 @@ from lowcomm.hooks.privacy import Privacy
 from lowcomm.hooks.rank_pruning import RankPruning
 from lowcomm.schedule import Action, Pace
 from lowcomm.state.anchor import Anchor
+from lowcomm.state.consensus import Consensus
 from lowcomm.state.consistency import Consistency
 from lowcomm.state.deadlines import Deadlines
 from lowcomm.state.fragment import Fragment
@@ -25,7 +26,7 @@ from lowcomm.state.report import SyncReport
 from lowcomm.state.spec import SyncSpec
 from lowcomm.state.step_clock import StepClock
 from lowcomm.transport import Transport
-from lowcomm.types import Round
+from lowcomm.types import Round, SyncError
 
 
 class SyncState:
@@ -43,6 +44,8 @@ class SyncState:
     """The hook that averages buffers, where there is one."""
     rank_pruning: RankPruning | None = None
     """The hook that keeps LoRA ranks, where they shrink."""
+    consensus: Consensus | None = None
+    """The mean of the islands' own anchors, where it was asked for since the last commit."""
 
     def __init__(self, spec: SyncSpec, transport: Transport, replicas: list[Replica]) -> None:
         self.spec, self.transport, self.replicas = spec, transport, replicas
@@ -124,6 +127,7 @@ class SyncState:
         index, fragment, alpha = out.index, out.fragment, self.spec.schedule.alpha
         unusable = pending.cohort.dropped if pending.cohort is not None else ()
         self.round += 1
+        self.consensus = None
         if arrived.aggregate is not None:
             self.rule_states[index] = arrived.aggregate.state
         for i, replica in enumerate(self.replicas):
@@ -153,7 +157,19 @@ class SyncState:
                 anchor.read(self.replicas[0].tensors(anchor.fragment))
 
     def weights(self) -> dict[str, Tensor]:
-        """The global weights by name: fp32 views on the outer device. Of islands' own anchors the first one's."""
+        """The global weights by name: fp32 views on the outer device.
+
+        Of islands with anchors of their own it is the mean, if they have just computed it together (`finish`, or an
+        evaluation); raises SyncError if not.
+        """
         self.read_back()
         held = self.replicas[0].params
-        return {name: view for anchors in self.anchors for name, view in anchors[0].named.items() if name in held}
+        fragments = [anchors[0].named for anchors in self.anchors]
+        if self.exchange.anchors == "own":
+            if self.consensus is None:
+                raise SyncError(
+                    "each island has weights of its own, and their mean was not computed since the last round. "
+                    "Fix: call finish() on every island first"
+                )
+            fragments = self.consensus.named
+        return {name: view for named in fragments for name, view in named.items() if name in held}

@@ -52,7 +52,7 @@ def assemble(
     )  # fmt: skip
     parts = ExchangeParts(
         transport=transport, codec=spec.codec, aggregator=spec.aggregator, quorum=spec.quorum, anchors=state.anchors,
-        deadlines=state.deadlines, consistency=state.consistency, worker=state.worker,
+        deadlines=state.deadlines, consistency=state.consistency, worker=state.worker, seed=spec.seed,
     )  # fmt: skip
     clients = spec.clients
     state.exchange = choose(parts, spec.exchange, clients.sampling is not None, clients.secure)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
-
 from lowcomm.aggregate import Mean
 from lowcomm.aggregate.lora.hetlora import HetLoRA
 from lowcomm.aggregate.lora.rolora import RoLoRA
@@ -26,6 +24,7 @@ from lowcomm.schedule import EveryH, Growing
 from lowcomm.state.conflict import Conflict, refuse
 from lowcomm.state.deadlines import check_late
 from lowcomm.state.spec import SyncSpec
+from lowcomm.sync.neighbours import keeps_state, own_anchors, with_own_anchors
 from lowcomm.sync.robust_conflicts import robust_conflicts, with_buffers, with_factors, with_tuning
 from lowcomm.typecheck import check_types
 from lowcomm.types import ConfigError, require
@@ -64,6 +63,7 @@ def check_islands(
     spec.aggregator.check_islands(islands)
     if spec.exchange is not None:
         spec.exchange.check(islands)
+    refuse(with_own_anchors(spec, ranks, averaged))
     refuse(_with_ranks(spec, ranks))
     refuse(_with_buffers(spec, averaged))
     refuse(with_buffers(spec, averaged))
@@ -79,6 +79,7 @@ def conflicts(spec: SyncSpec) -> Iterator[Conflict]:
     yield from _clients(spec)
     yield from _exchange(spec)
     yield from robust_conflicts(spec)
+    yield from own_anchors(spec)
 
 
 def _name(part: object) -> str:
@@ -116,7 +117,7 @@ def _lora(spec: SyncSpec) -> Iterator[Conflict]:
     if gamma is not None and isinstance(objective, RankDecay) and gamma != objective.gamma:
         why = f"RankDecay's is {objective.gamma}: other rows decay"
         yield Conflict("sync.aggregator.gamma", gamma, "", why, "equal ones")
-    if rule.shrinks and _keeps_state(codec):
+    if rule.shrinks and keeps_state(codec):
         why = f"{name} with a gamma sends fewer rows as ranks shrink, which its state does not fit"
         yield Conflict("sync.codec", _name(codec), "", why, "use Fp32() or Int8(exchange='gather') as it is")
     if schedule.fragments != 1:
@@ -130,10 +131,6 @@ def _lora(spec: SyncSpec) -> Iterator[Conflict]:
     if rule.regauges and isinstance(codec, ErrorFeedback):
         why = f"{name} changes the factors' basis every round"
         yield Conflict("sync.codec", "ErrorFeedback", "", why, "unwrap it")
-
-
-def _keeps_state(codec: Codec) -> bool:
-    return bool(codec.init({"probe": torch.zeros(8, 8)}))
 
 
 def _privacy(spec: SyncSpec) -> Iterator[Conflict]:

@@ -21,6 +21,8 @@ def average_gradients(state: SyncState) -> None:
 
     Islands whose steps are made of scalars (`island/scalars.py`) hear each other's instead.
     """
+    if state.exchange.anchors == "own":
+        raise SyncError("gradients of islands with weights of their own are not averaged. Fix: leave the exchange out")
     start = time.perf_counter()
     state.worker.wait()
     check_still_covered(state.replicas)

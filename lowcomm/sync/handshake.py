@@ -93,7 +93,7 @@ def prepare(state: SyncState, own_anchors: bool) -> Fragment | None:
     _check_inner(spec, first)
     parts = _partition(spec, first, coverage)
     compare(transport, [_facts(spec, transport, r, c) for r, c in zip(replicas, coverages, strict=True)])
-    transport.goes_on = spec.clients.secure is not None  # now that all are known to have it alike
+    transport.goes_on = spec.clients.secure is not None or own_anchors  # now that all are known to have it alike
     one = next(iter(first.held.values()))
     device = torch.device(spec.outer_device) if spec.outer_device is not None else one.device
     pool = BufferPool(device)
@@ -114,6 +114,10 @@ def prepare(state: SyncState, own_anchors: bool) -> Fragment | None:
 
 
 def _check_inner(spec: SyncSpec, first: Replica) -> None:
+    if spec.exchange is not None and isinstance(first.inner, ScalarOptimizer):
+        other = f"sync.exchange = {type(spec.exchange).__name__}"
+        why, fix = "its islands share every step and so their weights", "use an optimizer with a backward pass"
+        raise ConfigError(str(Conflict("inner.optimizer", "ZerothOrder", other, why, fix)))
     if spec.clients.objective is not None and isinstance(first.inner, ScalarOptimizer):
         other = f"sync.objective = {type(spec.clients.objective).__name__}"
         fix = "use an optimizer with a backward pass"

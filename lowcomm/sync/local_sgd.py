@@ -1,7 +1,6 @@
 """LocalSGD: the object that a user's own loop holds; trainer.py uses the same one.
 
-It hooks the inner optimizer, counts steps, and after every H of them runs a round (`round.py`). What it guarantees is
-listed in the docs under "What a sync guarantees".
+It hooks the inner optimizer, counts steps, and after every H of them runs a round (`round.py`); guarantees: the docs.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from lowcomm.state.report import SyncReport
 from lowcomm.state.spec import BufferRule, Clients, SyncSpec
 from lowcomm.sync.assembly import assemble
 from lowcomm.sync.compatibility import check_spec
+from lowcomm.sync.consensus import take_mean
 from lowcomm.sync.data_parallel import average_gradients, rebase
 from lowcomm.sync.finishing import end_together
 from lowcomm.sync.handshake import check_counts, find_transport
@@ -164,6 +164,7 @@ class LocalSGD(Loop):
                 self.sync(due)
         finally:
             state.last = False  # after a failure training may go on
+        take_mean(state)
 
     def sync(self, fragments: Sequence[int]) -> None:
         """Exchange these fragments now. On SyncError nothing has changed and they stay in `pending`.
@@ -172,8 +173,7 @@ class LocalSGD(Loop):
         stays in `pending` as well, so that the next sync compares it.
         """
         start, state = time.perf_counter(), self.state
-        if state.in_flight:
-            self.commit([i for i in fragments if i in state.in_flight])
+        self.commit([i for i in fragments if i in state.in_flight])
         state.worker.wait()
         state.due = tuple(fragments)
         check_still_covered(state.replicas)

@@ -258,8 +258,10 @@ class Collective(Transport):
 def stripes(lanes: Sequence[dist.ProcessGroup | None], row: Tensor) -> list[tuple[dist.ProcessGroup | None, Tensor]]:
     """The groups that share a row (1-D) and the part that each carries: no more than there are STRIPE_BYTES in it.
 
-    Both ends know the size of a row, so they agree.
+    None for an empty row, as even that would be a message. Both ends know the size of a row, so they agree.
     """
+    if row.numel() == 0:
+        return []
     used = max(1, min(len(lanes), row.numel() * row.element_size() // STRIPE_BYTES))
     step = -(-row.numel() // used)
     return [(lane, row[i * step : (i + 1) * step]) for i, lane in enumerate(lanes[:used])]

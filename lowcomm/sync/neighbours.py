@@ -1,0 +1,65 @@
+"""The part of the table of `compatibility` for islands with anchors of their own, which exchange with neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from lowcomm.codec import Codec, Fp32, Rqm
+from lowcomm.codec.dense import Dense
+from lowcomm.codec.error_feedback import ErrorFeedback
+from lowcomm.codec.parts import Parts
+from lowcomm.exchange.gossip import Gossip
+from lowcomm.exchange.public_copies import contraction
+from lowcomm.state.conflict import Conflict
+from lowcomm.state.spec import SyncSpec
+
+
+def own_anchors(spec: SyncSpec) -> Iterator[Conflict]:
+    """What needs one set of weights that all islands share, or can't go to neighbours."""
+    choice, codec = spec.exchange, spec.codec
+    if choice is None or choice.anchors == "shared":
+        return
+    other, name, bare = f"sync.exchange = {_name(choice)}", _name(codec), codec.bare
+    if not isinstance(choice, Gossip) or isinstance(codec, Fp32):
+        return
+    why, fix = None, "use Int4 or TopK"
+    if isinstance(codec, ErrorFeedback):
+        why, fix = "what was not sent to a neighbour stays in its public copy", f"unwrap it: {_name(bare)}"
+    elif isinstance(bare, Parts):
+        why = "neighbours mix whole models"
+    elif isinstance(bare, Rqm):
+        why = "its noise is counted for one sum of all islands"
+    elif isinstance(bare, Dense) and bare.only_sums:
+        why = "its contributions mean something in a sum only"
+    elif not codec.fixed_size:
+        why = "neighbours must know beforehand how many bytes come"
+    elif keeps_state(codec):
+        why = "its state is that of one receiver, and each neighbour gets another payload"
+    elif contraction(codec) <= 0:
+        why = "one message takes a neighbour's copy farther from the weights that it is to follow"
+    if why is not None:
+        yield Conflict("sync.codec", name, other, why, fix)
+
+
+def with_own_anchors(spec: SyncSpec, ranks: int, averaged: Sequence[str]) -> Iterator[Conflict]:
+    """What islands of several ranks, or buffers that all islands average, need of them."""
+    if spec.exchange is None or spec.exchange.anchors == "shared":
+        return
+    other = f"sync.exchange = {_name(spec.exchange)}"
+    if ranks > 1:
+        why = "which neighbours count is decided by each island as a whole"
+        yield Conflict("island.size", ranks, other, why, "islands of one rank")
+    if averaged:
+        why = f"{', '.join(averaged)} would be averaged over all islands"
+        yield Conflict("buffers", None, other, why, "keep them local, buffers={'*': 'local'}")
+
+
+def keeps_state(codec: Codec) -> bool:
+    """Whether a codec carries anything from round to round."""
+    return bool(codec.init({"probe": torch.zeros(8, 8)}))
+
+
+def _name(part: object) -> str:
+    return type(part).__name__
