@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -35,6 +35,10 @@ class ExchangeParts:
     codec: Codec
     aggregator: Aggregator
     quorum: float
+    every: int
+    """Inner steps per round (H)."""
+    round_seed: Callable[[int], int]
+    """64-bit seed of a round, by its number."""
     anchors: list[list[Anchor]]
     """As in `SyncState.anchors`."""
     deadlines: Deadlines
@@ -49,6 +53,16 @@ class Exchange(ABC):
     anchors: ClassVar[Literal["shared", "own"]] = "shared"
     hears_all: ClassVar[bool] = True
     """As in `ExchangeChoice`, which this was built from."""
+    closes: ClassVar[bool] = False
+    """Whether a run has a last exchange even where nothing has been trained since the one before."""
+
+    def due(self, step: int, scheduled: tuple[int, ...]) -> tuple[int, ...]:
+        """Fragments to exchange after inner step `step`. scheduled: those that the schedule asks for."""
+        return scheduled
+
+    def rests(self, island: int, step: int) -> bool:
+        """Whether an island sits out the inner step after `step` of them."""
+        return False
 
     @abstractmethod
     def start(self, out: Outgoing) -> Pending:

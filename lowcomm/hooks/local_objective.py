@@ -35,7 +35,7 @@ class LocalObjective(Hook):
         replica = self.replicas[i]
         self.steps[i] += 1
         for index, anchors in enumerate(self.anchors):
-            starts = anchors[0].named
+            starts = anchors[i if len(anchors) > 1 else 0].named
             grads = {n: g for n in starts if n in replica.params and (g := replica.params[n].grad) is not None}
             controls = self.collect(i, index, grads)
             local = {n: replica.held[n] for n in starts if n in replica.held}  # averaged buffers are not
@@ -46,7 +46,8 @@ class LocalObjective(Hook):
                     replica.params[name].grad = None
 
     def after_write(self, out: Outgoing, arrived: Arrived, change: object) -> None:
-        self.steps = [0 for _ in self.replicas]
+        for i in range(len(self.replicas)) if arrived.adopters is None else arrived.adopters:
+            self.steps[i] = 0
 
     def island_part(self, local: int) -> Part:
         return {}, {"objective_steps": self.steps[local]}

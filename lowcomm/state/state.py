@@ -125,7 +125,8 @@ class SyncState:
         self.round += 1
         if arrived.aggregate is not None:
             self.rule_states[index] = arrived.aggregate.state
-        for i, replica in enumerate(self.replicas):
+        for i in range(len(self.replicas)) if arrived.adopters is None else arrived.adopters:
+            replica = self.replicas[i]
             replica.synced_tokens[index] = out.tokens[i]
             if self.transport.local[i] in unusable:
                 replica.inner.state.clear()  # moments of a diverged island are as bad as its weights
