@@ -225,6 +225,8 @@ def _check_sync(config: RunConfig) -> None:
 def _check_clients(config: RunConfig, islands: int) -> None:
     sync, clients = config.sync, config.sync.clients
     check_islands(sync.spec(), islands, 1, ())
+    fits = not config.batched or sync.exchange is None or sync.exchange.lockstep
+    require(fits, "batched", True, "False with sync.exchange, as islands' steps differ", "leave it out")
     for name in ("sampling", "local_steps", "objective", "secure"):
         if getattr(clients, name) is None:
             continue

@@ -51,6 +51,7 @@ from lowcomm.codec import (
 )
 from lowcomm.codec.parts import Parts
 from lowcomm.data import ByLength, Dirichlet, Iid, NaturalId, Partition, Pathological, Quantity
+from lowcomm.exchange.buffered import Buffered
 from lowcomm.island import AdamW, Inner, Muon, Soap
 from lowcomm.island import Lion as InnerLion
 from lowcomm.local import Baffle, Estimate, FedProx, Objective, OneByte, RankDecay, Scaffold, SelectLayers
@@ -107,6 +108,12 @@ MECHANISMS: tuple[Mechanism, ...] = (
     ClientGaussian(clip=0.5, seed=1),
     AdaptiveClip(clip=0.5, noise_multiplier=0.8, seed=1),
     ExampleGaussian(clip=0.5, seed=1),
+)
+
+BUFFERED: tuple[Buffered, ...] = (
+    Buffered(size=1, speeds=(1.0, 0.5, 0.3)),
+    Buffered(size=2, speeds=(0.3, 1.0, 1.0)),
+    Buffered(size=5, staleness="constant", max_staleness=1, speeds=(0.9, 0.7, 0.2)),
 )
 
 LORA_RULES: tuple[LoraRule, ...] = (

@@ -126,13 +126,19 @@ class DirectoryLog(Log):
                     continue
                 raise self._unread(number, error) from error
             try:
-                with os.fdopen(descriptor, "rb") as f:
-                    found = os.fstat(f.fileno())
-                    usable = stat.S_ISREG(found.st_mode) and found.st_size <= self.most_bytes
-                    entry = f.read(found.st_size) if usable else b""
+                entry = self._whole(descriptor)
             except OSError as error:
                 raise self._unread(number, error) from error
+            finally:
+                os.close(descriptor)
             yield entry
+
+    def _whole(self, descriptor: int) -> bytes:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > self.most_bytes:
+            return b""
+        with os.fdopen(descriptor, "rb", closefd=False) as f:
+            return f.read(found.st_size)
 
     def _path(self, number: int) -> Path:
         return self.directory / f"{number:012d}"

@@ -89,6 +89,12 @@ class SyncState:
         anchors = self.anchors[index]
         return anchors[local if len(anchors) > 1 else 0]
 
+    def rests(self, local: int) -> bool:
+        """Whether a local island sits the next inner step out."""
+        number = self.transport.local[local]
+        slow = self.exchange.rests(number, self.step)
+        return slow or self.spec.rests(number, self.transport.islands, self.step, self.round)
+
     def tensors(self, index: int, local: Sequence[int]) -> list[list[Tensor]]:
         """A fragment's tensors in the replicas of these local islands."""
         fragment = self.fragments[index]

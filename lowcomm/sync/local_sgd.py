@@ -222,9 +222,7 @@ class LocalSGD:
 
     def rests(self, island: int = 0) -> bool:
         """Whether a local island sits the next inner step out: not sampled, done with the round's, or slower."""
-        state, number = self.state, self.state.transport.local[island]
-        slow = state.exchange.rests(number, state.step)
-        return slow or state.spec.rests(number, state.transport.islands, state.step, state.round)
+        return self.state.rests(island)
 
     def rest(self, island: int = 0) -> None:
         """Let a local island sit an inner step out, in place of its optimizer's step."""
