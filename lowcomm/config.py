@@ -13,6 +13,7 @@ from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.codec import Codec, Fp32
 from lowcomm.data import DataConfig
 from lowcomm.exchange.base import ExchangeChoice
+from lowcomm.exchange.buffered import Buffered
 from lowcomm.island import InnerConfig, IslandConfig
 from lowcomm.local import Objective
 from lowcomm.model import Full, ModelConfig
@@ -227,6 +228,8 @@ def _check_clients(config: RunConfig, islands: int) -> None:
     check_islands(sync.spec(), islands, 1, ())
     fits = not config.batched or sync.exchange is None or sync.exchange.lockstep
     require(fits, "batched", True, "False with sync.exchange, as islands' steps differ", "leave it out")
+    if isinstance(sync.exchange, Buffered):
+        sync.exchange.check_processes(config.transport == "simulated" or islands == 1)
     for name in ("sampling", "local_steps", "objective", "secure"):
         if getattr(clients, name) is None:
             continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lowcomm.codec import ErrorFeedback, Int4
 from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig
@@ -33,7 +35,7 @@ def smoke() -> RunConfig:
 
 
 def fedbuff() -> RunConfig:
-    """FedBuff with the model and ticks of diloco.py:pretrain_cpu; real processes need --sync.exchange.log DIR."""
+    """FedBuff with the model and steps of diloco.py:pretrain_cpu; the islands share --sync.exchange.log DIR."""
     return RunConfig(
         name="fedbuff",
         steps=2560,
@@ -43,7 +45,7 @@ def fedbuff() -> RunConfig:
             every=32,
             outer=Nesterov(lr=0.5, momentum=0.3),
             codec=ErrorFeedback(codec=Int4()),
-            exchange=Buffered(size=4),
+            exchange=Buffered(size=4, log=Path("runs/fedbuff-log")),
         ),
         eval=EvalConfig(every=256),
         checkpoint=CheckpointConfig(every_rounds=20),

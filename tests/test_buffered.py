@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import stat
 from collections.abc import Sequence
@@ -13,6 +15,8 @@ import torch
 
 from lowcomm.aggregate import Mean
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, LocalResidual, Rqm, Sign, TopK
+from lowcomm.config import CheckpointConfig, check
+from lowcomm.data import DataConfig
 from lowcomm.exchange.base import ExchangeChoice
 from lowcomm.exchange.buffered import Buffered
 from lowcomm.exchange.entry import Entry, Kind
@@ -20,11 +24,15 @@ from lowcomm.exchange.fold import Fold
 from lowcomm.exchange.log import DirectoryLog, MemoryLog
 from lowcomm.exchange.log_follower import LogFollower
 from lowcomm.local import FedProx
+from lowcomm.model import ModelConfig
 from lowcomm.outer import SGD, Nesterov, Outer
+from lowcomm.recipe import load
 from lowcomm.schedule import EveryStep, Growing
 from lowcomm.state.checkpoint import global_part, island_part, load_global, load_island
-from lowcomm.state.spec import Clients
+from lowcomm.state.spec import Clients, SyncSpec
 from lowcomm.sync import LocalSGD
+from lowcomm.sync.compatibility import check_islands
+from lowcomm.trainer import train as run
 from lowcomm.types import ConfigError, SyncError
 from tests import buffered_worker, toy
 from tests.methods import BUFFERED, name, whole_codecs
@@ -343,3 +351,41 @@ def test_processes_without_a_log_are_refused(tmp_path: Path) -> None:
     seen = buffered_worker.run(2, None, "int4", tmp_path)
     assert all("sync.exchange.log = None is not allowed" in s["error"] for s in seen.values())
     assert len(seen) == 2
+
+
+def test_a_resumed_run_of_the_recipe_is_an_unbroken_one(tmp_path: Path) -> None:
+    base = dataclasses.replace(
+        load("recipes/asynchronous.py:smoke"),
+        steps=24,
+        data=DataConfig(seq_len=16, batch_size=2, validation_sequences=4),
+        model=ModelConfig(preset="nano", width=8),
+        checkpoint=CheckpointConfig(every_rounds=None, export=False),
+    )
+    base = dataclasses.replace(base, sync=dataclasses.replace(base.sync, every=4))
+    stop = CheckpointConfig(every_rounds=None, export=False, stop_at_step=14)
+    assert run(dataclasses.replace(base, run_dir=tmp_path / "whole")) == 0
+    assert run(dataclasses.replace(base, run_dir=tmp_path / "broken", checkpoint=stop)) == 3
+    assert run(dataclasses.replace(base, run_dir=tmp_path / "broken", resume=True)) == 0
+    weights = [json.loads((tmp_path / n / "summary.json").read_text())["weights_sha256"] for n in ("whole", "broken")]
+    assert weights[0] == weights[1]
+    for n in ("whole", "broken"):
+        lines = (tmp_path / n / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        order = [str(row.get("note", "")).partition(": ")[2] for row in map(json.loads, lines)]
+        (tmp_path / f"{n}.txt").write_text("\n".join(dict.fromkeys(x for x in order if x.startswith("log "))))
+    assert (tmp_path / "whole.txt").read_text() == (tmp_path / "broken.txt").read_text() != ""
+
+
+def test_islands_of_several_ranks_and_averaged_buffers_are_refused() -> None:
+    spec = SyncSpec(every=4, exchange=Buffered())
+    with pytest.raises(ConfigError, match=r"island\.size = 2 is not allowed with sync\.exchange = Buffered"):
+        check_islands(spec, 2, 2, ())
+    with pytest.raises(ConfigError, match=r"buffers is not allowed with sync\.exchange = Buffered: bn would"):
+        check_islands(spec, 2, 1, ("bn",))
+
+
+def test_real_processes_need_a_log_before_anything_starts() -> None:
+    config = dataclasses.replace(load("recipes/asynchronous.py:fedbuff"), transport="collective")
+    check(config, 2)
+    for exchange, match in ((Buffered(), r"exchange\.log = None"), (Buffered(speeds=(1.0, 1.0)), r"exchange\.speeds")):
+        with pytest.raises(ConfigError, match=match):
+            check(dataclasses.replace(config, sync=dataclasses.replace(config.sync, exchange=exchange)), 2)

@@ -86,6 +86,7 @@ class Exchange(ABC):
         """Put back what `island_part` gave, from the checkpoint's whole part of that island."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class ExchangeChoice(ABC):
     """The setting of an exchange that is not the default."""
 

@@ -86,10 +86,10 @@ class Buffered(ExchangeChoice):
         """d(tau)."""
         return 1.0 if self.staleness == "constant" else 1 / math.sqrt(1 + staleness)
 
-    def _open(self, parts: ExchangeParts) -> Log:
-        transport = parts.transport
-        if len(transport.local) == transport.islands:
-            return MemoryLog()
+    def check_processes(self, simulated: bool) -> None:
+        """Raise ConfigError for settings that do not fit a simulation, or islands that are real processes."""
+        if simulated:
+            return
         if self.speeds is not None:
             raise ConfigError(
                 "sync.exchange.speeds is not allowed in real processes: they have speeds of their own. Fix: leave it "
@@ -98,8 +98,15 @@ class Buffered(ExchangeChoice):
         if self.log is None:
             raise ConfigError(
                 "sync.exchange.log = None is not allowed in real processes: contributions go through a directory. "
-                "Fix: pass --sync.exchange.log DIR, which all islands can write"
+                "Fix: pass --sync.exchange.log DIR, which all islands can write, or --transport simulated"
             )
+
+    def _open(self, parts: ExchangeParts) -> Log:
+        transport = parts.transport
+        simulated = len(transport.local) == transport.islands
+        self.check_processes(simulated)
+        if simulated or self.log is None:
+            return MemoryLog()
         return DirectoryLog(Path(self.log), _most_bytes([anchors[0].fragment.numel for anchors in parts.anchors]))
 
 
