@@ -110,7 +110,7 @@ MECHANISMS: tuple[Mechanism, ...] = (
     ExampleGaussian(clip=0.5, seed=1),
 )
 
-BUFFERED: tuple[Buffered, ...] = (
+EXCHANGES: tuple[Buffered, ...] = (
     Buffered(size=1, speeds=(1.0, 0.5, 0.3)),
     Buffered(size=2, speeds=(0.3, 1.0, 1.0)),
     Buffered(size=5, staleness="constant", max_staleness=1, speeds=(0.9, 0.7, 0.2)),

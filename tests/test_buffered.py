@@ -35,7 +35,7 @@ from lowcomm.sync.compatibility import check_islands
 from lowcomm.trainer import train as run
 from lowcomm.types import ConfigError, SyncError
 from tests import buffered_worker, toy
-from tests.methods import BUFFERED, name, whole_codecs
+from tests.methods import EXCHANGES, name, whole_codecs
 
 UNEQUAL = (1.0, 0.5, 0.3)
 FED_BACK = [ErrorFeedback(codec=Int4()), ErrorFeedback(codec=TopK(chunk=64, k=8), beta=0.95)]
@@ -153,7 +153,7 @@ def test_a_version_is_the_papers_sum(staleness: Any) -> None:
         torch.testing.assert_close(toy.flat(list(fold.anchor.named.values())).double(), w, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("exchange", BUFFERED, ids=name)
+@pytest.mark.parametrize("exchange", EXCHANGES, ids=name)
 @pytest.mark.parametrize("codec", [Fp32(), *FED_BACK], ids=name)
 def test_islands_of_unequal_speed_hold_the_same_bits_and_the_log_folds_to_them(
     exchange: Buffered, codec: Codec
