@@ -13,6 +13,7 @@ from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.codec import Codec, Fp32
 from lowcomm.data import DataConfig
 from lowcomm.exchange.base import ExchangeChoice
+from lowcomm.exchange.buffered import Buffered
 from lowcomm.island import InnerConfig, IslandConfig
 from lowcomm.local import Objective
 from lowcomm.model import Full, ModelConfig
@@ -240,6 +241,10 @@ def _check_sync(config: RunConfig) -> None:
 def _check_clients(config: RunConfig, islands: int) -> None:
     sync, clients = config.sync, config.sync.clients
     check_islands(sync.spec(), islands, 1, ())
+    fits = not config.batched or sync.exchange is None or sync.exchange.lockstep
+    require(fits, "batched", True, "False with sync.exchange, as islands' steps differ", "leave it out")
+    if isinstance(sync.exchange, Buffered):
+        sync.exchange.check_processes(config.transport == "simulated" or islands == 1)
     for name in ("sampling", "local_steps", "objective", "secure"):
         if getattr(clients, name) is None:
             continue

@@ -52,6 +52,7 @@ from lowcomm.codec import (
 from lowcomm.codec.parts import Parts
 from lowcomm.data import ByLength, Dirichlet, Iid, NaturalId, Partition, Pathological, Quantity
 from lowcomm.exchange.base import ExchangeChoice
+from lowcomm.exchange.buffered import Buffered
 from lowcomm.exchange.gossip import Gossip
 from lowcomm.island import AdamW, Inner, Muon, Soap
 from lowcomm.island import Lion as InnerLion
@@ -107,13 +108,19 @@ SAMPLINGS: tuple[Sampling, ...] = (FixedSize(count=2), Poisson(rate=0.4))
 AGGREGATORS: tuple[Aggregator, ...] = (Mean(), Mean(by="uniform"), Krum(faulty=0), Krum(faulty=0, best=3))
 TOPOLOGIES: tuple[Topology, ...] = (Ring(), Exponential(), RandomPairs())
 
-EXCHANGES: tuple[ExchangeChoice, ...] = (Gossip(), Gossip(topology=RandomPairs(), gamma=0.5))
-
 
 MECHANISMS: tuple[Mechanism, ...] = (
     ClientGaussian(clip=0.5, seed=1),
     AdaptiveClip(clip=0.5, noise_multiplier=0.8, seed=1),
     ExampleGaussian(clip=0.5, seed=1),
+)
+
+EXCHANGES: tuple[ExchangeChoice, ...] = (
+    Gossip(),
+    Gossip(topology=RandomPairs(), gamma=0.5),
+    Buffered(size=1, speeds=(1.0, 0.5, 0.3)),
+    Buffered(size=2, speeds=(0.3, 1.0, 1.0)),
+    Buffered(size=5, staleness="constant", max_staleness=1, speeds=(0.9, 0.7, 0.2)),
 )
 
 LORA_RULES: tuple[LoraRule, ...] = (

@@ -35,6 +35,10 @@ class ExchangeParts:
     codec: Codec
     aggregator: Aggregator
     quorum: float
+    every: int
+    """Inner steps per round (H)."""
+    round_seed: Callable[[int], int]
+    """64-bit seed of a round, by its number."""
     anchors: list[list[Anchor]]
     """As in `SyncState.anchors`."""
     deadlines: Deadlines
@@ -53,6 +57,18 @@ class Exchange(ABC):
     """As in `ExchangeChoice`, which this was built from."""
     leaving: Callable[[], bool] = staticmethod(lambda: False)
     """Whether this process is about to stop: then it is no time to go on without an island that stops as well."""
+    stands_for_all: ClassVar[Literal["first", "mean"]] = "first"
+    """The global weights of islands with anchors of their own: the first local anchor's, or the mean of all."""
+    closes: ClassVar[bool] = False
+    """Whether a run has a last exchange even where nothing has been trained since the one before."""
+
+    def due(self, step: int, scheduled: tuple[int, ...]) -> tuple[int, ...]:
+        """Fragments to exchange after inner step `step`. scheduled: those that the schedule asks for."""
+        return scheduled
+
+    def rests(self, island: int, step: int) -> bool:
+        """Whether an island sits out the inner step after `step` of them."""
+        return False
 
     @abstractmethod
     def start(self, out: Outgoing) -> Pending:

@@ -43,6 +43,7 @@ class NeighbourExchange(Exchange):
 
     anchors: ClassVar[Literal["shared", "own"]] = "own"
     hears_all: ClassVar[bool] = False
+    stands_for_all: ClassVar[Literal["first", "mean"]] = "mean"
 
     def __init__(self, topology: Topology, gamma: float, parts: ExchangeParts) -> None:
         self.topology, self.gamma, self.parts = topology, gamma, parts

@@ -46,7 +46,8 @@ class LocalObjective(Hook):
                     replica.params[name].grad = None
 
     def after_write(self, out: Outgoing, arrived: Arrived, change: object) -> None:
-        self.steps = [0 for _ in self.replicas]
+        for i in range(len(self.replicas)) if arrived.adopters is None else arrived.adopters:
+            self.steps[i] = 0
 
     def island_part(self, local: int) -> Part:
         return {}, {"objective_steps": self.steps[local]}

@@ -105,7 +105,7 @@ def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation |
     """summary.json. With an evaluation every island takes part, since means over islands are asked for."""
     sync, transport, mesh = run.sync, run.sync.transport, run.members.mesh
     rows = _counted(run, wall_s)
-    there = sync.state.exchange.anchors == "shared" or sync.state.consensus is not None
+    there = sync.state.exchange.stands_for_all == "first" or sync.state.consensus is not None
     weights_sha256 = sha256_weights(sync.weights()) if there else ""  # of islands' own weights there is no mean yet
     if mesh is not None and status != "failed":  # of a failure the other ranks may know nothing
         rows = [_of_island(mesh.rows(row)) for row in rows]

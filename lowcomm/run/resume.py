@@ -35,7 +35,9 @@ def save_now(run: Run, name: str, time_s: float, failure: str | None = None) -> 
 
     Raises CheckpointError; nothing older is touched.
     """
-    all_stop = run.stop.signal is not None and run.sync.state.exchange.anchors == "own"  # each saves what is its own
+    all_stop = (
+        run.stop.signal is not None and run.sync.state.exchange.stands_for_all == "mean"
+    )  # each saves what is its own
     if run.sync.transport.lost and not all_stop:
         raise CheckpointError(
             f"a checkpoint would lack the part of islands {sorted(run.sync.transport.lost)}, which are gone. "

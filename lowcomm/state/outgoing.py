@@ -92,6 +92,10 @@ class Arrived:
     """What the aggregator made beside the update; None: contributions were summed on the way."""
     notes: tuple[str, ...] = ()
     """Lines for the log of the round."""
+    adopters: tuple[int, ...] | None = None
+    """Local islands that go on from their anchors as the exchange has moved them; None: all, from those of `updates`.
+
+    For the others the round has not been."""
 
 
 @dataclass(kw_only=True)

@@ -93,6 +93,12 @@ class SyncState:
         anchors = self.anchors[index]
         return anchors[local if len(anchors) > 1 else 0]
 
+    def rests(self, local: int) -> bool:
+        """Whether a local island sits the next inner step out."""
+        number = self.transport.local[local]
+        slow = self.exchange.rests(number, self.step)
+        return slow or self.spec.rests(number, self.transport.islands, self.step, self.round)
+
     def tensors(self, index: int, local: Sequence[int]) -> list[list[Tensor]]:
         """A fragment's tensors in the replicas of these local islands."""
         fragment = self.fragments[index]
@@ -130,7 +136,8 @@ class SyncState:
         self.consensus = None
         if arrived.aggregate is not None:
             self.rule_states[index] = arrived.aggregate.state
-        for i, replica in enumerate(self.replicas):
+        for i in range(len(self.replicas)) if arrived.adopters is None else arrived.adopters:
+            replica = self.replicas[i]
             replica.synced_tokens[index] = out.tokens[i]
             if self.transport.local[i] in unusable:
                 replica.inner.state.clear()  # moments of a diverged island are as bad as its weights
@@ -165,7 +172,7 @@ class SyncState:
         self.read_back()
         held = self.replicas[0].params
         fragments = [anchors[0].named for anchors in self.anchors]
-        if self.exchange.anchors == "own":
+        if self.exchange.stands_for_all == "mean":
             if self.consensus is None:
                 raise SyncError(
                     "each island has weights of its own, and their mean was not computed since the last round. "

@@ -51,8 +51,9 @@ def assemble(
         privacy=state.privacy, buffers=state.buffer_average, pruning=state.rank_pruning,
     )  # fmt: skip
     parts = ExchangeParts(
-        transport=transport, codec=spec.codec, aggregator=spec.aggregator, quorum=spec.quorum, anchors=state.anchors,
-        deadlines=state.deadlines, consistency=state.consistency, worker=state.worker, seed=spec.seed,
+        transport=transport, codec=spec.codec, aggregator=spec.aggregator, quorum=spec.quorum, every=spec.every,
+        round_seed=spec.round_seed, anchors=state.anchors, deadlines=state.deadlines, consistency=state.consistency,
+        worker=state.worker, seed=spec.seed,
     )  # fmt: skip
     clients = spec.clients
     state.exchange = choose(parts, spec.exchange, clients.sampling is not None, clients.secure)

@@ -17,6 +17,7 @@ from lowcomm.codec import Codec, Fp32, Rqm
 from lowcomm.codec.error_feedback import ErrorFeedback
 from lowcomm.codec.in_turn import InTurn
 from lowcomm.codec.parts import Parts
+from lowcomm.exchange.buffered import Buffered
 from lowcomm.local import RankDecay
 from lowcomm.model import LoRA, Tuning
 from lowcomm.outer import SGD, HeavyBall, Nesterov
@@ -24,6 +25,7 @@ from lowcomm.schedule import EveryH, Growing
 from lowcomm.state.conflict import Conflict, refuse
 from lowcomm.state.deadlines import check_late
 from lowcomm.state.spec import SyncSpec
+from lowcomm.sync.buffered_conflicts import of_buffered
 from lowcomm.sync.neighbours import keeps_state, own_anchors, with_own_anchors
 from lowcomm.sync.robust_conflicts import robust_conflicts, with_buffers, with_factors, with_tuning
 from lowcomm.typecheck import check_types
@@ -232,12 +234,17 @@ def _exchange(spec: SyncSpec) -> Iterator[Conflict]:
     if spec.codec.holds_back:
         why = "a run has no last merge of all islands"
         yield Conflict("sync.codec", _name(spec.codec), other, why, "use ErrorFeedback")
+    if isinstance(choice, Buffered):
+        yield from of_buffered(spec)
 
 
 def _with_ranks(spec: SyncSpec, ranks: int) -> Iterator[Conflict]:
     """What needs islands of one rank."""
     if ranks == 1:
         return
+    if isinstance(spec.exchange, Buffered):
+        why = "what an island contributes is whole"
+        yield Conflict("island.size", ranks, "sync.exchange = Buffered", why, "islands of one rank")
     if spec.noises_deltas:
         why = "each rank would clip its part by itself"
         yield Conflict("island.size", ranks, "sync.privacy", why, "islands of one rank")
@@ -258,6 +265,9 @@ def _with_buffers(spec: SyncSpec, averaged: Sequence[str]) -> Iterator[Conflict]
         if on and averaged:
             why = f"{', '.join(averaged)} would be averaged between islands without {what}"
             yield Conflict("buffers", None, f"sync.{name}", why, "keep them local, buffers={'*': 'local'}")
+    if isinstance(spec.exchange, Buffered) and averaged:
+        why = f"{', '.join(averaged)} would be averaged in a second exchange of all islands"
+        yield Conflict("buffers", None, "sync.exchange = Buffered", why, "keep them local, buffers={'*': 'local'}")
 
 
 def check_tuning(spec: SyncSpec, tuning: Tuning) -> None:

@@ -24,7 +24,7 @@ def global_weights(state: SyncState) -> Sequence[Mapping[str, Tensor]]:
 
     Every island calls it alike where each has anchors of its own. Raises SyncError.
     """
-    if state.exchange.anchors == "shared":
+    if state.exchange.stands_for_all == "first":
         return [anchors[0].named for anchors in state.anchors]
     return consensus(state).named
 
@@ -52,7 +52,7 @@ def consensus(state: SyncState) -> Consensus:
 @torch.no_grad()
 def take_mean(state: SyncState) -> None:
     """Let all local models hold the mean of islands' own anchors, which stay apart. Every island calls it alike."""
-    if state.exchange.anchors == "shared":
+    if state.exchange.stands_for_all == "first":
         return
     for index, named in enumerate(consensus(state).named):
         every = range(len(state.replicas))

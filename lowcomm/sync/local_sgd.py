@@ -225,9 +225,8 @@ class LocalSGD(Loop):
             rebase(state)
 
     def rests(self, island: int = 0) -> bool:
-        """Whether a local island sits the next inner step out: not sampled, or done with its steps of the round."""
-        state = self.state
-        return state.spec.rests(state.transport.local[island], state.transport.islands, state.step, state.round)
+        """Whether a local island sits the next inner step out: not sampled, done with the round's, or slower."""
+        return self.state.rests(island)
 
     def rest(self, island: int = 0) -> None:
         """Let a local island sit an inner step out, in place of its optimizer's step."""
@@ -246,7 +245,7 @@ class LocalSGD(Loop):
         state.step_clock.stepped()
         action = state.action_at(state.step)
         overlaps = state.spec.schedule.overlaps
-        due = (*state.due, *(() if overlaps else action.sync))
+        due = (*state.due, *(() if overlaps else state.exchange.due(state.step, action.sync)))
         self.commit([i for i in action.commit if i in state.in_flight])
         if due:
             self.sync(tuple(dict.fromkeys(due)))

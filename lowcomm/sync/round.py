@@ -55,6 +55,8 @@ def commit(state: SyncState, out: Outgoing, pending: Pending, start: float, dela
     digest = b""
     for anchor, update in arrived.updates:
         digest = advance(state, anchor, update, out, arrived, delayed)
+    for i in arrived.adopters or ():
+        digest = state.anchor_of(out.index, i).write(state.tensors(out.index, [i]))
     for hook, change in reversed(list(zip(state.hooks, changes, strict=True))):
         added = hook.after_write(out, arrived, change)
         digest = digest if added is None else mix(digest, added)
@@ -126,10 +128,11 @@ def skip(state: SyncState, index: int) -> SyncReport:
 
 
 def unmerged(state: SyncState) -> tuple[int, ...]:
-    """Fragments in which an island has trained since their last commit; all where codecs hold something back."""
+    """Fragments in which an island has trained since their last commit; all where something is held back or closed."""
     rows = [torch.tensor([r.unsynced(i) for i in range(len(state.fragments))]) for r in state.replicas]
     pooled = [state.transport.inside(row).sum(dim=0) for row in rows]
     if state.exchange.hears_all:  # an island may have had no work where others had
         pooled = [state.transport.gather(pooled).amax(dim=0)]
     trained = torch.stack(pooled).amax(dim=0).tolist()
-    return tuple(i for i, tokens in enumerate(trained) if tokens > 0 or state.spec.codec.holds_back)
+    always = state.spec.codec.holds_back or state.exchange.closes
+    return tuple(i for i, tokens in enumerate(trained) if tokens > 0 or always)

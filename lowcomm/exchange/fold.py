@@ -1,0 +1,184 @@
+"""The fold of an ordered log of contributions into an anchor: a pure function of the log.
+
+After every Z usable contributions `w <- outer(w, (1/Z) sum_k d(tau_k) Delta_k)`, `version += 1`, with staleness
+`tau_k = version - base version`. In the order of the log; product and sum rounded apart. Contributions that can't be
+used are left out and named: of another run, damaged, not finite, replayed (island, sequence), too stale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowcomm.codec import Codec
+from lowcomm.exchange.entry import Entry, Kind
+from lowcomm.state.anchor import Anchor
+from lowcomm.types import Part, Payload, PayloadError, Round
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldRules:
+    """What must be equal wherever the log is folded."""
+
+    codec: Codec
+    islands: int
+    size: int
+    """Z: contributions per outer step."""
+    damping: Callable[[int], float]
+    """d(tau)."""
+    max_staleness: int | None
+    round_seed: Callable[[int], int]
+
+    def round_of(self, run: int, island: int, sequence: int) -> Round:
+        """The round under which an island encodes its contribution of this number, and everybody decodes it."""
+        seed = self.round_seed(sequence)
+        return Round(index=sequence, step=0, fragments=(0,), seed=seed, island=island, run=run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What became of an entry."""
+
+    position: int
+    entry: Entry | None
+    """None: it could not be read as one."""
+    staleness: int | None = None
+    weight: float = 0.0
+    """d(tau); 0 where it is left out."""
+    why: str | None = None
+    """Why it is left out."""
+
+    def __str__(self) -> str:
+        e = self.entry
+        of = "" if e is None else f": island {e.island}, {e.kind.name.lower()}"
+        if e is not None and e.kind == Kind.CONTRIBUTION:
+            of += f" {e.sequence}, base version {e.base_version}"
+        tau = "" if self.staleness is None else f", staleness {self.staleness}"
+        return f"log {self.position}{of}{tau}{'' if self.why is None else f', left out: {self.why}'}"
+
+
+class Fold:
+    """How far an anchor has followed the log, and the buffer of contributions that wait for the next outer step."""
+
+    def __init__(self, anchor: Anchor, rules: FoldRules) -> None:
+        self.anchor, self.rules = anchor, rules
+        self.position = 0
+        """Of the next entry."""
+        self.count = 0
+        """Contributions in the buffer."""
+        self.sum: Tensor | None = None
+        """Their weighted sum: fp32, flat, of the fragment's size; None: there are none."""
+        self.seen = [-1] * rules.islands
+        """The highest sequence number of each island."""
+        self.done: set[int] = set()
+        """Islands that are done in this epoch."""
+        self.epoch = 0
+        """Times that the islands have finished."""
+        self.ended_with: frozenset[int] = frozenset()
+        """Islands that were done when they last finished."""
+
+    @torch.no_grad()
+    def take(self, data: bytes, run: int) -> Event:
+        """Fold the next entry."""
+        position = self.position
+        self.position += 1
+        try:
+            entry = Entry.unpack(data)
+        except PayloadError as error:
+            return Event(position=position, entry=None, why=str(error))
+        if entry.run != run:
+            return Event(position=position, entry=entry, why=f"it is of run {entry.run:016x}, this is {run:016x}")
+        if entry.island >= self.rules.islands:
+            return Event(position=position, entry=entry, why=f"there are {self.rules.islands} islands")
+        if entry.kind == Kind.CONTRIBUTION:
+            return self._contribution(position, entry)
+        if entry.epoch == self.epoch:
+            if entry.kind == Kind.DONE:
+                self.done.add(entry.island)
+            if entry.kind == Kind.CLOSE or len(self.done) == self.rules.islands:
+                self._end()
+        return Event(position=position, entry=entry)
+
+    def _contribution(self, position: int, entry: Entry) -> Event:
+        staleness = self.anchor.version - entry.base_version
+        why = self._unusable(entry, staleness)
+        self.seen[entry.island] = max(self.seen[entry.island], entry.sequence)
+        if why is None:
+            try:
+                values = self._decode(entry)
+            except PayloadError as error:
+                why = str(error)
+            else:
+                weight = self.rules.damping(staleness)
+                self._add(values, weight)
+                return Event(position=position, entry=entry, staleness=staleness, weight=weight)
+        return Event(position=position, entry=entry, staleness=staleness, why=why)
+
+    def _unusable(self, entry: Entry, staleness: int) -> str | None:
+        most = self.rules.max_staleness
+        if entry.sequence <= self.seen[entry.island]:
+            return f"it is replayed, {self.seen[entry.island]} has come"
+        if not math.isfinite(entry.norm):
+            return f"its pseudo-gradient is not finite (norm {entry.norm})"
+        if staleness < 0:
+            return f"it is of a future version, this is {self.anchor.version}"
+        if most is not None and staleness > most:
+            return f"it is too stale, {most} is allowed"
+        return None
+
+    def _decode(self, entry: Entry) -> list[Tensor]:
+        """The Delta's tensors, in order. Raises PayloadError."""
+        fragment = self.anchor.fragment
+        like = self.anchor.named
+        data = torch.frombuffer(bytearray(entry.body), dtype=torch.uint8) if entry.body else torch.empty(0).byte()
+        now = self.rules.round_of(entry.run, entry.island, entry.sequence)
+        decoded = self.rules.codec.at(now).decode(Payload(data=data.to(fragment.device)), like, now)
+        values = [decoded[name] for name in like]
+        for name, value in zip(like, values, strict=True):
+            if not bool(value.isfinite().all()):
+                raise PayloadError(f"the decoded {name} is not finite")
+        return values
+
+    def _add(self, values: list[Tensor], weight: float) -> None:
+        fragment = self.anchor.fragment
+        if self.sum is None:
+            self.sum = torch.zeros(fragment.size, device=fragment.device)
+        for total, value in zip(fragment.views(self.sum).values(), values, strict=True):
+            total.add_(value.mul(weight))
+        self.count += 1
+        if self.count == self.rules.size:
+            self._step()
+
+    def _step(self) -> None:
+        """The outer step along the buffer; 1/Z also at the end, where fewer may be left: each counts as ever."""
+        if self.sum is not None:
+            self.anchor.step(self.sum.mul_(1 / self.rules.size))
+        self.sum, self.count = None, 0
+
+    def _end(self) -> None:
+        if self.count:
+            self._step()
+        self.epoch += 1
+        self.ended_with, self.done = frozenset(self.done), set()
+
+    def part(self) -> Part:
+        """For the checkpoint."""
+        tensors = {} if self.sum is None else {"buffered.sum": self.sum[: self.anchor.fragment.numel]}
+        return tensors, {
+            "position": self.position, "count": self.count, "seen": list(self.seen), "done": sorted(self.done),
+            "epoch": self.epoch,
+        }  # fmt: skip
+
+    def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Put back what `part` gave."""
+        self.position, self.count, self.epoch = values["position"], values["count"], values["epoch"]
+        self.seen, self.done, self.sum = list(values["seen"]), set(values["done"]), None
+        if self.count:
+            fragment = self.anchor.fragment
+            self.sum = torch.zeros(fragment.size, device=fragment.device)
+            self.sum[: fragment.numel].copy_(tensors["buffered.sum"])
