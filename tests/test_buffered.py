@@ -289,12 +289,12 @@ def test_what_does_not_go_together_is_refused() -> None:
             LocalSGD(models, [toy.adamw(m) for m in models], every=4, **settings)
         assert "Fix: " in str(caught.value) and "\n" not in str(caught.value)
 
-    refused("sync.schedule = Growing", schedule=Growing(growth=1.3, longest=8))
-    refused("sync.schedule = EveryStep", schedule=EveryStep())
-    refused("sync.local_steps", clients=Clients(local_steps=(4, 2)))
-    refused("sync.codec = Rqm", codec=Rqm(clip=0.1))
-    refused("sync.codec = Sign", codec=Sign(vote=True))
-    refused("sync.codec = LocalResidual", codec=LocalResidual(codec=TopK()))
+    refused("schedule = Growing", schedule=Growing(growth=1.3, longest=8))
+    refused("schedule = EveryStep", schedule=EveryStep())
+    refused("clients.local_steps", clients=Clients(local_steps=(4, 2)))
+    refused("codec = Rqm", codec=Rqm(clip=0.1))
+    refused("codec = Sign", codec=Sign(vote=True))
+    refused("codec = LocalResidual", codec=LocalResidual(codec=TopK()))
     refused("exchange.size", exchange=Buffered(size=0))
     refused("exchange.speeds", exchange=Buffered(speeds=(1.0,)))
     refused("exchange.speeds", exchange=Buffered(speeds=(1.0, 1.5)))
@@ -349,7 +349,7 @@ def test_processes_go_on_when_one_is_killed_and_end_with_the_bits_of_the_log(cod
 
 def test_processes_without_a_log_are_refused(tmp_path: Path) -> None:
     seen = buffered_worker.run(2, None, "int4", tmp_path)
-    assert all("sync.exchange.log = None is not allowed" in s["error"] for s in seen.values())
+    assert all("exchange.log = None is not allowed" in s["error"] for s in seen.values())
     assert len(seen) == 2
 
 
