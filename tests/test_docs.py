@@ -111,7 +111,7 @@ def test_the_pages_build_and_every_method_is_there(site: Path) -> None:
 
 
 def test_the_round_on_its_page_is_the_round_in_the_code() -> None:
-    (shown,) = [block.code for block in blocks(DOCS / "pages" / "round.md") if block.kind == "python"]
+    (shown,) = [block.code for block in blocks(DOCS / "pages" / "round.md") if block.kind == "py"]
     source = (ROOT / "lowcomm" / "sync" / "round.py").read_text(encoding="utf-8")
     assert shown.strip() in source
     assert all(f"def {name}(" in shown for name in ("depart", "begin", "commit"))
