@@ -22,6 +22,7 @@ from lowcomm.privacy import Mechanism
 from lowcomm.schedule import OneStepDelay, Schedule, Streaming
 from lowcomm.schedule.layers import count_layers
 from lowcomm.state.deadlines import LATE_TOLERANCE_S, OnLate
+from lowcomm.state.norms import NORM_BOUND
 from lowcomm.state.spec import BufferRule, Clients
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Transport
@@ -54,6 +55,7 @@ def DiLoCo(  # noqa: N802 - the paper's name
     outer_device: torch.device | str | None = None,
     seed: int = 0,
     quorum: float = 0.5,
+    norm_bound: float | None = NORM_BOUND,
     privacy: Mechanism | None = None,
     on_late: OnLate = "wait",
     late_tolerance_s: float = LATE_TOLERANCE_S,
@@ -67,7 +69,8 @@ def DiLoCo(  # noqa: N802 - the paper's name
         model, inner, every=every,
         island=island, outer=_nesterov(outer, lr, momentum, 0.7, every, steps), codec=codec, schedule=schedule,
         aggregator=aggregator, transport=transport, buffers=buffers, outer_device=outer_device, seed=seed,
-        quorum=quorum, privacy=privacy, on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
+        quorum=quorum, norm_bound=norm_bound, privacy=privacy, on_late=on_late, late_tolerance_s=late_tolerance_s,
+        clients=clients,
     )  # fmt: skip
 
 
@@ -86,6 +89,7 @@ def FedAvg(  # noqa: N802 - the paper's name
     outer_device: torch.device | str | None = None,
     seed: int = 0,
     quorum: float = 0.5,
+    norm_bound: float | None = NORM_BOUND,
     privacy: Mechanism | None = None,
     on_late: OnLate = "wait",
     late_tolerance_s: float = LATE_TOLERANCE_S,
@@ -95,7 +99,8 @@ def FedAvg(  # noqa: N802 - the paper's name
     return LocalSGD(
         model, inner, every=every,
         island=island, outer=outer or SGD(lr=1.0), codec=codec, schedule=schedule, aggregator=aggregator,
-        transport=transport, buffers=buffers, outer_device=outer_device, seed=seed, quorum=quorum, privacy=privacy,
+        transport=transport, buffers=buffers, outer_device=outer_device, seed=seed, quorum=quorum,
+        norm_bound=norm_bound, privacy=privacy,
         on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
     )  # fmt: skip
 
@@ -119,6 +124,7 @@ def SparseLoCo(  # noqa: N802 - the paper's name
     outer_device: torch.device | str | None = None,
     seed: int = 0,
     quorum: float = 0.5,
+    norm_bound: float | None = NORM_BOUND,
     privacy: Mechanism | None = None,
     on_late: OnLate = "wait",
     late_tolerance_s: float = LATE_TOLERANCE_S,
@@ -138,7 +144,8 @@ def SparseLoCo(  # noqa: N802 - the paper's name
         model, inner, every=every,
         island=island, outer=outer or SGD(lr=1.0 if lr is None else lr), codec=codec or feedback, schedule=schedule,
         aggregator=aggregator, transport=transport, buffers=buffers, outer_device=outer_device, seed=seed,
-        quorum=quorum, privacy=privacy, on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
+        quorum=quorum, norm_bound=norm_bound, privacy=privacy, on_late=on_late, late_tolerance_s=late_tolerance_s,
+        clients=clients,
     )  # fmt: skip
 
 
@@ -163,6 +170,7 @@ def StreamingDiLoCo(  # noqa: N802 - the paper's name
     outer_device: torch.device | str | None = None,
     seed: int = 0,
     quorum: float = 0.5,
+    norm_bound: float | None = NORM_BOUND,
     privacy: Mechanism | None = None,
     on_late: OnLate = "wait",
     late_tolerance_s: float = LATE_TOLERANCE_S,
@@ -178,7 +186,8 @@ def StreamingDiLoCo(  # noqa: N802 - the paper's name
         island=island, outer=_nesterov(outer, lr, momentum, 0.4, every, steps),
         codec=codec or ErrorFeedback(codec=Int4()),
         schedule=_streaming(schedule, model, every, fragments, delay, alpha), aggregator=aggregator,
-        transport=transport, buffers=buffers, outer_device=outer_device, seed=seed, quorum=quorum, privacy=privacy,
+        transport=transport, buffers=buffers, outer_device=outer_device, seed=seed, quorum=quorum,
+        norm_bound=norm_bound, privacy=privacy,
         on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
     )  # fmt: skip
 
@@ -202,6 +211,7 @@ def DiLoCoX(  # noqa: N802 - the paper's name
     outer_device: torch.device | str | None = None,
     seed: int = 0,
     quorum: float = 0.5,
+    norm_bound: float | None = NORM_BOUND,
     privacy: Mechanism | None = None,
     on_late: OnLate = "wait",
     late_tolerance_s: float = LATE_TOLERANCE_S,
@@ -218,7 +228,7 @@ def DiLoCoX(  # noqa: N802 - the paper's name
         model, inner, every=every,
         island=island, outer=_nesterov(outer, lr, momentum, 0.7, every, steps), codec=codec or low_rank,
         schedule=schedule or OneStepDelay(), aggregator=aggregator, transport=transport, buffers=buffers,
-        outer_device=outer_device, seed=seed, quorum=quorum, privacy=privacy, on_late=on_late,
+        outer_device=outer_device, seed=seed, quorum=quorum, norm_bound=norm_bound, privacy=privacy, on_late=on_late,
         late_tolerance_s=late_tolerance_s, clients=clients,
     )  # fmt: skip
 

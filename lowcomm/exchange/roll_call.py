@@ -16,6 +16,7 @@ from lowcomm.aggregate import Aggregator
 from lowcomm.exchange.agreement import maximum
 from lowcomm.exchange.joining import must_call_again
 from lowcomm.state.cohort import Cohort, Section, weigh
+from lowcomm.state.norms import NormHistory
 from lowcomm.transport.base import Transport
 from lowcomm.types import Round
 
@@ -31,12 +32,13 @@ def call_roll(
     stop: bool | None = None,
     expected: frozenset[int] | None = None,
     sections: Mapping[str, Section] | None = None,
+    history: NormHistory | None = None,
 ) -> Cohort:
     """Exchange (round, arrival, tokens, norm) and what sections say, and decide who takes part.
 
     tokens, norms: one per local island. arrival_s: as in `Cohort.arrivals_s`, of this process. stop: its vote to stop
     the run; None: nobody votes. expected: islands that were sampled (None: all), of which a `quorum` (a fraction) must
-    be left, or SyncError is raised.
+    be left, or SyncError is raised. history: norms that rounds before have committed; None: nobody is judged by them.
     """
     sections, vote = sections or {}, [] if stop is None else [float(stop)]
     rows = [
@@ -60,6 +62,10 @@ def call_roll(
             why = why or next((w for n, s in sections.items() if s.refuse and (w := s.refuse(k, said[n][k]))), None)
             dropped |= {k: why} if why else {}
     all_tokens = [row[2] for row in table]
+    if history is not None:
+        wanted = range(len(table)) if expected is None else expected
+        usable = [k for k in sorted(wanted) if all_tokens[k] > 0 and k not in dropped]
+        dropped |= history.too_large([row[3] for row in table], usable)
     weights = weigh(all_tokens, dropped, aggregator, round, quorum, expected)
     return Cohort(
         weights=weights,

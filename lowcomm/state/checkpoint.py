@@ -36,6 +36,7 @@ def global_part(state: SyncState) -> Part:
         "fragments": [list(f.names) for f in state.fragments],
         "pace": dataclasses.asdict(state.pace),
         "run": f"{state.run_id:016x}",
+        "norms": [history.rounds for history in state.norms],
     }
     for part in (*state.hooks, state.exchange):
         more, meta = part.global_part()
@@ -55,6 +56,8 @@ def load_global(state: SyncState, part: Part) -> None:
         state.rule_states[i] = _under(f"rule.{i}.", tensors)
     # checkpoints of older versions have no run: the one that the handshake just agreed on stays
     state.run_id = int(values.get("run", f"{state.run_id:016x}"), 16)
+    for history, rounds in zip(state.norms, values.get("norms", [[]] * len(state.norms)), strict=True):
+        history.rounds = rounds if history.bound is not None else []
     state.round, state.pace = values["round"], Pace(**values["pace"])
     for hook in (*state.hooks, state.exchange):
         hook.load_global(tensors, values)
@@ -208,6 +211,7 @@ def _empty(state: SyncState, index: int, values: dict[str, Any]) -> Outgoing:
         unsynced=[],
         states=[],
         rule_state=state.rule_states[index],
+        norms_before=state.norms[index],
         delta_needed=True,
         overlapped=True,
         to_compare=_postponed(state, values["verifies"]),

@@ -19,6 +19,7 @@ from lowcomm.state.anchor import Anchor
 from lowcomm.state.consistency import Consistency
 from lowcomm.state.deadlines import Deadlines
 from lowcomm.state.fragment import Fragment
+from lowcomm.state.norms import NormHistory
 from lowcomm.state.outgoing import Arrived, InFlight, Outgoing, Pending
 from lowcomm.state.replica import Replica
 from lowcomm.state.report import SyncReport
@@ -52,6 +53,8 @@ class SyncState:
         self.codec_states: list[list[State]] = []
         self.rule_states: list[dict[str, Tensor]] = []
         """What the aggregator carries to the next round, by fragment."""
+        self.norms: list[NormHistory] = []
+        """What rounds have committed, by fragment."""
         self.step, self.round = 0, 0
         self.due: tuple[int, ...] = ()
         """Fragments whose exchange was due and has not been committed."""
@@ -124,6 +127,7 @@ class SyncState:
         index, fragment, alpha = out.index, out.fragment, self.spec.schedule.alpha
         unusable = pending.cohort.dropped if pending.cohort is not None else ()
         self.round += 1
+        self.norms[index].add(arrived.cohort.norms, arrived.cohort.weights)
         if arrived.aggregate is not None:
             self.rule_states[index] = arrived.aggregate.state
         for i, replica in enumerate(self.replicas):

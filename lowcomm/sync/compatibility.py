@@ -25,6 +25,7 @@ from lowcomm.outer import SGD, HeavyBall, Nesterov
 from lowcomm.schedule import EveryH, Growing
 from lowcomm.state.conflict import Conflict, refuse
 from lowcomm.state.deadlines import check_late
+from lowcomm.state.norms import check_bound
 from lowcomm.state.spec import SyncSpec
 from lowcomm.sync.robust_conflicts import robust_conflicts, with_buffers, with_factors, with_tuning
 from lowcomm.typecheck import check_types
@@ -43,6 +44,7 @@ def check_spec(spec: SyncSpec, steps: int | None = None) -> None:
         if part is not None:
             part.check()
     spec.schedule.check(spec.every, steps)
+    check_bound(spec.norm_bound, "sync.")
     check_late(spec.on_late, spec.late_tolerance_s, "sync.")
     refuse(conflicts(spec))
 

@@ -24,6 +24,7 @@ from lowcomm.privacy import Mechanism
 from lowcomm.schedule import Action, EveryH, Schedule
 from lowcomm.state.coverage import check_still_covered
 from lowcomm.state.deadlines import LATE_TOLERANCE_S, OnLate
+from lowcomm.state.norms import NORM_BOUND
 from lowcomm.state.replica import Replica
 from lowcomm.state.report import SyncReport
 from lowcomm.state.spec import BufferRule, Clients, SyncSpec
@@ -57,6 +58,8 @@ class LocalSGD(Loop):
         outer_device: where global weights and outer state live (None: with the parameters); fp32 either way.
         seed: 64-bit seed from which each round's randomness derives; equal on every island.
         quorum: fraction of the islands that must be usable for a round to be committed.
+        norm_bound: an island whose Delta is so many times larger than is usual (`lowcomm.state.norms`) is left out of
+            the round and starts the next from the global weights; None: only norms that are not finite.
         on_late: "wait" goes on when a late exchange arrives; "stop" ends in a SyncError at the next one, everywhere,
             after a wait of more than late_tolerance_s.
         clients: who is sampled, local steps, local objective, secure aggregation.
@@ -84,6 +87,7 @@ class LocalSGD(Loop):
         outer_device: torch.device | str | None = None,
         seed: int = 0,
         quorum: float = 0.5,
+        norm_bound: float | None = NORM_BOUND,
         privacy: Mechanism | None = None,
         on_late: OnLate = "wait",
         late_tolerance_s: float = LATE_TOLERANCE_S,
@@ -92,8 +96,8 @@ class LocalSGD(Loop):
         spec = SyncSpec(
             every=every, outer=outer or Nesterov(), codec=codec or Fp32(), schedule=schedule or EveryH(),
             aggregator=aggregator or Mean(), privacy=privacy, clients=clients or Clients(), exchange=exchange,
-            buffers=dict(buffers or {}), outer_device=outer_device, seed=seed, quorum=quorum, on_late=on_late,
-            late_tolerance_s=late_tolerance_s,
+            buffers=dict(buffers or {}), outer_device=outer_device, seed=seed, quorum=quorum, norm_bound=norm_bound,
+            on_late=on_late, late_tolerance_s=late_tolerance_s,
         )  # fmt: skip
         models, inners = listed(model, nn.Module, "model"), listed(inner, Optimizer, "inner")
         self._assemble(spec, models, inners, island, transport)

@@ -89,6 +89,7 @@ def leave(state: SyncState, index: int) -> Outgoing:
         unsynced=[r.tokens if whole else r.unsynced(index) for r in state.replicas],
         states=[s[index] for s in state.codec_states],
         rule_state=state.rule_states[index],
+        norms_before=state.norms[index],
         expected=spec.expected(transport.islands, state.round),
         bytes_before=list(zip(transport.sent_bytes, transport.received_bytes, strict=True)),
     )
