@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from lowcomm import trainer
 from lowcomm.codec import Codec, ErrorFeedback, Int4
 from lowcomm.config import RunConfig, SyncConfig, check
-from lowcomm.schedule import OneStepDelay, Schedule, Streaming
+from lowcomm.island import BatchedIslands, PlainIsland
+from lowcomm.schedule import EveryH, OneStepDelay, Schedule, Streaming
 from lowcomm.state.checkpoint import global_part, load_global
 from lowcomm.state.norms import MIN_ROUNDS, NormHistory
 from lowcomm.state.report import SyncReport
 from lowcomm.sync import LocalSGD
+from lowcomm.trainer import train
 from lowcomm.transport import Simulated
 from lowcomm.types import ConfigError, UnusableError
-from tests import toy
+from tests import runs, toy
 from tests.toy import EVERY
 
 
@@ -155,3 +160,71 @@ def test_a_mean_that_no_norms_allow_is_not_committed() -> None:
     wire.flips = False
     sync.sync(sync.pending)
     assert sync.round == 2
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runs.write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("schedule", [EveryH(), Streaming(fragments=2, delay=1), OneStepDelay()])
+def test_nan_loss_of_one_island_in_any_step(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, schedule: Schedule, batched: bool
+) -> None:
+    """It rests up to the sync, is named and left out, and trains on from the global weights."""
+    backward, together = PlainIsland.backward, BatchedIslands.backward
+    calls = {1: 0, 2: 0}
+    first: list[PlainIsland] = []
+    assemble = trainer.assemble
+
+    def assembled(*arguments: Any) -> Any:
+        made = assemble(*arguments)
+        first.append(made.islands[0])
+        return made
+
+    def poisoned(self: PlainIsland, batches: Any) -> float:
+        loss = backward(self, batches)
+        if self is first[0]:
+            return loss
+        calls[1] += 1
+        return math.nan if calls[1] == 6 else loss
+
+    def poisoned_together(self: BatchedIslands, batches: Any) -> dict[int, float]:
+        losses = together(self, batches)
+        calls[2] += 1
+        return {i: math.nan if i == 1 and calls[2] == 6 else loss for i, loss in losses.items()}
+
+    monkeypatch.setattr(trainer, "assemble", assembled)
+    monkeypatch.setattr(PlainIsland, "backward", poisoned)
+    monkeypatch.setattr(BatchedIslands, "backward", poisoned_together)
+    config = runs.small(corpus, tmp_path / "run", batched=batched, sync=SyncConfig(every=4, schedule=schedule))
+    assert train(config) == 0
+    notes = [m["note"] for m in runs.metrics(tmp_path / "run") if m.get("note")]
+    assert any("the loss of island 1 is nan at inner step 6: it rests until the next sync" in n for n in notes)
+    wanted = "island 1 was left out of round"
+    assert any(wanted in n and "its loss or gradients were not finite at inner step 6" in n for n in notes)
+    assert calls[2 if batched else 1] >= 8 and runs.summary(tmp_path / "run")["status"] == "done"
+    assert math.isfinite(runs.summary(tmp_path / "run")["val_bpb"])
+
+
+def test_an_island_that_is_set_aside_stays_so_over_a_resume(tmp_path: Path) -> None:
+    sync, again = build(), build()
+    run(sync, EVERY + 1)
+    sync.set_aside(1)
+    sync.save(tmp_path)
+    again.load(tmp_path)
+    assert again.rests(1) and not again.rests(0)
+    reports: list[SyncReport] = []
+    again.listeners.append(reports.append)
+    for step in range(EVERY + 1, 2 * EVERY):
+        for i in (0, 2):
+            x, y = toy.batch(i, step)
+            (again.replicas[i].model(x) - y).square().mean().backward()
+            again.count_tokens(len(x), i)
+            again.replicas[i].inner.step()
+            again.replicas[i].inner.zero_grad()
+        again.rest(1)
+    assert reports[0].dropped == {1: f"its loss or gradients were not finite at inner step {EVERY + 2}"}
+    assert not again.rests(1) and not again.replicas[1].inner.state
+    assert all(torch.equal(p, again.weights()[n]) for n, p in again.replicas[1].params.items())

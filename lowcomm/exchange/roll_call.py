@@ -102,6 +102,8 @@ def _unusable(row: Sequence[float], round_index: float) -> str | None:
     index, _, count, norm, *_ = row
     if index != round_index:
         return f"it is in round {int(index)}, the others in {int(round_index)}"
+    if math.isnan(norm) and count < 0:
+        return f"its loss or gradients were not finite at inner step {int(-count)}"
     if not math.isfinite(norm):
         return f"its pseudo-gradient is not finite (norm {norm})"
     if not (math.isfinite(count) and count >= 0):
@@ -128,7 +130,9 @@ def _of_island(transport: Transport, row: torch.Tensor) -> torch.Tensor:
     rows = transport.inside(row)
     if len(rows) == 1:
         return row
-    tokens, norm = rows[:, 2].sum(), rows[:, 3].square().sum().sqrt()
+    least = rows[:, 2].amin()
+    tokens = rows[:, 2].sum() if not least < 0 else least  # one that was set aside says its step
+    norm = rows[:, 3].square().sum().sqrt()
     return torch.stack([rows[0, 0], rows[:, 1].amax(), tokens, norm, *rows[:, 4:].amax(dim=0)])
 
 

@@ -86,6 +86,8 @@ def island_part(state: SyncState, local: int) -> Part:
         "must_rebase": state.must_rebase,
         "gradient_steps": state.gradient_steps,
         "tokens": replica.tokens,
+        "failed_at": replica.failed_at,
+        "unusable": sorted(replica.unusable),
         "synced_tokens": {str(k): v for k, v in replica.synced_tokens.items()},
         "bytes_sent": sent,
         "bytes_received": received,
@@ -126,6 +128,7 @@ def load_island(state: SyncState, local: int, part: Part) -> None:
         state.codec_states[local][i] = {k: t.to(kept[k].device if k in kept else "cpu") for k, t in saved.items()}
     replica.steps, replica.tokens = values["step"], values["tokens"]
     replica.synced_tokens = {int(k): v for k, v in values["synced_tokens"].items()}
+    replica.failed_at, replica.unusable = values.get("failed_at"), set(values.get("unusable", ()))
     state.step = min(r.steps for r in state.replicas)
     state.due = tuple(values["pending"]) if all(r.steps == state.step for r in state.replicas) else ()
     state.must_rebase, state.gradient_steps = values["must_rebase"], values["gradient_steps"]

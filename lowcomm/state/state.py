@@ -101,7 +101,8 @@ class SyncState:
     def moved(self, out: Outgoing, arrived: Arrived, local: int) -> bool:
         """Whether a local island's contribution counts and it has trained on since it left."""
         weight = arrived.cohort.weights[self.transport.local[local]]
-        return weight != 0 and self.replicas[local].tokens != out.tokens[local]
+        replica = self.replicas[local]
+        return weight != 0 and replica.tokens != out.tokens[local] and not replica.unusable
 
     def written(self, index: int, local: Sequence[int]) -> None:
         """Tell the other ranks of these local islands that a fragment's tensors were overwritten."""
@@ -133,6 +134,7 @@ class SyncState:
         for i, replica in enumerate(self.replicas):
             replica.synced_tokens[index] = out.tokens[i]
             if self.transport.local[i] in unusable:
+                replica.unusable.discard(index)
                 replica.inner.state.clear()  # moments of a diverged island are as bad as its weights
             residual, self.codec_states[i][index] = self.spec.codec.take_residual(arrived.states[i])
             if residual is not None:

@@ -36,6 +36,7 @@ from lowcomm.sync.handshake import check_counts, find_transport
 from lowcomm.sync.loop import Loop
 from lowcomm.sync.overlap import commit_in_flight, launch
 from lowcomm.sync.round import begin, commit, depart, nobody_sampled, skip, unmerged
+from lowcomm.sync.set_aside import set_aside
 from lowcomm.sync.wording import speaks_of_arguments
 from lowcomm.sync.wrapped import check_unwrapped
 from lowcomm.transport import Transport
@@ -229,9 +230,18 @@ class LocalSGD(Loop):
             rebase(state)
 
     def rests(self, island: int = 0) -> bool:
-        """Whether a local island sits the next inner step out: not sampled, or done with its steps of the round."""
+        """Whether a local island rests in the next inner step: not sampled, done with the round's, or set aside."""
         state = self.state
+        if state.replicas[island].unusable:
+            return True
         return state.spec.rests(state.transport.local[island], state.transport.islands, state.step, state.round)
+
+    def set_aside(self, island: int = 0) -> None:
+        """Call it where a step's loss or gradients are not finite, then `rest` until `rests` is false again.
+
+        The island takes the global weights with fresh moments; the others leave it out of the exchange and name it.
+        """
+        set_aside(self.state, island)
 
     def rest(self, island: int = 0) -> None:
         """Let a local island sit an inner step out, in place of its optimizer's step."""
