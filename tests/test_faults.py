@@ -204,7 +204,9 @@ def test_nan_loss_of_one_island_in_any_step(
     assert any("the loss of island 1 is nan at inner step 6: it rests until the next sync" in n for n in notes)
     wanted = "island 1 was left out of round"
     assert any(wanted in n and "its loss or gradients were not finite at inner step 6" in n for n in notes)
-    assert calls[2 if batched else 1] >= 8 and runs.summary(tmp_path / "run")["status"] == "done"
+    trained = {EveryH: 10, Streaming: 9, OneStepDelay: 6}  # it rests until what departs after step 6 is committed
+    assert batched or calls[1] == trained[type(schedule)]
+    assert runs.summary(tmp_path / "run")["status"] == "done"
     assert math.isfinite(runs.summary(tmp_path / "run")["val_bpb"])
 
 
