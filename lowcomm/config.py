@@ -23,6 +23,7 @@ from lowcomm.sampling import Sampling
 from lowcomm.schedule import EveryH, Schedule
 from lowcomm.secure import SecureSum
 from lowcomm.state.deadlines import LATE_TOLERANCE_S
+from lowcomm.state.norms import NORM_BOUND
 from lowcomm.state.spec import BufferRule, Clients, SyncSpec
 from lowcomm.sync.compatibility import check_islands, check_spec, check_tuning
 from lowcomm.typecheck import check_types
@@ -58,6 +59,8 @@ class SyncConfig:
     """Where global weights and outer state live: with the model, or in (pinned) CPU memory."""
     quorum: float = 0.5
     """Fraction of the islands whose contributions must be usable for a round to be committed."""
+    norm_bound: float | None = NORM_BOUND
+    """An island whose Delta is so many times larger than is usual is left out of the round; None: none for that."""
     timeout_s: float = 1800.0
     """Seconds after which a silent peer fails an exchange."""
     on_late: Literal["wait", "stop"] = "wait"
@@ -89,6 +92,7 @@ class SyncConfig:
             outer_device=None if self.outer_device == "model" else "cpu",
             seed=seed,
             quorum=self.quorum,
+            norm_bound=self.norm_bound,
             on_late=self.on_late,
             late_tolerance_s=self.late_tolerance_s,
         )

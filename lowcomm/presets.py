@@ -23,6 +23,7 @@ from lowcomm.privacy import Mechanism
 from lowcomm.schedule import OneStepDelay, Schedule, Streaming
 from lowcomm.schedule.layers import count_layers
 from lowcomm.state.deadlines import LATE_TOLERANCE_S, OnLate
+from lowcomm.state.norms import NORM_BOUND
 from lowcomm.state.spec import BufferRule, Clients
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Transport
@@ -56,6 +57,7 @@ def DiLoCo(  # noqa: N802 - the paper's name
     outer_device: torch.device | str | None = None,
     seed: int = 0,
     quorum: float = 0.5,
+    norm_bound: float | None = NORM_BOUND,
     privacy: Mechanism | None = None,
     on_late: OnLate = "wait",
     late_tolerance_s: float = LATE_TOLERANCE_S,
@@ -70,7 +72,8 @@ def DiLoCo(  # noqa: N802 - the paper's name
         island=island, outer=_nesterov(outer, lr, momentum, 0.7, every, steps), codec=codec, schedule=schedule,
         aggregator=aggregator, exchange=exchange,
         transport=transport, buffers=buffers, outer_device=outer_device, seed=seed,
-        quorum=quorum, privacy=privacy, on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
+        quorum=quorum, norm_bound=norm_bound, privacy=privacy, on_late=on_late, late_tolerance_s=late_tolerance_s,
+        clients=clients,
     )  # fmt: skip
 
 
@@ -90,6 +93,7 @@ def FedAvg(  # noqa: N802 - the paper's name
     outer_device: torch.device | str | None = None,
     seed: int = 0,
     quorum: float = 0.5,
+    norm_bound: float | None = NORM_BOUND,
     privacy: Mechanism | None = None,
     on_late: OnLate = "wait",
     late_tolerance_s: float = LATE_TOLERANCE_S,
@@ -100,7 +104,8 @@ def FedAvg(  # noqa: N802 - the paper's name
         model, inner, every=every,
         island=island, outer=outer or SGD(lr=1.0), codec=codec, schedule=schedule, aggregator=aggregator,
         exchange=exchange,
-        transport=transport, buffers=buffers, outer_device=outer_device, seed=seed, quorum=quorum, privacy=privacy,
+        transport=transport, buffers=buffers, outer_device=outer_device, seed=seed, quorum=quorum,
+        norm_bound=norm_bound, privacy=privacy,
         on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
     )  # fmt: skip
 
@@ -125,6 +130,7 @@ def SparseLoCo(  # noqa: N802 - the paper's name
     outer_device: torch.device | str | None = None,
     seed: int = 0,
     quorum: float = 0.5,
+    norm_bound: float | None = NORM_BOUND,
     privacy: Mechanism | None = None,
     on_late: OnLate = "wait",
     late_tolerance_s: float = LATE_TOLERANCE_S,
@@ -145,7 +151,8 @@ def SparseLoCo(  # noqa: N802 - the paper's name
         island=island, outer=outer or SGD(lr=1.0 if lr is None else lr), codec=codec or feedback, schedule=schedule,
         aggregator=aggregator, exchange=exchange,
         transport=transport, buffers=buffers, outer_device=outer_device, seed=seed,
-        quorum=quorum, privacy=privacy, on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
+        quorum=quorum, norm_bound=norm_bound, privacy=privacy, on_late=on_late, late_tolerance_s=late_tolerance_s,
+        clients=clients,
     )  # fmt: skip
 
 
@@ -171,6 +178,7 @@ def StreamingDiLoCo(  # noqa: N802 - the paper's name
     outer_device: torch.device | str | None = None,
     seed: int = 0,
     quorum: float = 0.5,
+    norm_bound: float | None = NORM_BOUND,
     privacy: Mechanism | None = None,
     on_late: OnLate = "wait",
     late_tolerance_s: float = LATE_TOLERANCE_S,
@@ -187,7 +195,8 @@ def StreamingDiLoCo(  # noqa: N802 - the paper's name
         codec=codec or ErrorFeedback(codec=Int4()),
         schedule=_streaming(schedule, model, every, fragments, delay, alpha), aggregator=aggregator,
         exchange=exchange,
-        transport=transport, buffers=buffers, outer_device=outer_device, seed=seed, quorum=quorum, privacy=privacy,
+        transport=transport, buffers=buffers, outer_device=outer_device, seed=seed, quorum=quorum,
+        norm_bound=norm_bound, privacy=privacy,
         on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
     )  # fmt: skip
 
@@ -212,6 +221,7 @@ def DiLoCoX(  # noqa: N802 - the paper's name
     outer_device: torch.device | str | None = None,
     seed: int = 0,
     quorum: float = 0.5,
+    norm_bound: float | None = NORM_BOUND,
     privacy: Mechanism | None = None,
     on_late: OnLate = "wait",
     late_tolerance_s: float = LATE_TOLERANCE_S,
@@ -229,7 +239,7 @@ def DiLoCoX(  # noqa: N802 - the paper's name
         island=island, outer=_nesterov(outer, lr, momentum, 0.7, every, steps), codec=codec or low_rank,
         schedule=schedule or OneStepDelay(), aggregator=aggregator, exchange=exchange,
         transport=transport, buffers=buffers,
-        outer_device=outer_device, seed=seed, quorum=quorum, privacy=privacy, on_late=on_late,
+        outer_device=outer_device, seed=seed, quorum=quorum, norm_bound=norm_bound, privacy=privacy, on_late=on_late,
         late_tolerance_s=late_tolerance_s, clients=clients,
     )  # fmt: skip
 

@@ -12,6 +12,8 @@ from lowcomm.federated import report_clients
 from lowcomm.run.assembly import Run, World, assemble, preflight
 from lowcomm.run.cadence import Cadence
 from lowcomm.run.clock import start_together
+from lowcomm.run.divergence import DivergedError as DivergedError
+from lowcomm.run.divergence import set_aside
 from lowcomm.run.export import export
 from lowcomm.run.finale import Evaluation, evaluate, holding_global_weights, write_summary
 from lowcomm.run.journal import Journal
@@ -23,10 +25,6 @@ from lowcomm.types import CheckpointError, DataError, LowcommError, SyncError, U
 
 DONE, FAILED, STOPPED = 0, 1, 3
 """Exit codes; 2 (bad input) is given by the command line before anything starts."""
-
-
-class DivergedError(LowcommError):
-    """The training loss is NaN or infinite."""
 
 
 def train(config: RunConfig, world: World | None = None, transport: Transport | None = None) -> int:
@@ -151,20 +149,19 @@ class Loop:
                 run.config.inner.accumulation
             )  # before any is read: what fails must not be half a step
         batches = {i: [run.shards[i].next_batch() for _ in range(run.config.inner.accumulation)] for i in train}
-        losses = run.batched.backward(batches) if run.batched is not None else {}
+        losses = run.batched.backward(batches) if run.batched is not None and batches else {}
         for i in due:
             if i not in batches:
                 sync.rest(i)
                 continue
             island = run.islands[i]
             loss = losses[i] if i in losses else island.backward(batches[i])
-            if not math.isfinite(loss):
-                raise DivergedError(
-                    f"the loss of island {sync.transport.local[i]} is {loss} at inner step {step + 1}: the run stops. "
-                    "Fix: start a new run, with another --run-dir and a lower learning rate of the inner optimizer"
-                )
-            self.journal.losses[i] += loss
-            self.journal.trained[i] += 1
+            if math.isfinite(loss):
+                self.journal.losses[i] += loss
+                self.journal.trained[i] += 1
+            elif set_aside(run, self.journal, i, loss, average):
+                sync.rest(i)
+                continue
             sync.count_tokens(run.members.share(island.told_tokens(batches[i])), i)
             if not average and run.batched is None:
                 island.update(step)
@@ -178,7 +175,8 @@ class Loop:
                     island.cpu_rng, island.cuda_rng = cpu_rng, cuda_rng
                 raise
         if run.batched is not None:
-            run.batched.update(step, due)
+            if stepping := [i for i in due if run.sync.replicas[i].steps <= step]:
+                run.batched.update(step, stepping)
         elif average:
             for i in due:
                 run.islands[i].update(step)

@@ -136,6 +136,10 @@ class Way(ABC):
         """What the others hear of a Delta's norm."""
         return norm
 
+    def mean_limit(self, cohort: Cohort) -> float | None:
+        """Largest L2 norm that the mean can have; None: not known, as codecs may add what they had kept back."""
+        return None
+
     def round_of(self, out: Outgoing, local: int) -> Round:
         """The round as local island `local` encodes it."""
         return dataclasses.replace(out.round, island=self.transport.local[local])

@@ -7,6 +7,7 @@ import time
 from lowcomm.exchange.all_or_nothing import all_or_nothing
 from lowcomm.exchange.base import Exchange, ExchangeParts, Way
 from lowcomm.exchange.roll_call import call_roll
+from lowcomm.exchange.sanity import check_mean
 from lowcomm.exchange.worker import carry_out
 from lowcomm.state.outgoing import Arrived, Outgoing, Pending
 
@@ -41,7 +42,7 @@ class Lockstep(Exchange):
         norms = [way.heard_norm(norm) for norm in out.norms]
         cohort = call_roll(
             transport, parts.aggregator, out.round, out.unsynced, norms, parts.quorum,
-            parts.deadlines.arrival_s(pending), parts.deadlines.vote, out.expected, out.sections,
+            parts.deadlines.arrival_s(pending), parts.deadlines.vote, out.expected, out.sections, out.norms_before,
         )  # fmt: skip
         pending.called = time.perf_counter()
         pending.latency_s = pending.called - start
@@ -49,5 +50,6 @@ class Lockstep(Exchange):
         if way.overwrites and not out.delta_needed:
             out.fragment.overwrite_delta()
         arrived = way.carry(out, cohort)
+        check_mean(arrived, out.round, None if out.noised else way.mean_limit(arrived.cohort))
         pending.sent_bytes = [now - then for now, then in zip(transport.sent_bytes, before, strict=True)]
         return arrived

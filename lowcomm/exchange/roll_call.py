@@ -8,7 +8,7 @@ broken on one link only, and all islands must leave out the same ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 
@@ -16,6 +16,7 @@ from lowcomm.aggregate import Aggregator
 from lowcomm.exchange.agreement import maximum
 from lowcomm.exchange.joining import must_call_again
 from lowcomm.state.cohort import Cohort, Section, weigh
+from lowcomm.state.norms import NormHistory
 from lowcomm.transport.base import Transport
 from lowcomm.types import Round
 
@@ -31,12 +32,13 @@ def call_roll(
     stop: bool | None = None,
     expected: frozenset[int] | None = None,
     sections: Mapping[str, Section] | None = None,
+    history: NormHistory | None = None,
 ) -> Cohort:
     """Exchange (round, arrival, tokens, norm) and what sections say, and decide who takes part.
 
     tokens, norms: one per local island. arrival_s: as in `Cohort.arrivals_s`, of this process. stop: its vote to stop
     the run; None: nobody votes. expected: islands that were sampled (None: all), of which a `quorum` (a fraction) must
-    be left, or SyncError is raised.
+    be left, or SyncError is raised. history: norms that rounds before have committed; None: nobody is judged by them.
     """
     sections, vote = sections or {}, [] if stop is None else [float(stop)]
     rows = [
@@ -48,15 +50,12 @@ def call_roll(
     while must_call_again(table, gone, round):
         table, gone = gather_rows(transport, rows)
     said = _split([row[4 + len(vote) :] for row in table], sections)
-    rounds = sorted(row[0] for k, row in enumerate(table) if k not in gone)
-    expected_round = rounds[len(rounds) // 2]
-    dropped: dict[int, str] = {}
-    for k, row in enumerate(table):
-        if expected is None or k in expected:
-            why = "its process is gone" if k in gone else _unusable(row, expected_round)
-            why = why or next((w for n, s in sections.items() if s.refuse and (w := s.refuse(k, said[n][k]))), None)
-            dropped |= {k: why} if why else {}
+    wanted = range(len(table)) if expected is None else sorted(expected)
+    dropped = _dropped(table, gone, wanted, sections, said)
     all_tokens = [row[2] for row in table]
+    if history is not None:
+        usable = [k for k in wanted if all_tokens[k] > 0 and k not in dropped]
+        dropped |= history.too_large([row[3] for row in table], usable)
     weights = weigh(all_tokens, dropped, aggregator, round, quorum, expected)
     return Cohort(
         weights=weights,
@@ -69,6 +68,24 @@ def call_roll(
         gone=frozenset(gone),
         sections={n: _stand_in(s, said[n], weights) for n, s in sections.items()},
     )
+
+
+def _dropped(
+    table: Sequence[Sequence[float]],
+    gone: Collection[int],
+    wanted: Iterable[int],
+    sections: Mapping[str, Section],
+    said: Mapping[str, list[list[float]]],
+) -> dict[int, str]:
+    """The wanted islands that can't take part, with the reason."""
+    rounds = sorted(row[0] for k, row in enumerate(table) if k not in gone)
+    expected_round = rounds[len(rounds) // 2]
+    dropped: dict[int, str] = {}
+    for k in wanted:
+        why = "its process is gone" if k in gone else _unusable(table[k], expected_round)
+        why = why or next((w for n, s in sections.items() if s.refuse and (w := s.refuse(k, said[n][k]))), None)
+        dropped |= {k: why} if why else {}
+    return dropped
 
 
 def _row(round: Round, arrival_s: float, tokens: float, norm: float, more: Sequence[float]) -> torch.Tensor:
@@ -97,6 +114,8 @@ def _unusable(row: Sequence[float], round_index: float) -> str | None:
     index, _, count, norm, *_ = row
     if index != round_index:
         return f"it is in round {int(index)}, the others in {int(round_index)}"
+    if math.isnan(norm) and count < 0:
+        return f"its loss or gradients were not finite at inner step {int(-count)}"
     if not math.isfinite(norm):
         return f"its pseudo-gradient is not finite (norm {norm})"
     if not (math.isfinite(count) and count >= 0):
@@ -123,7 +142,9 @@ def _of_island(transport: Transport, row: torch.Tensor) -> torch.Tensor:
     rows = transport.inside(row)
     if len(rows) == 1:
         return row
-    tokens, norm = rows[:, 2].sum(), rows[:, 3].square().sum().sqrt()
+    least = rows[:, 2].amin()
+    tokens = rows[:, 2].sum() if not least < 0 else least  # one that was set aside says its step
+    norm = rows[:, 3].square().sum().sqrt()
     return torch.stack([rows[0, 0], rows[:, 1].amax(), tokens, norm, *rows[:, 4:].amax(dim=0)])
 
 

@@ -33,6 +33,9 @@ class Sum(Way):
             self.transport.weighted_sum(out.deltas, cohort.weights, out.fragment.mean)
         return Arrived(cohort=cohort, updates=[(out.anchors[0], out.fragment.mean)], states=out.states)
 
+    def mean_limit(self, cohort: Cohort) -> float | None:
+        return sum(w * n for w, n in zip(cohort.weights, cohort.norms, strict=True) if w != 0)
+
 
 def sum_present(transport: Transport, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
     """`Transport.weighted_sum`, with its bits; islands of weight 0 do not send their vectors.

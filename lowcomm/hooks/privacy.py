@@ -91,6 +91,7 @@ class Privacy(Hook):
         self._count(drawn, out.round.index)
         if all(n is not None for n in numbers):
             out.sections[SECTION] = Section(own=[[n] for n in numbers if n is not None])
+        out.noised = True
         out.norms = [self.learnt["clip"] if math.isfinite(norm) else norm for norm in out.norms]
         out.unsynced = [1.0] * len(out.deltas)
 

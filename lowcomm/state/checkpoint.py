@@ -36,6 +36,7 @@ def global_part(state: SyncState) -> Part:
         "fragments": [list(f.names) for f in state.fragments],
         "pace": dataclasses.asdict(state.pace),
         "run": f"{state.run_id:016x}",
+        "norms": [history.rounds for history in state.norms],
     }
     for part in (*state.hooks, state.exchange):
         more, meta = part.global_part()
@@ -55,6 +56,8 @@ def load_global(state: SyncState, part: Part) -> None:
         state.rule_states[i] = _under(f"rule.{i}.", tensors)
     # checkpoints of older versions have no run: the one that the handshake just agreed on stays
     state.run_id = int(values.get("run", f"{state.run_id:016x}"), 16)
+    for history, rounds in zip(state.norms, values.get("norms", [[]] * len(state.norms)), strict=True):
+        history.rounds = rounds if history.bound is not None else []
     state.round, state.pace = values["round"], Pace(**values["pace"])
     for hook in (*state.hooks, state.exchange):
         hook.load_global(tensors, values)
@@ -83,6 +86,8 @@ def island_part(state: SyncState, local: int) -> Part:
         "must_rebase": state.must_rebase,
         "gradient_steps": state.gradient_steps,
         "tokens": replica.tokens,
+        "failed_at": replica.failed_at,
+        "unusable": sorted(replica.unusable),
         "synced_tokens": {str(k): v for k, v in replica.synced_tokens.items()},
         "bytes_sent": sent,
         "bytes_received": received,
@@ -123,6 +128,7 @@ def load_island(state: SyncState, local: int, part: Part) -> None:
         state.codec_states[local][i] = {k: t.to(kept[k].device if k in kept else "cpu") for k, t in saved.items()}
     replica.steps, replica.tokens = values["step"], values["tokens"]
     replica.synced_tokens = {int(k): v for k, v in values["synced_tokens"].items()}
+    replica.failed_at, replica.unusable = values.get("failed_at"), set(values.get("unusable", ()))
     state.step = min(r.steps for r in state.replicas)
     state.due = tuple(values["pending"]) if all(r.steps == state.step for r in state.replicas) else ()
     state.must_rebase, state.gradient_steps = values["must_rebase"], values["gradient_steps"]
@@ -209,6 +215,7 @@ def _empty(state: SyncState, index: int, values: dict[str, Any]) -> Outgoing:
         unsynced=[],
         states=[],
         rule_state=state.rule_states[index],
+        norms_before=state.norms[index],
         delta_needed=True,
         overlapped=True,
         to_compare=_postponed(state, values["verifies"]),

@@ -13,6 +13,7 @@ from lowcomm.codec import State
 from lowcomm.state.anchor import Anchor
 from lowcomm.state.cohort import Cohort, Section
 from lowcomm.state.fragment import Fragment
+from lowcomm.state.norms import NormHistory
 from lowcomm.types import Delta, Round
 
 
@@ -40,10 +41,14 @@ class Outgoing:
     """Codec states before it."""
     rule_state: State = field(default_factory=dict)
     """What the aggregator kept of its last committed round of this fragment."""
+    norms_before: NormHistory = field(default_factory=lambda: NormHistory(bound=None))
+    """Of the fragment's committed rounds: it has no other exchange until this one is committed."""
     expected: frozenset[int] | None = None
     """Islands that contribute; None: all."""
     sections: dict[str, Section] = field(default_factory=dict)
     """What hooks say beside the Delta, by name."""
+    noised: bool = False
+    """Whether Deltas carry noise, so that `norms` are not theirs."""
     cut: Callable[[Delta, int, Cohort], Delta] | None = None
     """What an island (its number) sends of whole tensors, as views; None: all."""
     bytes_before: list[tuple[int, int]] = field(default_factory=list)

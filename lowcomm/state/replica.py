@@ -30,6 +30,10 @@ class Replica:
         self.tokens = 0.0
         self.next_tokens = 0
         self.synced_tokens: dict[int, float] = {}
+        self.failed_at: int | None = None
+        """Inner step whose loss or gradients were not finite, the last one."""
+        self.unusable: set[int] = set()
+        """Fragments of which it has nothing to contribute since then: it rests until all have been exchanged."""
         self._lists: dict[int, list[Tensor]] = {}
         self._watch: WriteWatch | None = None
 

@@ -18,6 +18,7 @@ from lowcomm.sampling import Sampling
 from lowcomm.schedule import EveryH, Schedule
 from lowcomm.secure import SecureSum
 from lowcomm.state.deadlines import LATE_TOLERANCE_S, OnLate
+from lowcomm.state.norms import NORM_BOUND
 
 BufferRule = Literal["average", "local"]
 
@@ -56,6 +57,7 @@ class SyncSpec:
     outer_device: torch.device | str | None = None
     seed: int = 0
     quorum: float = 0.5
+    norm_bound: float | None = NORM_BOUND
     on_late: OnLate = "wait"
     late_tolerance_s: float = LATE_TOLERANCE_S
 
@@ -63,6 +65,11 @@ class SyncSpec:
     def noises_deltas(self) -> bool:
         """Whether Deltas are clipped and noised before they leave an island (client-level privacy)."""
         return self.privacy is not None and self.privacy.level == "client"
+
+    @property
+    def judged_norms(self) -> float | None:
+        """`norm_bound`, or None where the others do not hear what an island's norm is."""
+        return None if self.noises_deltas or self.clients.secure is not None else self.norm_bound
 
     def round_seed(self, round_index: int) -> int:
         """64-bit seed of a round."""

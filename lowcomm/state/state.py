@@ -20,6 +20,7 @@ from lowcomm.state.consensus import Consensus
 from lowcomm.state.consistency import Consistency
 from lowcomm.state.deadlines import Deadlines
 from lowcomm.state.fragment import Fragment
+from lowcomm.state.norms import NormHistory
 from lowcomm.state.outgoing import Arrived, InFlight, Outgoing, Pending
 from lowcomm.state.replica import Replica
 from lowcomm.state.report import SyncReport
@@ -55,6 +56,8 @@ class SyncState:
         self.codec_states: list[list[State]] = []
         self.rule_states: list[dict[str, Tensor]] = []
         """What the aggregator carries to the next round, by fragment."""
+        self.norms: list[NormHistory] = []
+        """What rounds have committed, by fragment."""
         self.step, self.round = 0, 0
         self.due: tuple[int, ...] = ()
         """Fragments whose exchange was due and has not been committed."""
@@ -107,7 +110,8 @@ class SyncState:
     def moved(self, out: Outgoing, arrived: Arrived, local: int) -> bool:
         """Whether a local island's contribution counts and it has trained on since it left."""
         weight = arrived.cohort.weights[self.transport.local[local]]
-        return weight != 0 and self.replicas[local].tokens != out.tokens[local]
+        replica = self.replicas[local]
+        return weight != 0 and replica.tokens != out.tokens[local] and not replica.unusable
 
     def written(self, index: int, local: Sequence[int]) -> None:
         """Tell the other ranks of these local islands that a fragment's tensors were overwritten."""
@@ -134,12 +138,14 @@ class SyncState:
         unusable = pending.cohort.dropped if pending.cohort is not None else ()
         self.round += 1
         self.consensus = None
+        self.norms[index].add(arrived.cohort.norms, arrived.cohort.weights)
         if arrived.aggregate is not None:
             self.rule_states[index] = arrived.aggregate.state
         for i in range(len(self.replicas)) if arrived.adopters is None else arrived.adopters:
             replica = self.replicas[i]
             replica.synced_tokens[index] = out.tokens[i]
             if self.transport.local[i] in unusable:
+                replica.unusable.discard(index)
                 replica.inner.state.clear()  # moments of a diverged island are as bad as its weights
             residual, self.codec_states[i][index] = self.spec.codec.take_residual(arrived.states[i])
             if residual is not None:

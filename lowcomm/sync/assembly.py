@@ -10,6 +10,7 @@ from lowcomm.exchange.worker import Worker, may_overlap
 from lowcomm.hooks.buffers import BufferAverage
 from lowcomm.hooks.choose import hooks_of, privacy_of, pruning_of
 from lowcomm.hooks.lora import rest_untrained
+from lowcomm.state.norms import NormHistory
 from lowcomm.state.replica import Replica
 from lowcomm.state.spec import SyncSpec
 from lowcomm.state.state import SyncState
@@ -38,6 +39,7 @@ def assemble(
     for i in range(len(replicas)):
         state.codec_states.append([spec.codec.init(state.anchor_of(j, i).named) for j in fragments])
     state.rule_states = [{} for _ in fragments]
+    state.norms = [NormHistory(bound=spec.judged_norms) for _ in fragments]
     for index, replica in enumerate(replicas):
         replica.inner.register_step_pre_hook(lambda *_: before_step())
         replica.inner.register_step_post_hook(lambda *_, i=index: after_step(i))

@@ -24,6 +24,7 @@ from lowcomm.outer import SGD, HeavyBall, Nesterov
 from lowcomm.schedule import EveryH, Growing
 from lowcomm.state.conflict import Conflict, refuse
 from lowcomm.state.deadlines import check_late
+from lowcomm.state.norms import check_bound
 from lowcomm.state.spec import SyncSpec
 from lowcomm.sync.buffered_conflicts import of_buffered
 from lowcomm.sync.neighbours import keeps_state, own_anchors, with_own_anchors
@@ -44,6 +45,7 @@ def check_spec(spec: SyncSpec, steps: int | None = None) -> None:
         if part is not None:
             part.check()
     spec.schedule.check(spec.every, steps)
+    check_bound(spec.norm_bound, "sync.")
     check_late(spec.on_late, spec.late_tolerance_s, "sync.")
     refuse(conflicts(spec))
 

@@ -23,6 +23,7 @@ from lowcomm.privacy import Mechanism
 from lowcomm.schedule import Action, EveryH, Schedule
 from lowcomm.state.coverage import check_still_covered
 from lowcomm.state.deadlines import LATE_TOLERANCE_S, OnLate
+from lowcomm.state.norms import NORM_BOUND
 from lowcomm.state.replica import Replica
 from lowcomm.state.report import SyncReport
 from lowcomm.state.spec import BufferRule, Clients, SyncSpec
@@ -35,6 +36,7 @@ from lowcomm.sync.handshake import check_counts, find_transport
 from lowcomm.sync.loop import Loop
 from lowcomm.sync.overlap import commit_in_flight, launch
 from lowcomm.sync.round import begin, commit, depart, nobody_sampled, skip, unmerged
+from lowcomm.sync.set_aside import set_aside
 from lowcomm.sync.wording import speaks_of_arguments
 from lowcomm.sync.wrapped import check_unwrapped
 from lowcomm.transport import Transport
@@ -57,6 +59,8 @@ class LocalSGD(Loop):
         outer_device: where global weights and outer state live (None: with the parameters); fp32 either way.
         seed: 64-bit seed from which each round's randomness derives; equal on every island.
         quorum: fraction of the islands that must be usable for a round to be committed.
+        norm_bound: an island whose Delta is so many times larger than is usual (`lowcomm.state.norms`) is left out of
+            the round and starts the next from the global weights; None: only norms that are not finite.
         on_late: "wait" goes on when a late exchange arrives; "stop" ends in a SyncError at the next one, everywhere,
             after a wait of more than late_tolerance_s.
         clients: who is sampled, local steps, local objective, secure aggregation.
@@ -84,6 +88,7 @@ class LocalSGD(Loop):
         outer_device: torch.device | str | None = None,
         seed: int = 0,
         quorum: float = 0.5,
+        norm_bound: float | None = NORM_BOUND,
         privacy: Mechanism | None = None,
         on_late: OnLate = "wait",
         late_tolerance_s: float = LATE_TOLERANCE_S,
@@ -92,8 +97,8 @@ class LocalSGD(Loop):
         spec = SyncSpec(
             every=every, outer=outer or Nesterov(), codec=codec or Fp32(), schedule=schedule or EveryH(),
             aggregator=aggregator or Mean(), privacy=privacy, clients=clients or Clients(), exchange=exchange,
-            buffers=dict(buffers or {}), outer_device=outer_device, seed=seed, quorum=quorum, on_late=on_late,
-            late_tolerance_s=late_tolerance_s,
+            buffers=dict(buffers or {}), outer_device=outer_device, seed=seed, quorum=quorum, norm_bound=norm_bound,
+            on_late=on_late, late_tolerance_s=late_tolerance_s,
         )  # fmt: skip
         models, inners = listed(model, nn.Module, "model"), listed(inner, Optimizer, "inner")
         self._assemble(spec, models, inners, island, transport)
@@ -225,8 +230,15 @@ class LocalSGD(Loop):
             rebase(state)
 
     def rests(self, island: int = 0) -> bool:
-        """Whether a local island sits the next inner step out: not sampled, done with the round's, or slower."""
-        return self.state.rests(island)
+        """Whether a local island rests in the next step: not sampled, done with the round's, slower, or set aside."""
+        return bool(self.state.replicas[island].unusable) or self.state.rests(island)
+
+    def set_aside(self, island: int = 0) -> None:
+        """Call it where a step's loss or gradients are not finite, then `rest` until `rests` is false again.
+
+        The island takes the global weights with fresh moments; the others leave it out of the exchange and name it.
+        """
+        set_aside(self.state, island)
 
     def rest(self, island: int = 0) -> None:
         """Let a local island sit an inner step out, in place of its optimizer's step."""

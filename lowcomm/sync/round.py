@@ -7,6 +7,7 @@ has changed but what left an island under a privacy mechanism; once the hooks' e
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 
 import torch
@@ -18,6 +19,7 @@ from lowcomm.state.report import SyncReport
 from lowcomm.state.state import SyncState
 from lowcomm.sync.pacing import decide_pace
 from lowcomm.sync.reporting import report_of, report_skipped
+from lowcomm.sync.set_aside import contribution
 from lowcomm.types import SyncError
 
 
@@ -86,11 +88,14 @@ def leave(state: SyncState, index: int) -> Outgoing:
         anchors=state.anchors[index],
         versions=[anchor.version for anchor in state.anchors[index]],
         deltas=[d for d, _ in computed],
-        norms=[norm for _, norm in computed],
+        norms=[
+            math.nan if index in r.unusable else norm for r, (_, norm) in zip(state.replicas, computed, strict=True)
+        ],
         tokens=[r.tokens for r in state.replicas],
-        unsynced=[r.tokens if whole else r.unsynced(index) for r in state.replicas],
+        unsynced=[contribution(r, index, whole) for r in state.replicas],
         states=[s[index] for s in state.codec_states],
         rule_state=state.rule_states[index],
+        norms_before=state.norms[index],
         expected=spec.expected(transport.islands, state.round),
         bytes_before=list(zip(transport.sent_bytes, transport.received_bytes, strict=True)),
     )

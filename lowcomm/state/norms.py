@@ -1,0 +1,65 @@
+"""The norms of pseudo-gradients that rounds have committed, and whether a new one is far from all of them.
+
+An island is left out where its norm is above `bound` times the largest of three medians: of all islands' norms in the
+last ROUNDS committed rounds, of its own in them, of the other islands' now. So a rise that most islands share drops
+nobody, nor is an island dropped that has always done more steps than the others.
+All islands hear all norms in the roll call and keep the same ones, by fragment, so they decide alike. Costs no byte.
+Islands that are alone are not judged, nor is anybody before MIN_ROUNDS rounds: there is nothing to compare with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from statistics import median_high
+
+from lowcomm.types import require
+
+ROUNDS = 16
+MIN_ROUNDS = 3
+NORM_BOUND = 10.0
+"""Norms of islands that train the same model on different text stay within a factor of 3 of their median."""
+
+
+def check_bound(bound: float | None, prefix: str = "") -> None:
+    """Raise ConfigError for a factor that there is not."""
+    ok = bound is None or (math.isfinite(bound) and bound > 1)
+    require(ok, f"{prefix}norm_bound", bound, "a finite number above 1, or None for off", f"{NORM_BOUND:g} is usual")
+
+
+@dataclass(kw_only=True)
+class NormHistory:
+    """Committed norms of one fragment."""
+
+    bound: float | None
+    """None: nobody is judged, and nothing is kept."""
+    rounds: list[list[float | None]] = field(default_factory=list)
+    """By round, the oldest first, then by island; None: it did not contribute."""
+
+    def add(self, norms: Sequence[float], weights: Sequence[float]) -> None:
+        """Keep the norms of a round that is committed."""
+        if self.bound is not None:
+            row = [n if w != 0 else None for n, w in zip(norms, weights, strict=True)]
+            self.rounds = [*self.rounds, row][-ROUNDS:]
+
+    def too_large(self, norms: Sequence[float], judged: Collection[int]) -> dict[int, str]:
+        """The islands of `judged` whose norm is far above those that are known, with the reason."""
+        if self.bound is None or len(self.rounds) < MIN_ROUNDS or len(norms) < 2:
+            return {}
+        everyone = _median([n for row in self.rounds for n in row])
+        found: dict[int, str] = {}
+        for k in judged:
+            own = _median([row[k] for row in self.rounds if k < len(row)])
+            usual = max(everyone, own, _median([norms[j] for j in judged if j != k]))
+            if usual > 0 and norms[k] > self.bound * usual:
+                found[k] = (
+                    f"the norm of its pseudo-gradient, {norms[k]:.6g}, is above sync.norm_bound = {self.bound:g} times "
+                    f"the usual {usual:.6g}"
+                )
+        return found
+
+
+def _median(norms: Sequence[float | None]) -> float:
+    """The larger of the middle two, 0 where there is none."""
+    return median_high(known) if (known := [n for n in norms if n is not None]) else 0.0
