@@ -33,6 +33,7 @@ from lowcomm.schedule import EveryH, EveryStep, Schedule, Streaming
 from lowcomm.state.checkpoint import global_part, island_part, load_global, load_island
 from lowcomm.state.digest import sha256_weights
 from lowcomm.sync import LocalSGD
+from lowcomm.sync.overlap import relaunch
 from lowcomm.transport import Collective, Transport
 from lowcomm.transport.base import Arrival
 from lowcomm.types import IGNORED, SyncError, TransportError
@@ -155,7 +156,7 @@ def resumed(kind: str, combination: str, whole: dict[str, Any], mesh: Mesh) -> d
     load_global(fresh.state, saved_global)
     load_island(fresh.state, 0, (copies, values))
     fresh_islands[0].cpu_rng = islands[0].cpu_rng
-    fresh.relaunch()
+    relaunch(fresh.state)
     again = run(fresh, fresh_islands, first=EVERY + 2)
     same = all(again[key] == whole[key] for key in ("weights", "held", "sent", "losses"))
     return {"same": same and whole["digests"][-len(again["digests"]) :] == again["digests"]}

@@ -154,7 +154,8 @@ def test_every_field_is_tried() -> None:
         "sync.local_steps",
         "sync.objective",
         "sync.secure",
-    }  # tests/test_clients, test_secure
+        "sync.exchange",
+    }  # tests/test_clients, test_secure, test_gossip, test_buffered
     own_tests |= {"data.chat_template", "inner.lr_schedule"}  # Literals by another name
     own_tests |= {"sync.buffers"}  # tests/test_model_directory
     assert found - own_tests == {field for field, _, _ in OUT_OF_RANGE}

@@ -125,8 +125,8 @@ def apart_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def apart(apart_out: Path, text: str) -> list[Seen]:
-    return run_job("hf_apart", apart_out, text)
+def apart(apart_out: Path, text: str, template: runs.Template) -> list[Seen]:
+    return run_job("hf_apart", apart_out, text, template)
 
 
 def test_hf_whoever_asks_saves_and_evaluates_the_global_weights(apart: list[Seen], apart_out: Path) -> None:

@@ -114,7 +114,7 @@ def test_after_a_last_merge_that_failed_rounds_are_sparse_again() -> None:
     sync = toy.build(2, codec=SPARSE, transport=transport)
     for step in range(5):
         toy.train_step(sync, step)
-    transport.left = 1  # finish asks who has trained; then the merge's roll call fails
+    transport.left = 2  # finish asks who is done and who has trained; then the merge's roll call fails
     with pytest.raises(SyncError, match="the gather failed"):
         sync.finish()
     assert sync.pending == (0,)

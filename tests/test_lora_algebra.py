@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lowcomm.aggregate import Context
 from lowcomm.aggregate.lora import (
     FFA,
     Adapter,
@@ -373,7 +374,7 @@ def test_a_rule_works_on_contributions_by_name() -> None:
         )
         for k, w in enumerate((0.25, 0.75))
     ]
-    done = rule.combine(contributions, start, at())
+    done = rule.combine(contributions, Context(start=start, round=at()))
     assert list(done.delta) == list(start)
     assert torch.allclose(done.delta["head.bias"], sum(c.weight * c.delta["head.bias"] for c in contributions))
     assert set(done.residuals) == {"e", "m.q"}
@@ -393,7 +394,7 @@ def test_a_rule_works_on_contributions_by_name() -> None:
     assert "aggregation error" in done.notes[0]
     lone = {"m.q.lora_A.default.weight": torch.zeros(4, 6)}
     with pytest.raises(ConfigError, match="one of its LoRA factors only"):
-        rule.combine([Contribution(island=0, delta=lone, weight=1.0, round=0)], lone, at())
+        rule.combine([Contribution(island=0, delta=lone, weight=1.0, round=0)], Context(start=lone, round=at()))
 
 
 @pytest.mark.parametrize(

@@ -238,9 +238,9 @@ def test_restored_state_goes_on_with_the_same_bits() -> None:
             run.round()
             run.step()
         again = islands(rule, codec=codec)
-        load_global(again.state.sync, global_part(halves.sync))
+        load_global(again.sync.state, global_part(halves.sync.state))
         for i in range(3):
-            load_island(again.state.sync, i, island_part(halves.sync, i))
+            load_island(again.sync.state, i, island_part(halves.sync.state, i))
         again.steps = halves.steps
         for run in (whole, again):
             run.round()
@@ -301,8 +301,8 @@ def test_a_tied_base_weight_is_refused_by_rules_that_change_it() -> None:
 @pytest.mark.parametrize(
     ("rule", "changes", "words"),
     [
-        (FLoRA(rank=2), {"outer": Nesterov(lr=0.7, momentum=0.9)}, r"sync.outer = .*use SGD"),
-        (FedEx(rank=2), {"outer": Nesterov(lr=0.5, momentum=0.0)}, r"sync.outer"),
+        (FLoRA(rank=2), {"outer": Nesterov(lr=0.7, momentum=0.9)}, r"outer = .*use SGD"),
+        (FedEx(rank=2), {"outer": Nesterov(lr=0.5, momentum=0.0)}, r"outer"),
         (
             FlexLoRA(rank=2),
             {"codec": ErrorFeedback(codec=Int8(exchange="gather")), "outer": SGD(lr=1.0)},

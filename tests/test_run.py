@@ -230,13 +230,13 @@ def test_save_failure_does_not_stop_training(
     """Round 2 can't be saved: the run says so, goes on, saves round 3, and ends with an error."""
     save_now = lowcomm.trainer.save_now
 
-    def sometimes(run: lowcomm.trainer.Run, name: str, time_s: float) -> None:
+    def sometimes(run: lowcomm.trainer.Run, name: str, time_s: float, failure: str | None) -> None:
         root = run.directory / "checkpoints"
         if name == "000002":
             root.rename(tmp_path / "aside")
             root.write_text("", encoding="utf-8")
         try:
-            save_now(run, name, time_s)
+            save_now(run, name, time_s, failure)
         finally:
             if name == "000002":
                 root.unlink()

@@ -252,8 +252,8 @@ def accelerate(out: Path, text: str) -> dict[str, Any]:
     whole, half, rest = make(), make(), make()
     train(whole, 0, 12)
     train(half, 0, 6)
-    saved.save(half[2], out / "state", {"every": EVERY})
-    saved.load(rest[2], out / "state", 6, {"every": EVERY})
+    saved.save(half[2].state, out / "state", {"every": EVERY})
+    saved.load(rest[2].state, out / "state", 6, {"every": EVERY})
     train(rest, 6, 12)
     model = example.nano(data)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -262,13 +262,13 @@ def accelerate(out: Path, text: str) -> dict[str, Any]:
     seen: dict[str, Any] = {
         "refused": message(lambda: attach(loose, everywhere, optimizer, every=EVERY)),
         "size": message(lambda: confine(loose, island_size=3)),
-        "other": message(lambda: saved.load(rest[2], out / "state", 6, {"every": EVERY + 1})),
-        "missing": message(lambda: saved.load(rest[2], out / "state", 7, {"every": EVERY})),
+        "other": message(lambda: saved.load(rest[2].state, out / "state", 6, {"every": EVERY + 1})),
+        "missing": message(lambda: saved.load(rest[2].state, out / "state", 7, {"every": EVERY})),
     }
     if dist.get_rank() == 1:
         path = next((out / "state").glob("*/island-00001/global.safetensors"))
         path.write_bytes(path.read_bytes()[:-1])
-    seen["torn"] = message(lambda: saved.load(rest[2], out / "state", 6, {"every": EVERY}))
+    seen["torn"] = message(lambda: saved.load(rest[2].state, out / "state", 6, {"every": EVERY}))
     for name, made in (("whole", whole), ("rest", rest)):
         seen[f"{name}_own"] = digest(made[2].replicas[0].model)
         made[2].finish()
@@ -453,11 +453,11 @@ def deepspeed_wide(out: Path, text: str) -> dict[str, Any]:
     for stage in (2, 3):
         engine, sync = make(stage)
         train(engine, 0, 6)
-        saved.save(sync, out / f"zero{stage}", {"stage": stage})
+        saved.save(sync.state, out / f"zero{stage}", {"stage": stage})
         train(engine, 6, 10)
         sync.finish()
         other, again = make(stage)
-        saved.load(again, out / f"zero{stage}", 6, {"stage": stage})
+        saved.load(again.state, out / f"zero{stage}", 6, {"stage": stage})
         train(other, 6, 10)
         again.finish()
         seen[f"zero{stage}"], seen[f"zero{stage}_again"] = values(sync), values(again)

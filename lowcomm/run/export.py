@@ -156,5 +156,6 @@ def _writing(directory: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         cause = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(
-            f"the export could not be written to {directory}: {cause}. Fix: free some space and continue with --resume"
+            f"the export could not be written to {directory}: {cause}. "
+            "Fix: free some space and continue with --resume auto"
         ) from error

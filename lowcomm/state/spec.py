@@ -46,6 +46,7 @@ class SyncSpec:
     """Every choice of a LocalSGD, which documents them; equal on all islands."""
 
     every: int
+    """Inner steps per round (H)."""
     outer: Outer = field(default_factory=Nesterov)
     codec: Codec = field(default_factory=Fp32)
     schedule: Schedule = field(default_factory=EveryH)
@@ -54,12 +55,19 @@ class SyncSpec:
     clients: Clients = field(default_factory=Clients)
     exchange: ExchangeChoice | None = None
     buffers: Mapping[str, BufferRule] = field(default_factory=dict)
+    """Rule of persistent buffers by name pattern."""
     outer_device: torch.device | str | None = None
+    """Where anchors and outer states live; None: with the parameters."""
     seed: int = 0
+    """64-bit seed from which each round's randomness derives."""
     quorum: float = 0.5
+    """Fraction of the islands that must be usable for a round to be committed."""
     norm_bound: float | None = NORM_BOUND
+    """Multiple of the usual norm above which an island's pseudo-gradient is left out, above 1; None: any counts."""
     on_late: OnLate = "wait"
+    """What follows an exchange that came after its deadline: "wait" goes on, "stop" ends the run at the next one."""
     late_tolerance_s: float = LATE_TOLERANCE_S
+    """Seconds that training may wait for one late exchange before "stop" applies."""
 
     @property
     def noises_deltas(self) -> bool:
