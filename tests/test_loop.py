@@ -181,6 +181,26 @@ def test_a_model_without_values_is_refused() -> None:
         LocalSGD(model, torch.optim.SGD(model.parameters(), lr=0.1), every=2)
 
 
+def test_islands_with_weights_of_their_own_go_on_from_what_each_saved(tmp_path: Path) -> None:
+    """Gossip has no global weights by which parts that belong together could be told."""
+    hub = Hub(2)
+
+    def build(me: int) -> LocalSGD:
+        model, inner = _one_island()
+        return LocalSGD(model, inner, every=4, transport=Threaded(hub, me), exchange=Gossip())
+
+    def body(me: int) -> None:
+        sync = build(me)
+        anchor = sync.state.anchors[0][0].weights
+        anchor.fill_(float(me))  # as after rounds with other neighbours
+        sync.save(tmp_path)
+        again = build(me)
+        again.load(tmp_path)
+        assert torch.equal(again.state.anchors[0][0].weights, anchor)
+
+    run_threads(2, body)
+
+
 def test_a_torn_state_gives_way_to_the_one_before(tmp_path: Path) -> None:
     sync = toy.build(2)
     for step in range(4):

@@ -6,7 +6,8 @@ STEP is the inner step in six digits, RANK the rank in the world (with islands o
 writes its own, global part included: sites need not share a file system. See lowcomm.checkpoint for the manifest.
 
 Saving exchanges nothing, so that a rank which saves alone stops nobody. Parts belong together if their islands had the
-same global weights after the same step: that, hashed, is the session in their manifests.
+same global weights after the same step: that, hashed, is the session in their manifests. With anchors of their own
+(gossip, FedBuff) it is the step and the attempt.
 """
 
 from __future__ import annotations
@@ -44,15 +45,23 @@ def save(state: SyncState, directory: Path, facts: Facts) -> Path:
     """
     state.worker.wait()
     state.read_back()
-    digests = b"".join(a.digest() for shared in state.anchors for a in shared[:1])
-    whole = digests + f"{state.round} {state.step}".encode()
-    session = hashlib.blake2b(whole, digest_size=8).hexdigest()
+    session = _session(state)
     for i, number in enumerate(numbers(state)):
         tensors, values = island_part(state, i)
         parts: dict[str, checkpoint.Part] = {"island": (tensors, {**values, "facts": dict(facts)})}
         parts["global"] = global_part(state)
         checkpoint.save(directory, f"{state.step:06d}", number, parts, session)
     return directory / f"{state.step:06d}"
+
+
+def _session(state: SyncState) -> str:
+    """What the parts of one save have in common: islands with anchors of their own agree on no weights and round."""
+    if state.exchange.anchors == "own":
+        whole = f"{state.attempt} {state.step}".encode()
+    else:
+        digests = b"".join(a.digest() for shared in state.anchors for a in shared[:1])
+        whole = digests + f"{state.round} {state.step}".encode()
+    return hashlib.blake2b(whole, digest_size=8).hexdigest()
 
 
 def load(state: SyncState, directory: Path, step: int, facts: Facts) -> None:
