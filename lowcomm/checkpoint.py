@@ -103,6 +103,12 @@ def verified(root: Path, island: int) -> dict[str, str]:
     return {name: _manifest(_island_dir(root, name, island))["session"] for name in whole}
 
 
+def newest_problem(root: Path, island: int) -> str | None:
+    """What is wrong with this island's part of the newest checkpoint that has one; None: there is no part."""
+    held = [name for name in names(root) if _island_dir(root, name, island).exists()]
+    return _problem(root, held[-1], island) if held else None
+
+
 def failures(root: Path, island: int) -> dict[str, str]:
     """Kind of failure by name of the checkpoints whose part of this island a failure saved."""
     found = {name: _failure(_island_dir(root, name, island)) for name in names(root)}

@@ -275,6 +275,7 @@ def test_a_round_with_too_few_contributions_commits_nothing() -> None:
     ("rule", "islands", "message"),
     [
         (Krum(faulty=1), 4, r"sync\.aggregator\.faulty = 1 .* 5 islands, there are 4. Fix: set it to 0"),
+        (Krum(faulty=1), 4, r"sync\.aggregator\.faulty = 1 .* Fix: set it to 0, or start 5"),
         (Krum(faulty=3), 8, r"sync\.aggregator\.faulty = 3 .* Fix: set it to 2 or less, or start 9"),
         (Krum(faulty=0), 2, r"sync\.aggregator\.faulty = 0 .* Fix: start 3 islands"),
         (Krum(faulty=1, best=5), 5, r"sync\.aggregator\.best = 5 .* = 4"),

@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ import lowcomm as lc
 from lowcomm.aggregate import Mean
 from lowcomm.codec import Fp32
 from lowcomm.config import SyncConfig
+from lowcomm.exchange.buffered import Buffered
+from lowcomm.exchange.gossip import Gossip
 from lowcomm.local import FedProx
 from lowcomm.outer import SGD, Nesterov
 from lowcomm.sampling import FixedSize
@@ -27,6 +30,7 @@ from lowcomm.schedule import EveryH, Growing, Schedule, Streaming
 from lowcomm.state.digest import sha256_weights
 from lowcomm.state.spec import Clients
 from lowcomm.sync import LocalSGD
+from lowcomm.topology import Exponential
 from lowcomm.trainer import train
 from lowcomm.transport import Simulated
 from lowcomm.types import CheckpointError, ConfigError
@@ -122,6 +126,79 @@ def test_state_of_other_settings_is_refused(tmp_path: Path) -> None:
         toy.build(2, outer=Nesterov(lr=0.7, momentum=0.5)).load(tmp_path)
     with pytest.raises(ConfigError, match=r"keep = 0 .*Fix: "):
         sync.save(tmp_path, keep=0)
+
+
+OTHER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("exchange", {"exchange": Gossip()}, {}),
+    ("exchange", {}, {"exchange": Gossip()}),
+    ("exchange", {"exchange": Gossip()}, {"exchange": Gossip(gamma=0.5)}),
+    ("exchange", {"exchange": Gossip()}, {"exchange": Gossip(topology=Exponential())}),
+    ("exchange", {"exchange": Buffered(size=2)}, {"exchange": Buffered(size=3)}),
+    ("sampling", {"clients": Clients(sampling=FixedSize(count=1))}, {}),
+    ("local_steps", {}, {"clients": Clients(local_steps=(4, 2))}),
+    ("objective", {"clients": Clients(objective=FedProx(mu=0.1))}, {"clients": Clients(objective=FedProx(mu=0.2))}),
+]
+
+
+@pytest.mark.parametrize(("part", "was", "now"), OTHER)
+def test_state_of_another_exchange_or_other_clients_is_refused(
+    part: str, was: dict[str, Any], now: dict[str, Any], tmp_path: Path
+) -> None:
+    def build(parts: dict[str, Any]) -> LocalSGD:
+        models = [nn.Linear(2, 2) for _ in range(2)]
+        models[1].load_state_dict(models[0].state_dict())
+        return LocalSGD(models, [torch.optim.SGD(m.parameters(), lr=0.1) for m in models], every=4, **parts)
+
+    build(was).save(tmp_path)
+    assert build(was).load(tmp_path) == 0
+    with pytest.raises(CheckpointError, match=rf"was saved with {part} = .* Fix: "):
+        build(now).load(tmp_path)
+
+
+def test_state_that_is_damaged_everywhere_does_not_look_like_none(tmp_path: Path) -> None:
+    sync = toy.build(2)
+    toy.train_step(sync, 0)
+    sync.save(tmp_path)
+    for torn in tmp_path.glob("*/*/island.safetensors"):
+        torn.write_bytes(torn.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"torn or corrupt .* nothing else was saved\. Fix: "):
+        toy.build(2).load(tmp_path)
+
+
+def test_a_path_that_is_no_directory_is_refused(tmp_path: Path) -> None:
+    sync, file = toy.build(2), tmp_path / "file"
+    file.touch()
+    for path in (file, None, 3):
+        with pytest.raises(ConfigError, match=r"path = .* Fix: "):
+            sync.load(path)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(ConfigError, match=r"path = .* Fix: "):
+            sync.save(path)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_model_without_values_is_refused() -> None:
+    model = nn.Linear(2, 2, device="meta")
+    with pytest.raises(lc.CoverageError, match=r"weight is on the meta device.* load or initialise"):
+        LocalSGD(model, torch.optim.SGD(model.parameters(), lr=0.1), every=2)
+
+
+def test_islands_with_weights_of_their_own_go_on_from_what_each_saved(tmp_path: Path) -> None:
+    """Gossip has no global weights by which parts that belong together could be told."""
+    hub = Hub(2)
+
+    def build(me: int) -> LocalSGD:
+        model, inner = _one_island()
+        return LocalSGD(model, inner, every=4, transport=Threaded(hub, me), exchange=Gossip())
+
+    def body(me: int) -> None:
+        sync = build(me)
+        anchor = sync.state.anchors[0][0].weights
+        anchor.fill_(float(me))  # as after rounds with other neighbours
+        sync.save(tmp_path)
+        again = build(me)
+        again.load(tmp_path)
+        assert torch.equal(again.state.anchors[0][0].weights, anchor)
+
+    run_threads(2, body)
 
 
 def test_a_torn_state_gives_way_to_the_one_before(tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ class Krum(GramRule):
 
     def check_islands(self, islands: int) -> None:
         most = (islands - 3) // 2
-        fix = f"set it to {most} or less, or start {self.fewest} islands" if most >= 0 else "start 3 islands or more"
+        lower = f"{most} or less" if most > 0 else "0"
+        fix = f"set it to {lower}, or start {self.fewest} islands" if most >= 0 else "start 3 islands or more"
         legal = f"Krum needs 2 faulty + 3 = {self.fewest} islands, there are {islands}"
         require(islands >= self.fewest, "sync.aggregator.faulty", self.faulty, legal, fix)
         top = islands - self.faulty

@@ -36,6 +36,9 @@ def prove(model: nn.Module, buffers: Mapping[str, BufferRule]) -> Coverage:
     trainable = tuple(name for name, p in parameters.items() if p.requires_grad)
     if not trainable:
         raise CoverageError("the model has no trainable parameter: set requires_grad on what is to be trained")
+    for name, tensor in (*parameters.items(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise CoverageError(f"{name} is on the meta device, without values: load or initialise the model first")
     for name in trainable:
         if not parameters[name].is_floating_point():
             raise CoverageError(f"parameter {name} has dtype {parameters[name].dtype}: only real floats are averaged")

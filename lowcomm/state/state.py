@@ -35,6 +35,8 @@ class SyncState:
 
     run_id: int
     """64-bit random number on which the islands agreed, kept over a resume: payloads of other runs are refused."""
+    attempt: int
+    """The number on which they agreed when these processes began: states saved by two attempts are never mixed."""
     exchange: Exchange
     worker: Worker
     anchors: list[list[Anchor]]

@@ -103,7 +103,7 @@ def prepare(state: SyncState, own_anchors: bool) -> Fragment | None:
     locals_ = [(i,) for i in every] if own_anchors else [every]
     state.anchors = [[Anchor(f, j, local) for local in locals_] for j, f in enumerate(state.fragments)]
     averaged = {n: first.buffers[n] for n in coverage.averaged_buffers}
-    state.run_id = _agree_on_weights_and_run(transport, replicas)
+    state.run_id = state.attempt = _agree_on_weights_and_run(transport, replicas)
     for index, anchors in enumerate(state.anchors):
         state.written(index, every)  # the ranks of an island, too, start from the same weights
         for anchor in anchors:

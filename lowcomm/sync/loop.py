@@ -49,17 +49,19 @@ class Loop:
 
         Whatever a resume needs is in it: weights with each island's own work, inner and outer optimizer, round, error
         feedback, exchanges in flight; not the loop's own data position, random states and schedules. No exchange.
-        The newest `keep` stay. Returns the directory. Raises CheckpointError (disk full, ...), ConfigError for keep.
+        The newest `keep` stay. Returns the directory. Raises CheckpointError (disk full, ...), ConfigError for keep
+        or a path that is no directory.
         """
-        return save_loop(self.state, Path(path), keep)
+        return save_loop(self.state, path, keep)
 
     def load(self, path: Path | str) -> int:
         """Put back the newest state in `path` that is whole on every island; returns its inner step.
 
         Every process calls it before the first step. 0: no island has anything there, and nothing was changed.
-        Raises CheckpointError on every island if only some of them have one, or it is of other settings.
+        Raises CheckpointError on every island if only some of them have one, all are damaged, or it is of other
+        settings; ConfigError for a path that is no directory.
         """
-        return load_loop(self.state, Path(path))
+        return load_loop(self.state, path)
 
     @property
     def stats(self) -> Stats:

@@ -6,13 +6,15 @@ STEP is the inner step in six digits, RANK the rank in the world (with islands o
 writes its own, global part included: sites need not share a file system. See lowcomm.checkpoint for the manifest.
 
 Saving exchanges nothing, so that a rank which saves alone stops nobody. Parts belong together if their islands had the
-same global weights after the same step: that, hashed, is the session in their manifests.
+same global weights after the same step: that, hashed, is the session in their manifests. With anchors of their own
+(gossip, FedBuff) it is the step and the attempt.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -43,15 +45,23 @@ def save(state: SyncState, directory: Path, facts: Facts) -> Path:
     """
     state.worker.wait()
     state.read_back()
-    digests = b"".join(a.digest() for shared in state.anchors for a in shared[:1])
-    whole = digests + f"{state.round} {state.step}".encode()
-    session = hashlib.blake2b(whole, digest_size=8).hexdigest()
+    session = _session(state)
     for i, number in enumerate(numbers(state)):
         tensors, values = island_part(state, i)
         parts: dict[str, checkpoint.Part] = {"island": (tensors, {**values, "facts": dict(facts)})}
         parts["global"] = global_part(state)
         checkpoint.save(directory, f"{state.step:06d}", number, parts, session)
     return directory / f"{state.step:06d}"
+
+
+def _session(state: SyncState) -> str:
+    """What the parts of one save have in common: islands with anchors of their own agree on no weights and round."""
+    if state.exchange.anchors == "own":
+        whole = f"{state.attempt} {state.step}".encode()
+    else:
+        digests = b"".join(a.digest() for shared in state.anchors for a in shared[:1])
+        whole = digests + f"{state.round} {state.step}".encode()
+    return hashlib.blake2b(whole, digest_size=8).hexdigest()
 
 
 def load(state: SyncState, directory: Path, step: int, facts: Facts) -> None:
@@ -81,8 +91,9 @@ def load(state: SyncState, directory: Path, step: int, facts: Facts) -> None:
     relaunch(state)
 
 
-def save_loop(state: SyncState, directory: Path, keep: int) -> Path:
+def save_loop(state: SyncState, path: Path | str, keep: int) -> Path:
     """`LocalSGD.save`."""
+    directory = _directory(path)
     require(keep >= 1, "keep", keep, "1 or more", "2 leaves one that is whole if the newest is torn")
     made = save(state, directory, _settings(state))
     for name in checkpoint.names(directory)[: -keep or None]:
@@ -90,12 +101,18 @@ def save_loop(state: SyncState, directory: Path, keep: int) -> Path:
     return made
 
 
-def load_loop(state: SyncState, directory: Path) -> int:
+def load_loop(state: SyncState, path: Path | str) -> int:
     """`LocalSGD.load`."""
+    directory = _directory(path)
     whole = [checkpoint.verified(directory, number) for number in numbers(state)]
     tables = texts_of(state.transport.gather_sized([_row(w) for w in whole]))
     if not any(tables):
-        return 0
+        problems = [checkpoint.newest_problem(directory, number) or "" for number in numbers(state)]
+        said = texts_of(state.transport.gather_sized([_row(p) for p in problems]))
+        damaged = next((p for p in said if p), None)
+        if damaged is None:
+            return 0
+        raise CheckpointError(f"{damaged}, and nothing else was saved. Fix: give a new directory to start anew")
     common = [name for name, session in tables[0].items() if all(t.get(name) == session for t in tables)]
     if not common:
         have = "; ".join(f"island {k} has {', '.join(t) or 'none'}" for k, t in enumerate(tables))
@@ -108,9 +125,21 @@ def load_loop(state: SyncState, directory: Path) -> int:
     return step
 
 
+def _directory(path: object) -> Path:
+    ok = isinstance(path, str | os.PathLike) and not Path(path).is_file()
+    require(ok, "path", path, "a directory, or none yet", "give the name of a directory")
+    return Path(str(path))
+
+
 def _settings(state: SyncState) -> Facts:
-    parts = {name: repr(getattr(state.spec, name)) for name in ("outer", "codec", "schedule", "aggregator", "privacy")}
-    return {"every": state.spec.every, "seed": state.spec.seed, "islands": state.transport.islands, **parts}
+    """All that decides a run's bits, by name; a part that is left out (None) is not named."""
+    spec, clients = state.spec, state.spec.clients
+    parts = {name: repr(getattr(spec, name)) for name in ("outer", "codec", "schedule", "aggregator", "privacy")}
+    chosen = {name: getattr(clients, name) for name in ("sampling", "local_steps", "objective", "secure")}
+    chosen["exchange"] = spec.exchange
+    chosen["buffers"] = sorted(spec.buffers.items()) or None
+    parts |= {name: repr(part) for name, part in chosen.items() if part is not None}
+    return {"every": spec.every, "seed": spec.seed, "islands": state.transport.islands, **parts}
 
 
 def _row(said: object) -> torch.Tensor:
@@ -118,7 +147,8 @@ def _row(said: object) -> torch.Tensor:
 
 
 def _difference(stored: Facts, now: Facts) -> str:
-    for key, value in now.items():
-        if stored.get(key) != value:
-            return f"it was saved with {key} = {stored.get(key)!r}, now it is {value!r}. Fix: resume with the same"
+    for key in (*now, *(key for key in stored if key not in now)):
+        was, value = stored.get(key), now.get(key)
+        if was != value:
+            return f"it was saved with {key} = {was!r}, now it is {value!r}. Fix: resume with the same"
     return ""
