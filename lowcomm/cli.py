@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -158,7 +159,7 @@ def _parse(default: RunConfig, arguments: Sequence[str], prog: str) -> RunConfig
 def _with_values(arguments: Sequence[str]) -> list[str]:
     """`--resume` alone, which is a field of three values, as `--resume True`; `--no-resume` as `--resume False`."""
     given: list[str] = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         if argument == "--no-resume":
             given += ["--resume", "False"]
             continue

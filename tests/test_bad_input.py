@@ -109,6 +109,8 @@ OUT_OF_RANGE = [
     ("sync.quorum", "0", "0 < quorum <= 1"),
     ("sync.quorum", "1.5", "0 < quorum <= 1"),
     ("sync.quorum", "nan", "0 < quorum <= 1"),
+    ("sync.norm_bound", "1", "a finite number above 1"),
+    ("sync.norm_bound", "nan", "a finite number above 1"),
     ("sync.timeout_s", "0", "a finite number above 0"),
     ("sync.timeout_s", "inf", "a finite number above 0"),
     ("sync.late_tolerance_s", "-1", "a finite number from 0"),

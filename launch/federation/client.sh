@@ -60,7 +60,7 @@ need_file --ca "$ca" "get ca.crt from the server's owner"
 for file in node.key node.pub worker.secret; do need_file --keys "$keys/$file" "lowcomm federation keys"; done
 need_free_port --port "$port"
 # a SuperNode tries again for minutes without a word
-"$python" -m lowcomm.cli federation check --superlink "$superlink" --ca "$ca" --key "$keys/node.pub" --wait-s "$wait_s" ||
+"$python" -m lowcomm.cli federation check --superlink "$superlink" --ca "$ca" --key "$keys/node.pub" --wait-s "$wait_s" > /dev/null ||
   exit $?
 log=$keys/supernode.log
 : >"$log"
