@@ -14,19 +14,16 @@ Reduces to: tau -> infinity with lr = c * tau, beta1 = 0 => outer SGD of rate c.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from lowcomm.outer.base import Outer, check_lr, check_unit
-from lowcomm.types import require
+from lowcomm.outer.adaptive import Adaptive
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedAdagrad(Outer):
+class FedAdagrad(Adaptive):
     """Adagrad on the pseudo-gradient."""
 
     lr: float = 0.1
@@ -36,37 +33,5 @@ class FedAdagrad(Outer):
     tau: float = 1e-3
     """Adaptivity floor, in the unit of Delta: larger is closer to SGD."""
 
-    def build(self, params: Sequence[Tensor]) -> Optimizer:
-        return FedAdagradOptimizer(params, self)
-
-    def check(self) -> None:
-        check_lr("sync.outer", self.lr)
-        check_unit("sync.outer.beta1", self.beta1)
-        require(self.tau > 0, "sync.outer.tau", self.tau, "above 0", "1e-3 is the paper's default")
-
-
-class FedAdagradOptimizer(Optimizer):
-    """The update above over `params`; `p.grad` holds Delta."""
-
-    def __init__(self, params: Sequence[Tensor], settings: FedAdagrad) -> None:
-        super().__init__(params, {"lr": settings.lr, "beta1": settings.beta1, "tau": settings.tau})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One outer step; closures are not supported (the Delta is already there)."""
-        if closure is not None:
-            raise ValueError("an outer optimizer takes no closure: set p.grad to the aggregated Delta")
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, p.grad, group)
-
-    def _update(self, p: Tensor, delta: Tensor, group: dict[str, float]) -> None:
-        state = self.state[p]
-        if not state:
-            state["m"] = torch.zeros_like(p)
-            state["v"] = torch.full_like(p, group["tau"] ** 2)
-        m, v = state["m"], state["v"]
-        m.mul_(group["beta1"]).add_(delta, alpha=1 - group["beta1"])
+    def second_moment(self, v: Tensor, delta: Tensor, group: Mapping[str, float]) -> None:
         v.addcmul_(delta, delta)
-        p.addcdiv_(m, v.sqrt().add_(group["tau"]), value=-group["lr"])
