@@ -228,6 +228,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
             train(dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, stop_at_step=5))) == 3
         )
         patch.setattr(Simulated, "weighted_sum", blow_up)
+        patch.setattr("lowcomm.exchange.lockstep.check_mean", lambda *_: None)  # which would not commit it
         with pytest.raises(Exception, match=r"nan|inf|usable|finite"):
             train(dataclasses.replace(config, resume=True))
     assert checkpoint.names(tmp_path / "run" / "checkpoints") == ["000001", "000001-stop0"]
