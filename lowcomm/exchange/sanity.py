@@ -15,7 +15,7 @@ from lowcomm.types import Round, UnusableError
 
 ROUNDING = 1.0
 """Relative: norms add up squares in fp32, which was 0.13 % off for two million equal elements and gets worse with more;
-a flipped exponent bit makes a mean larger by far more than twice."""
+a flip of a high exponent bit makes a mean far larger than that. What adds less than the limit again passes unseen."""
 
 
 def check_mean(arrived: Arrived, round: Round, limit: float | None) -> None:
