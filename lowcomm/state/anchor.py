@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lowcomm.outer import Outer
 from lowcomm.state.digest import Digest
 from lowcomm.state.fragment import Fragment
+from lowcomm.state.l2_norm import l2_norm
 
 
 class Anchor:
@@ -54,7 +55,7 @@ class Anchor:
             view = flat[start : start + weight.numel()].view(weight.shape)
             start += weight.numel()
             torch.sub(weight, p.detach().to(weight.device), out=view)
-            norms.append(torch.linalg.vector_norm(view))
+            norms.append(l2_norm(view))
         return flat, float(torch.linalg.vector_norm(torch.stack(norms)))
 
     def step(self, update: Tensor) -> None:
