@@ -1,4 +1,4 @@
-"""Short functions that return a LocalSGD with one paper's settings; all take the arguments of LocalSGD as well.
+"""Short functions that return a LocalSGD with one paper's settings; all take LocalSGD's arguments as well (`others`).
 
 An argument of LocalSGD stands in the place of the paper's part: `DiLoCo(..., codec=Int4())` is DiLoCo in four bits.
 Raises ConfigError for a part and a setting of the part that it replaces (`outer` and `momentum`).
@@ -8,25 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lowcomm.aggregate import Aggregator
 from lowcomm.codec import Codec, ErrorFeedback, Int4, PowerSGD, TopK
-from lowcomm.exchange.base import ExchangeChoice
-from lowcomm.island.part import Part
 from lowcomm.outer import SGD, Nesterov, Outer
-from lowcomm.privacy import Mechanism
 from lowcomm.schedule import OneStepDelay, Schedule, Streaming
 from lowcomm.schedule.layers import count_layers
-from lowcomm.state.deadlines import LATE_TOLERANCE_S, OnLate
-from lowcomm.state.norms import NORM_BOUND
-from lowcomm.state.spec import BufferRule, Clients
 from lowcomm.sync import LocalSGD
-from lowcomm.transport import Transport
+from lowcomm.sync.arguments import SyncArguments
 from lowcomm.types import ConfigError
 
 Models = nn.Module | Sequence[nn.Module]
@@ -46,35 +38,24 @@ def DiLoCo(  # noqa: N802 - the paper's name
     lr: float | None = None,
     momentum: float | None = None,
     steps: int | None = None,
-    island: Part | None = None,
     outer: Outer | None = None,
     codec: Codec | None = None,
     schedule: Schedule | None = None,
-    aggregator: Aggregator | None = None,
-    exchange: ExchangeChoice | None = None,
-    transport: Transport | None = None,
-    buffers: Mapping[str, BufferRule] | None = None,
-    outer_device: torch.device | str | None = None,
-    seed: int = 0,
-    quorum: float = 0.5,
-    norm_bound: float | None = NORM_BOUND,
-    privacy: Mechanism | None = None,
-    on_late: OnLate = "wait",
-    late_tolerance_s: float = LATE_TOLERANCE_S,
-    clients: Clients | None = None,
+    **others: Unpack[SyncArguments],
 ) -> LocalSGD:
     """DiLoCo (arXiv 2311.08105): H inner AdamW steps, outer Nesterov; inner moments stay on their island.
 
     lr: 0.7. momentum: by the rounds in `steps`, the inner steps of the whole run; 0.9 where these are not known.
     """
     return LocalSGD(
-        model, inner, every=every,
-        island=island, outer=_nesterov(outer, lr, momentum, 0.7, every, steps), codec=codec, schedule=schedule,
-        aggregator=aggregator, exchange=exchange,
-        transport=transport, buffers=buffers, outer_device=outer_device, seed=seed,
-        quorum=quorum, norm_bound=norm_bound, privacy=privacy, on_late=on_late, late_tolerance_s=late_tolerance_s,
-        clients=clients,
-    )  # fmt: skip
+        model,
+        inner,
+        every=every,
+        outer=_nesterov(outer, lr, momentum, 0.7, every, steps),
+        codec=codec,
+        schedule=schedule,
+        **others,
+    )
 
 
 def FedAvg(  # noqa: N802 - the paper's name
@@ -82,32 +63,13 @@ def FedAvg(  # noqa: N802 - the paper's name
     inner: Optimizers,
     *,
     every: int,
-    island: Part | None = None,
     outer: Outer | None = None,
     codec: Codec | None = None,
     schedule: Schedule | None = None,
-    aggregator: Aggregator | None = None,
-    exchange: ExchangeChoice | None = None,
-    transport: Transport | None = None,
-    buffers: Mapping[str, BufferRule] | None = None,
-    outer_device: torch.device | str | None = None,
-    seed: int = 0,
-    quorum: float = 0.5,
-    norm_bound: float | None = NORM_BOUND,
-    privacy: Mechanism | None = None,
-    on_late: OnLate = "wait",
-    late_tolerance_s: float = LATE_TOLERANCE_S,
-    clients: Clients | None = None,
+    **others: Unpack[SyncArguments],
 ) -> LocalSGD:
     """FedAvg (arXiv 1602.05629): the token-weighted mean of the islands' weights every `every` steps."""
-    return LocalSGD(
-        model, inner, every=every,
-        island=island, outer=outer or SGD(lr=1.0), codec=codec, schedule=schedule, aggregator=aggregator,
-        exchange=exchange,
-        transport=transport, buffers=buffers, outer_device=outer_device, seed=seed, quorum=quorum,
-        norm_bound=norm_bound, privacy=privacy,
-        on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
-    )  # fmt: skip
+    return LocalSGD(model, inner, every=every, outer=outer or SGD(lr=1.0), codec=codec, schedule=schedule, **others)
 
 
 def SparseLoCo(  # noqa: N802 - the paper's name
@@ -119,22 +81,10 @@ def SparseLoCo(  # noqa: N802 - the paper's name
     beta: float | None = None,
     k: int | None = None,
     bits: Literal[2, 8, 16] | None = None,
-    island: Part | None = None,
     outer: Outer | None = None,
     codec: Codec | None = None,
     schedule: Schedule | None = None,
-    aggregator: Aggregator | None = None,
-    exchange: ExchangeChoice | None = None,
-    transport: Transport | None = None,
-    buffers: Mapping[str, BufferRule] | None = None,
-    outer_device: torch.device | str | None = None,
-    seed: int = 0,
-    quorum: float = 0.5,
-    norm_bound: float | None = NORM_BOUND,
-    privacy: Mechanism | None = None,
-    on_late: OnLate = "wait",
-    late_tolerance_s: float = LATE_TOLERANCE_S,
-    clients: Clients | None = None,
+    **others: Unpack[SyncArguments],
 ) -> LocalSGD:
     """SparseLoCo (arXiv 2508.15706): H inner steps, the k largest of each 4096 in few bits, error feedback, averaging.
 
@@ -147,13 +97,14 @@ def SparseLoCo(  # noqa: N802 - the paper's name
     sparse = TopK(chunk=4096, k=64 if k is None else k, bits=bits or 2)
     feedback = ErrorFeedback(codec=sparse, beta=0.95 if beta is None else beta)
     return LocalSGD(
-        model, inner, every=every,
-        island=island, outer=outer or SGD(lr=1.0 if lr is None else lr), codec=codec or feedback, schedule=schedule,
-        aggregator=aggregator, exchange=exchange,
-        transport=transport, buffers=buffers, outer_device=outer_device, seed=seed,
-        quorum=quorum, norm_bound=norm_bound, privacy=privacy, on_late=on_late, late_tolerance_s=late_tolerance_s,
-        clients=clients,
-    )  # fmt: skip
+        model,
+        inner,
+        every=every,
+        outer=outer or SGD(lr=1.0 if lr is None else lr),
+        codec=codec or feedback,
+        schedule=schedule,
+        **others,
+    )
 
 
 def StreamingDiLoCo(  # noqa: N802 - the paper's name
@@ -167,22 +118,10 @@ def StreamingDiLoCo(  # noqa: N802 - the paper's name
     lr: float | None = None,
     momentum: float | None = None,
     steps: int | None = None,
-    island: Part | None = None,
     outer: Outer | None = None,
     codec: Codec | None = None,
     schedule: Schedule | None = None,
-    aggregator: Aggregator | None = None,
-    exchange: ExchangeChoice | None = None,
-    transport: Transport | None = None,
-    buffers: Mapping[str, BufferRule] | None = None,
-    outer_device: torch.device | str | None = None,
-    seed: int = 0,
-    quorum: float = 0.5,
-    norm_bound: float | None = NORM_BOUND,
-    privacy: Mechanism | None = None,
-    on_late: OnLate = "wait",
-    late_tolerance_s: float = LATE_TOLERANCE_S,
-    clients: Clients | None = None,
+    **others: Unpack[SyncArguments],
 ) -> LocalSGD:
     """Streaming DiLoCo (arXiv 2501.18512): fragments in turn, `delay` steps in flight, mixed in halves, 4 bits.
 
@@ -190,15 +129,14 @@ def StreamingDiLoCo(  # noqa: N802 - the paper's name
     and steps as of DiLoCo.
     """
     return LocalSGD(
-        model, inner, every=every,
-        island=island, outer=_nesterov(outer, lr, momentum, 0.4, every, steps),
+        model,
+        inner,
+        every=every,
+        outer=_nesterov(outer, lr, momentum, 0.4, every, steps),
         codec=codec or ErrorFeedback(codec=Int4()),
-        schedule=_streaming(schedule, model, every, fragments, delay, alpha), aggregator=aggregator,
-        exchange=exchange,
-        transport=transport, buffers=buffers, outer_device=outer_device, seed=seed, quorum=quorum,
-        norm_bound=norm_bound, privacy=privacy,
-        on_late=on_late, late_tolerance_s=late_tolerance_s, clients=clients,
-    )  # fmt: skip
+        schedule=_streaming(schedule, model, every, fragments, delay, alpha),
+        **others,
+    )
 
 
 def DiLoCoX(  # noqa: N802 - the paper's name
@@ -210,22 +148,10 @@ def DiLoCoX(  # noqa: N802 - the paper's name
     lr: float | None = None,
     momentum: float | None = None,
     steps: int | None = None,
-    island: Part | None = None,
     outer: Outer | None = None,
     codec: Codec | None = None,
     schedule: Schedule | None = None,
-    aggregator: Aggregator | None = None,
-    exchange: ExchangeChoice | None = None,
-    transport: Transport | None = None,
-    buffers: Mapping[str, BufferRule] | None = None,
-    outer_device: torch.device | str | None = None,
-    seed: int = 0,
-    quorum: float = 0.5,
-    norm_bound: float | None = NORM_BOUND,
-    privacy: Mechanism | None = None,
-    on_late: OnLate = "wait",
-    late_tolerance_s: float = LATE_TOLERANCE_S,
-    clients: Clients | None = None,
+    **others: Unpack[SyncArguments],
 ) -> LocalSGD:
     """After DiLoCoX (arXiv 2506.21263): an update has the next round to arrive, low-rank in 4 bits, error feedback.
 
@@ -235,13 +161,14 @@ def DiLoCoX(  # noqa: N802 - the paper's name
         _refuse_both("codec", codec, {"rank": rank})
     low_rank = ErrorFeedback(codec=PowerSGD(rank=64 if rank is None else rank, bits=4, energy=0.95))
     return LocalSGD(
-        model, inner, every=every,
-        island=island, outer=_nesterov(outer, lr, momentum, 0.7, every, steps), codec=codec or low_rank,
-        schedule=schedule or OneStepDelay(), aggregator=aggregator, exchange=exchange,
-        transport=transport, buffers=buffers,
-        outer_device=outer_device, seed=seed, quorum=quorum, norm_bound=norm_bound, privacy=privacy, on_late=on_late,
-        late_tolerance_s=late_tolerance_s, clients=clients,
-    )  # fmt: skip
+        model,
+        inner,
+        every=every,
+        outer=_nesterov(outer, lr, momentum, 0.7, every, steps),
+        codec=codec or low_rank,
+        schedule=schedule or OneStepDelay(),
+        **others,
+    )
 
 
 def _nesterov(

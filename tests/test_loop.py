@@ -30,6 +30,7 @@ from lowcomm.schedule import EveryH, Growing, Schedule, Streaming
 from lowcomm.state.digest import sha256_weights
 from lowcomm.state.spec import Clients
 from lowcomm.sync import LocalSGD
+from lowcomm.sync.arguments import SyncArguments
 from lowcomm.topology import Exponential
 from lowcomm.trainer import train
 from lowcomm.transport import Simulated
@@ -380,12 +381,18 @@ def test_a_recipe_speaks_of_its_fields(tmp_path: Path) -> None:
 PRESETS = (lc.DiLoCo, lc.FedAvg, lc.SparseLoCo, lc.StreamingDiLoCo, lc.DiLoCoX)
 
 
+def test_what_shortcuts_pass_on_is_of_the_types_of_local_sgd() -> None:
+    wanted = inspect.signature(LocalSGD).parameters
+    assert {n: wanted[n].annotation for n in SyncArguments.__annotations__} == {
+        n: t.__forward_arg__ for n, t in SyncArguments.__annotations__.items()
+    }
+
+
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.__name__)
 def test_a_shortcut_takes_what_local_sgd_takes(preset: Callable[..., LocalSGD]) -> None:
     wanted, taken = inspect.signature(LocalSGD).parameters, inspect.signature(preset).parameters
-    assert not set(wanted) - set(taken)
-    defaults = {n: p.default for n, p in wanted.items() if n != "every"}
-    assert defaults == {n: taken[n].default for n in defaults}
+    assert not set(wanted) - set(taken) - set(SyncArguments.__annotations__)
+    assert all(taken[n].default is None for n in ("outer", "codec", "schedule"))
     model = WithBuffer()
     parts = {"outer": SGD(lr=0.5), "codec": Fp32(), "schedule": Growing(), "aggregator": Mean(by="uniform")}
     rest = {"buffers": {"seen": "local"}, "outer_device": "cpu", "seed": 3, "quorum": 0.75, "on_late": "stop"}
