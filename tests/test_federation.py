@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import ssl
 import stat
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from lowcomm.transport.relayed import Relayed
 from lowcomm.types import PayloadError, SyncError, TransportError
 from tests.runs import ROOT, run_islands, summary, write_corpus
 from tests.test_launch import is_refusal, launch
+from tests.tls import serving
 
 if TYPE_CHECKING:
     from flwr.app import Message
@@ -403,28 +403,8 @@ def test_keys_are_never_overwritten(keys: Path, capsys: pytest.CaptureFixture[st
 
 @pytest.fixture
 def tls_server(keys: Path) -> Iterator[int]:
-    """A port where the server's certificate is shown to whoever asks."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(keys / "server" / "server.crt", keys / "server" / "server.key")
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def serve() -> None:
-            while True:
-                try:
-                    peer, _ = listening.accept()
-                except OSError:
-                    return
-                with peer:
-                    try:
-                        context.wrap_socket(peer, server_side=True).close()
-                    except (ssl.SSLError, OSError):
-                        continue
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield listening.getsockname()[1]
-        listening.shutdown(socket.SHUT_RDWR)
-    thread.join(timeout=10)
+    with serving(keys) as port:
+        yield port
 
 
 def check(port: int, authority: Path, key: Path) -> int:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import socket
-import ssl
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +15,7 @@ from lowcomm.cli import main
 from lowcomm.federation import keys as keys_module
 from tests.runs import free_port
 from tests.test_launch import launch
+from tests.tls import serving
 
 pytest.importorskip("flwr")
 
@@ -36,30 +33,6 @@ def make(directory: Path, host: str, monkeypatch: pytest.MonkeyPatch, days_from_
         patch.setattr(keys_module, "datetime", shifted)
         keys_module.make_keys(directory, 1, host, 90)
     return directory
-
-
-@contextlib.contextmanager
-def serving(keys: Path, address: str = "127.0.0.1") -> Iterator[int]:
-    """A port where the server's certificate is shown to whoever asks."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(keys / "server" / "server.crt", keys / "server" / "server.key")
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.create_server((address, 0), family=family) as listening:
-
-        def serve() -> None:
-            while True:
-                try:
-                    peer, _ = listening.accept()
-                except OSError:
-                    return
-                with peer, contextlib.suppress(ssl.SSLError, OSError):
-                    context.wrap_socket(peer, server_side=True).close()
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield listening.getsockname()[1]
-        listening.shutdown(socket.SHUT_RDWR)
-    thread.join(timeout=10)
 
 
 def check(address: str, keys: Path, *more: str) -> int:

@@ -22,7 +22,6 @@ class ChatStreamShard(StreamedShard):
     """Conversations in the order of their rows."""
 
     _kind = "conversations"
-    _first = 1
 
     def __init__(
         self,
@@ -36,8 +35,11 @@ class ChatStreamShard(StreamedShard):
         identity: Mapping[str, int | str],
     ) -> None:
         self._template, self._drop = template, drop_unanswered
-        self._chats: list[Tokens] = []
         super().__init__(rows, tokenizer=tokenizer, seq_len=seq_len, batch_size=batch_size, identity=identity)
+
+    @property
+    def _first(self) -> int:
+        return 1
 
     def _waiting(self) -> int:
         return len(self._chats)
@@ -55,7 +57,7 @@ class ChatStreamShard(StreamedShard):
         return list(self._chats)
 
     def _keep(self, waiting: Any) -> None:
-        self._chats = waiting
+        self._chats: list[Tokens] = waiting
 
     def _too_few(self, found: int) -> bool:
         return found == 0

@@ -40,6 +40,7 @@ class StreamedShard(Shard):
         self._batch_size = batch_size
         self._identity = {"kind": self._kind, **identity, "seq_len": seq_len}
         self._tokens = 0
+        self._keep([])
         try:
             self._fill(self._first)
         except DataError as error:
@@ -47,8 +48,11 @@ class StreamedShard(Shard):
 
     _kind: str
     """Part of the identity: the position of one kind of shard is not that of another."""
-    _first: int
-    """How much the first sequence needs."""
+
+    @property
+    @abstractmethod
+    def _first(self) -> int:
+        """How much the first sequence needs."""
 
     @abstractmethod
     def _waiting(self) -> int:
@@ -156,19 +160,9 @@ class StreamShard(StreamedShard):
 
     _kind = "stream"
 
-    def __init__(
-        self,
-        rows: IslandRows,
-        *,
-        tokenizer: Tokenizer,
-        seq_len: int,
-        batch_size: int,
-        identity: Mapping[str, int | str],
-    ) -> None:
-        self._parts: list[np.ndarray] = []
-        self._size = 0
-        self._first = seq_len + 1
-        super().__init__(rows, tokenizer=tokenizer, seq_len=seq_len, batch_size=batch_size, identity=identity)
+    @property
+    def _first(self) -> int:
+        return self._seq_len + 1
 
     def _waiting(self) -> int:
         return self._size
@@ -181,7 +175,7 @@ class StreamShard(StreamedShard):
         return list(self._parts)
 
     def _keep(self, waiting: Any) -> None:
-        self._parts = waiting
+        self._parts: list[np.ndarray] = waiting
         self._size = sum(len(part) for part in waiting)
 
     def _too_few(self, found: int) -> bool:
