@@ -61,7 +61,7 @@ def illegal_imports(tree: ast.Module, package: list[str]) -> list[str]:
 
 
 def broken_style(tree: ast.Module) -> list[str]:
-    """`line: what` for pickle, unsafe torch.load, ** parameters and swallowed exceptions."""
+    """`line: what` for pickle, unsafe torch.load, ** parameters without names, and swallowed exceptions."""
     found: list[tuple[int, str]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -72,7 +72,11 @@ def broken_style(tree: ast.Module) -> list[str]:
             safe = [k for k in node.keywords if k.arg == "weights_only" and ast.unparse(k.value) == "True"]
             if not safe:
                 found.append((node.lineno, "torch.load without weights_only=True"))
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and node.args.kwarg:
+        elif (
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            and node.args.kwarg
+            and not ast.unparse(node.args.kwarg.annotation or node.args.kwarg).startswith("Unpack[")
+        ):
             found.append((node.lineno, f"**{node.args.kwarg.arg}"))
         elif isinstance(node, ast.Attribute) and node.attr.endswith(("_object_list", "_object", "_objects")):
             if ast.unparse(node.value) in ("dist", "torch.distributed", "distributed"):
@@ -218,6 +222,8 @@ def test_the_import_check_sees(source: str, expected: list[str]) -> None:
         ("torch.load(p, weights_only=False)", ["1: torch.load without weights_only=True"]),
         ("torch.load(p, weights_only=True)", []),
         ("def f(**kwargs): ...", ["1: **kwargs"]),
+        ("def f(**others: int): ...", ["1: **others"]),
+        ("def f(**others: Unpack[Arguments]): ...", []),
         ("f(**kwargs)", []),
         ("dist.all_gather_object(a, b)", ["1: all_gather_object pickles"]),
         ("try:\n    f()\nexcept:\n    g()", ["3: an exception is swallowed"]),

@@ -21,6 +21,7 @@ from lowcomm.exchange.neighbour_message import NeighbourMessage
 from lowcomm.exchange.public_copies import PublicCopies
 from lowcomm.exchange.worker import carry_out
 from lowcomm.state.cohort import Cohort
+from lowcomm.state.l2_norm import l2_norm
 from lowcomm.state.outgoing import Arrived, Outgoing, Pending
 from lowcomm.topology import Topology, mixing, spectral_gap
 from lowcomm.transport.base import KEPT
@@ -135,7 +136,7 @@ class NeighbourExchange(Exchange):
             except PayloadError as error:
                 dropped[j] = str(error)
                 continue
-            far[j] = float(torch.linalg.vector_norm(difference))
+            far[j] = float(l2_norm(difference))
             out.deltas[local].sub_(difference, alpha=row[j] * self.gamma)
         return far
 
