@@ -51,7 +51,7 @@ test: style
 	exit $$tests
 
 $(KERNELS): $(STAMP) $(wildcard kernels/lowcomm_kernels/*/*.py)
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.compile_kernels
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.compile_kernels
 	@touch $@
 
 test-long:

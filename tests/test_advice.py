@@ -15,7 +15,7 @@ from lowcomm.config import CheckpointConfig, RunConfig
 from lowcomm.trainer import train
 from lowcomm.transport import Simulated
 from lowcomm.types import LowcommError, TransportError
-from tests import runs
+from tests.support import runs
 
 Make = Callable[[RunConfig, pytest.MonkeyPatch], RunConfig]
 """Brings a run into a state; the configuration with which it is started next."""

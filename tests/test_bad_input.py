@@ -19,7 +19,7 @@ from lowcomm.config import RunConfig
 from lowcomm.config_file import to_dict
 from lowcomm.island import IslandConfig
 from lowcomm.types import ConfigError
-from tests import runs
+from tests.support import runs
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +352,7 @@ def test_tokenizer_without_pad_token(refuse: Refuse, tmp_path: Path, corpus: Pat
     recipe = tmp_path / "hf.py"
     recipe.write_text(
         "import dataclasses\nfrom pathlib import Path\n"
-        "from lowcomm.data import HFTokenizer\nfrom tests.runs import small\n"
+        "from lowcomm.data import HFTokenizer\nfrom tests.support.runs import small\n"
         f"def run():\n    base = small(Path({str(corpus)!r}), None)\n"
         f"    tokenizer = HFTokenizer(path=Path({str(tmp_path / 'tokenizer')!r}))\n"
         "    return dataclasses.replace(base, data=dataclasses.replace(base.data, tokenizer=tokenizer))\n",

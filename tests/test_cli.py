@@ -19,7 +19,7 @@ import pytest
 from lowcomm import recipe, version
 from lowcomm.cli import main
 from lowcomm.config import RunConfig
-from tests import runs
+from tests.support import runs
 
 PACKAGES = ("data", "island", "schedule", "outer", "codec", "aggregate", "model")
 

@@ -17,7 +17,7 @@ from lowcomm.config import SyncConfig
 from lowcomm.outer import SGD
 from lowcomm.trainer import train
 from lowcomm.types import ConfigError
-from tests import runs, toy
+from tests.support import runs, toy
 
 TEXT = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 

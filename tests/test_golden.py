@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import toy
 from tests.methods import OUTERS, SCHEDULES, name
+from tests.support import toy
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {name(m): m for m in (*OUTERS, *SCHEDULES)}

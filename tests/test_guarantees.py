@@ -19,7 +19,7 @@ from lowcomm.sync import LocalSGD, SyncReport
 from lowcomm.transport import Simulated
 from lowcomm.transport.base import ordered_sum
 from lowcomm.types import CoverageError, DivergenceError, SyncError
-from tests import toy
+from tests.support import toy
 
 
 class Flaky(Simulated):

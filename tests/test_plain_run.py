@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests import runs
+from tests.support import runs
 
 UNUSED = (
     "deepspeed", "peft", "datasets", "bitsandbytes", "pytorch_lightning", "lightning", "flwr", "pytorch_optimizer",

@@ -19,8 +19,8 @@ from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Nesterov
 from lowcomm.schedule import EveryH, EveryStep, PostLocal
 from lowcomm.transport import Simulated
 from lowcomm.types import ConfigError, Contribution
-from tests import toy
 from tests.methods import AGGREGATORS, CODECS, MECHANISMS, OUTERS, SCHEDULES, TOPOLOGIES, name
+from tests.support import toy
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,15 @@ def test_functions_that_take_a_whole_local_sgd() -> None:
     assert takers(ROOT, "LocalSGD") == []
 
 
+def test_tests_mirror_the_package() -> None:
+    """A test lies in the folder of what it is about; those of several folders lie above, helpers in `support`."""
+    folders = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and any(p.glob("*.py"))}
+    packages = {p.parent.name for p in (ROOT / "lowcomm").glob("*/__init__.py")}
+    assert folders - packages == {"benchmarks", "launch", "lowcomm_kernels", "support"}
+    helpers = [p for folder in folders - {"support"} for p in (ROOT / "tests" / folder).glob("[!t]*.py")]
+    assert not [p.name for p in helpers if not p.name.startswith("test_")]
+
+
 def write(root: Path, files: dict[str, str]) -> Path:
     for name, text in {"__init__": "", **files}.items():
         path = root / "lowcomm" / f"{name}.py"

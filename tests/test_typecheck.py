@@ -16,7 +16,8 @@ from lowcomm.integrations.settings import Settings
 from lowcomm.model import LoRA, ModelConfig
 from lowcomm.typecheck import check_types
 from lowcomm.types import ConfigError
-from tests import methods, toy
+from tests import methods
+from tests.support import toy
 
 
 def changed(path: str, value: Any) -> RunConfig:
