@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from lowcomm.data import DataConfig, TextFiles, TrainedBPE, build_data
 from lowcomm.types import ConfigError
-from tests.support.runs import ROOT, summary, write_corpus
+from tests.support.runs import run_islands, summary, write_corpus
 
 RECIPE = """
 import dataclasses, os
@@ -50,7 +47,6 @@ def test_a_tokenizer_that_each_site_would_train_is_refused(tmp_path: Path) -> No
         build_data(dataclasses.replace(data_of(tmp_path), tokenizer=TrainedBPE()), 2, 0)
 
 
-@pytest.mark.slow
 def test_two_sites_train_one_model_without_each_others_text(tmp_path: Path) -> None:
     for site in ("0", "1"):
         (tmp_path / site).mkdir()
@@ -59,17 +55,9 @@ def test_two_sites_train_one_model_without_each_others_text(tmp_path: Path) -> N
         path.unlink()
     recipe = tmp_path / "recipe.py"
     recipe.write_text(RECIPE.format(base=str(tmp_path)), encoding="utf-8")
-    command = ["train", f"{recipe}:sites", "--islands", "2", "--run-dir", str(tmp_path / "run")]
-    done = subprocess.run(
-        [sys.executable, "-m", "lowcomm.cli", *command],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    log = tmp_path / "log"
+    arguments = ["train", f"{recipe}:sites", "--islands", "2", "--run-dir", str(tmp_path / "run")]
+    assert run_islands(arguments, 2, log) == [0, 0], log.read_text(encoding="utf-8")
     assert summary(tmp_path / "run")["status"] == "done"
     clients = json.loads((tmp_path / "run" / "clients.json").read_text())["clients"]
     assert len(set(clients["after"])) == 2, "each is evaluated on its own held-out text"
