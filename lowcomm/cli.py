@@ -90,11 +90,11 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
     config = parse_flags(default, overrides, f"lowcomm train {arguments[0]}")
     world = World.from_environment()
     if world.under_torchrun or config.transport == "simulated":
-        return _train_here(config, world.rank)
+        return _train_here(config)
     checked, data = preflight(config, world)
     assert checked.islands is not None and checked.island.size is not None
     if checked.islands * checked.island.size == 1:
-        return _train_here(config, 0)
+        return _train_here(config)
     model = checked.model
     plain = isinstance(model.origin, Scratch) and isinstance(model.tuning, Full)
     if model.directory is not None or not plain:
@@ -105,34 +105,14 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
     return launch(checked, ["train", arguments[0], *overrides, *world_flags])
 
 
-def _train_here(config: RunConfig, rank: int) -> int:
+def _train_here(config: RunConfig) -> int:
+    from lowcomm.report.console import show_run
     from lowcomm.trainer import train
 
     try:
-        code = train(config)
+        return train(config, show=show_run)
     except ConfigError as error:
         return _fail(str(error), 2)  # in every process: torchrun ends the others, rank 0 too, when the first has left
-    return _after(config.directory, code) if rank == 0 else code
-
-
-def _after(directory: Path, code: int) -> int:
-    """Show the table and write the report of a run that is done."""
-    if code != 0:
-        return code
-    from rich.console import Console
-
-    from lowcomm.report.load import load_run
-    from lowcomm.report.table import summary_table
-
-    console = Console()
-    console.print(summary_table([load_run(directory)]))
-    try:
-        from lowcomm.report.html import write_report
-
-        console.print(f"report: {write_report([directory])}", soft_wrap=True, highlight=False)
-    except ConfigError as error:
-        console.print(f"no HTML report: {error}", soft_wrap=True, markup=False)
-    return code
 
 
 def _federation(arguments: Sequence[str]) -> int:
@@ -159,19 +139,13 @@ def _report(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=None, help="file to write (default: report.html in the first run)")
     parser.add_argument("--trace", type=Path, default=None, help="also write Chrome trace event JSON, for Perfetto")
     options = parser.parse_args(arguments)
-    from rich.console import Console
+    from lowcomm.report.console import show_runs
 
-    from lowcomm.report.html import write_report
-    from lowcomm.report.load import load_run
-    from lowcomm.report.table import summary_table
-
-    console = Console()
-    console.print(summary_table([load_run(run) for run in options.runs]))
-    console.print(f"report: {write_report(options.runs, options.out)}", soft_wrap=True, highlight=False)
+    show_runs(options.runs, options.out)
     if options.trace is not None:
         from lowcomm.report.trace import write_trace
 
-        console.print(f"trace: {write_trace(options.runs, options.trace)}", soft_wrap=True, highlight=False)
+        print(f"trace: {write_trace(options.runs, options.trace)}")
     return 0
 
 
