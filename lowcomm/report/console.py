@@ -11,7 +11,6 @@ from lowcomm.report.load import load_run
 from lowcomm.report.table import summary_table
 from lowcomm.types import ConfigError
 
-
 WIDEST = 1000
 """Columns that a table may have: names are not cut to the width of a terminal."""
 

@@ -32,7 +32,7 @@ def test_the_verdict_is_against_alone_where_that_was_measured() -> None:
     assert said[2] == "as good alone as in the federation"
     unmeasured = {k: v for k, v in COLUMNS.items() if k in ("before", "after", "own")}
     assert verdict(unmeasured, 0).endswith("than before (by 0.5000, 20.0%); alone was not measured (--eval.baselines)")
-    assert verdict({**unmeasured, "before": [1.0, 1.0, 1.0]}, 0)== "did better untuned (by 1.0000, 100.0%)"
+    assert verdict({**unmeasured, "before": [1.0, 1.0, 1.0]}, 0) == "did better untuned (by 1.0000, 100.0%)"
 
 
 def test_lines_stand_under_their_heads() -> None:
