@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from lowcomm.aggregate import Aggregator, Krum, Mean
+from lowcomm.aggregate import (
+    NNM,
+    Aggregator,
+    Bucketing,
+    CentredClipping,
+    GeometricMedian,
+    Krum,
+    Mean,
+    Median,
+    Mixing,
+    NormBound,
+    TrimmedMean,
+)
 from lowcomm.aggregate.lora import (
     FFA,
     Cellm,
@@ -105,7 +117,21 @@ OBJECTIVES: tuple[Objective, ...] = (FedProx(mu=0.1), Scaffold(), RankDecay(), S
 
 SAMPLINGS: tuple[Sampling, ...] = (FixedSize(count=2), Poisson(rate=0.4))
 
-AGGREGATORS: tuple[Aggregator, ...] = (Mean(), Mean(by="uniform"), Krum(faulty=0), Krum(faulty=0, best=3))
+AGGREGATORS: tuple[Aggregator, ...] = (
+    Mean(),
+    Mean(by="uniform"),
+    Krum(faulty=0),
+    Krum(faulty=0, best=3),
+    Median(),
+    TrimmedMean(),
+    GeometricMedian(),
+    CentredClipping(),
+    NormBound(),
+    NNM() | TrimmedMean(),
+    NNM() | CentredClipping(),
+    Bucketing() | TrimmedMean(faulty=0),
+)
+MIXINGS: tuple[Mixing, ...] = (NNM(), Bucketing(), NNM() | Bucketing())
 TOPOLOGIES: tuple[Topology, ...] = (Ring(), Exponential(), RandomPairs())
 
 

@@ -1,4 +1,4 @@
-"""What does not go with rules that judge islands by their Deltas (Krum): part of the table in `compatibility.py`.
+"""What does not go with rules that see each Delta (Krum, medians): part of the table in `compatibility.py`.
 
 Whatever else islands average would be a plain mean, which a faulty island steers as it likes.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lowcomm.aggregate.gram import GramRule
+from lowcomm.aggregate.robust import RobustRule
 from lowcomm.model import LoRA, Tuning
 from lowcomm.sampling import FixedSize
 from lowcomm.state.conflict import Conflict
@@ -17,7 +17,7 @@ from lowcomm.state.spec import SyncSpec
 def robust_conflicts(spec: SyncSpec) -> Iterator[Conflict]:
     """Parts of a spec."""
     rule, schedule, clients = spec.aggregator, spec.schedule, spec.clients
-    if not isinstance(rule, GramRule):
+    if not isinstance(rule, RobustRule):
         return
     name, other = type(rule).__name__, f"sync.aggregator = {type(rule).__name__}"
     if schedule(1, spec.every).average_gradients:
@@ -39,7 +39,7 @@ def robust_conflicts(spec: SyncSpec) -> Iterator[Conflict]:
 
 def with_buffers(spec: SyncSpec, averaged: Sequence[str]) -> Iterator[Conflict]:
     """Buffers that islands average."""
-    if isinstance(spec.aggregator, GramRule) and averaged:
+    if isinstance(spec.aggregator, RobustRule) and averaged:
         why = f"{', '.join(averaged)} would be a plain mean over all islands"
         other = f"sync.aggregator = {type(spec.aggregator).__name__}"
         yield Conflict("buffers", None, other, why, "keep them local, buffers={'*': 'local'}")
@@ -48,13 +48,13 @@ def with_buffers(spec: SyncSpec, averaged: Sequence[str]) -> Iterator[Conflict]:
 def with_factors(spec: SyncSpec, trained: Sequence[str]) -> Iterator[Conflict]:
     """Trained parameters (names) of a model that peft or a recipe has given adapters."""
     factors = [n for n in trained if ".lora_" in n]
-    if isinstance(spec.aggregator, GramRule) and factors:
+    if isinstance(spec.aggregator, RobustRule) and factors:
         yield _on_factors(spec, "parameters", factors[0])
 
 
 def with_tuning(spec: SyncSpec, tuning: Tuning) -> Iterator[Conflict]:
     """A recipe's way of tuning."""
-    if isinstance(spec.aggregator, GramRule) and isinstance(tuning, LoRA):
+    if isinstance(spec.aggregator, RobustRule) and isinstance(tuning, LoRA):
         yield _on_factors(spec, "model.tuning", type(tuning).__name__)
 
 
