@@ -32,6 +32,18 @@ from lowcomm.aggregate.lora import (
     RoLoRA,
     SenderMean,
 )
+from lowcomm.attack import (
+    ALIE,
+    Attack,
+    FreeRider,
+    Gaussian,
+    InnerProduct,
+    LabelNoise,
+    NotANumber,
+    Replay,
+    Scaling,
+    SignFlip,
+)
 from lowcomm.codec import (
     BF16,
     Ans,
@@ -132,6 +144,17 @@ AGGREGATORS: tuple[Aggregator, ...] = (
     Bucketing() | TrimmedMean(faulty=0),
 )
 MIXINGS: tuple[Mixing, ...] = (NNM(), Bucketing(), NNM() | Bucketing())
+ATTACKS: tuple[Attack, ...] = (
+    SignFlip(),
+    Scaling(),
+    Gaussian(),
+    ALIE(islands=(1,)),
+    InnerProduct(islands=(0, 3)),
+    LabelNoise(),
+    FreeRider(),
+    Replay(),
+    NotANumber(),
+)
 TOPOLOGIES: tuple[Topology, ...] = (Ring(), Exponential(), RandomPairs())
 
 

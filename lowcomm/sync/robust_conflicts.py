@@ -37,18 +37,16 @@ def robust_conflicts(spec: SyncSpec) -> Iterator[Conflict]:
         yield Conflict("sync.sampling.count", sampling.count, other, why, f"{rule.fewest} or more")
 
 
-def with_buffers(spec: SyncSpec, averaged: Sequence[str]) -> Iterator[Conflict]:
-    """Buffers that islands average."""
-    if isinstance(spec.aggregator, RobustRule) and averaged:
+def with_model(spec: SyncSpec, averaged: Sequence[str], trained: Sequence[str]) -> Iterator[Conflict]:
+    """Buffers that islands average, and trained parameters (names) of a model that has adapters."""
+    if not isinstance(spec.aggregator, RobustRule):
+        return
+    if averaged:
         why = f"{', '.join(averaged)} would be a plain mean over all islands"
         other = f"sync.aggregator = {type(spec.aggregator).__name__}"
         yield Conflict("buffers", None, other, why, "keep them local, buffers={'*': 'local'}")
-
-
-def with_factors(spec: SyncSpec, trained: Sequence[str]) -> Iterator[Conflict]:
-    """Trained parameters (names) of a model that peft or a recipe has given adapters."""
     factors = [n for n in trained if ".lora_" in n]
-    if isinstance(spec.aggregator, RobustRule) and factors:
+    if factors:
         yield _on_factors(spec, "parameters", factors[0])
 
 
