@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lowcomm.aggregate import NNM, Aggregator, CentredClipping, Krum, TrimmedMean
 from lowcomm.config import CheckpointConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig
-from lowcomm.model import ModelConfig
-from lowcomm.outer import Nesterov
+from lowcomm.island import AdamW, InnerConfig
+from lowcomm.model import LoRA, ModelConfig
+from lowcomm.outer import SGD, Nesterov
+from lowcomm.tiny_base import TinyBase
 
 
 def smoke() -> RunConfig:
@@ -22,6 +26,17 @@ def trimmed() -> RunConfig:
 def clipped() -> RunConfig:
     """Six islands: Deltas count as far as they lie from the last round's update, and no farther."""
     return _run("clipped", 6, NNM(faulty=1) | CentredClipping())
+
+
+def adapters() -> RunConfig:
+    """Eight clients tune adapters of a tiny pretrained model, and one may send anything: Krum in the space of dW."""
+    base = _run("adapters", 8, Krum(faulty=1, best=6))
+    return replace(
+        base,
+        model=ModelConfig(origin=TinyBase(), tuning=LoRA(rank=8)),
+        inner=InnerConfig(optimizer=AdamW(lr=3e-3, weight_decay=0.0)),
+        sync=replace(base.sync, outer=SGD(lr=1.0)),
+    )
 
 
 def _run(name: str, islands: int, rule: Aggregator) -> RunConfig:

@@ -4,10 +4,9 @@
 
 D_i: decoded Delta of island i, all its tensors as one vector. G: K x K for K contributions, fp64 on the CPU; squared
 distances are G_ii + G_jj - 2 G_ij. The ranks of an island each hold a shard of every D_i: their tables are added
-(`Context.sum_ranks`), so that all ranks get the same c.
-All islands must get the same c as well, on whatever hardware: a product of two fp32 values is exact in fp64, and
-products are added element by element in one order, so that G has the same bits for any vector width and on a GPU, is
-symmetric, and gives equal Deltas a distance of exactly 0. D is made in island order, product and sum rounded apart.
+(`Context.sum_ranks`), so that all ranks get the same c. LoRA factors count as the dW that they make (`table.py`).
+All islands must get the same c as well, on whatever hardware. D is made in island order, product and sum rounded apart;
+of adapters it is the sum of factors' Deltas, as FedIT has it: their choice is free of the factors' basis, D is not.
 Cost: K payloads at every island (the exchange is a gather) and K fp32 Deltas in memory; K^2 products per parameter.
 A rule that remembers has its last D as row K of G, and keeps it: one more fp32 Delta in memory and checkpoints.
 With fragments each one has a choice of its own.
@@ -29,10 +28,9 @@ from torch import Tensor
 from lowcomm.aggregate.base import Aggregate, Context
 from lowcomm.aggregate.mean import Mean
 from lowcomm.aggregate.robust import RobustRule
+from lowcomm.aggregate.table import table_of
 from lowcomm.types import Contribution, Delta, require
 
-LANES = 4096
-"""Sums that are kept beside each other, a power of two; how elements are dealt to them is a part of the bits of G."""
 Choice = Callable[[Tensor, Sequence[float]], list[float]]
 """G and weights -> c."""
 
@@ -56,6 +54,10 @@ class GramRule(RobustRule):
         A pure function whose bits are the same everywhere: math.fsum, not sum, which versions of Python round apart.
         """
 
+    @property
+    def on_factors(self) -> bool:
+        return True
+
     def weights(self, tokens: Sequence[float]) -> list[float]:
         return Mean(by=self.by).weights(tokens)
 
@@ -76,7 +78,7 @@ def by_table(
     rows = [c.delta for c in contributions]
     if rule.remembers:
         rows.append(_remembered(rows[0], context.state))
-    found = choose(context.sum_ranks(gram_table(rows)), [c.weight for c in contributions])
+    found = choose(context.sum_ranks(table_of(rows, context.start)), [c.weight for c in contributions])
     first = contributions[0]
     last = [dataclasses.replace(first, delta=d) for d in rows[len(contributions) :]]
     taken = [dataclasses.replace(one, weight=c) for one, c in zip([*contributions, *last], found, strict=True) if c]
@@ -112,18 +114,3 @@ def norm_factors(gram: Sequence[Sequence[float]], count: int) -> list[float]:
     norms = [math.sqrt(max(0.0, gram[i][i])) for i in range(count)]
     usual = sorted(norms)[(count - 1) // 2]
     return [1.0 if norm <= usual else usual / norm for norm in norms]
-
-
-def gram_table(deltas: Sequence[Delta]) -> Tensor:
-    """<D_i, D_j> for all pairs: fp64 [K, K] on the CPU, with the same bits on every machine."""
-    count, device = len(deltas), next(iter(deltas[0].values())).device
-    lanes = torch.zeros(count, count, LANES, dtype=torch.float64, device=device)
-    for name in deltas[0]:
-        flats = [d[name].reshape(-1) for d in deltas]
-        for start in range(0, flats[0].numel(), LANES):
-            rows = torch.stack([f[start : start + LANES].double() for f in flats])
-            lanes[..., : rows.shape[1]].addcmul_(rows[:, None], rows[None])
-    while lanes.shape[-1] > 1:
-        half = lanes.shape[-1] // 2
-        lanes = lanes[..., :half] + lanes[..., half:]
-    return lanes[..., 0].cpu()

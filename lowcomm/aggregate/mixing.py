@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from lowcomm.aggregate.base import Aggregate, Aggregator, Context
-from lowcomm.aggregate.gram import GramRule, by_table, gram_table
+from lowcomm.aggregate.gram import GramRule, by_table
 from lowcomm.aggregate.mean import Mean
 from lowcomm.aggregate.robust import RobustRule
+from lowcomm.aggregate.table import gram_table
 from lowcomm.types import Contribution, Round, require
 
 Matrix = list[list[float]]
@@ -103,6 +104,10 @@ class Mixed(RobustRule):
     @property
     def fewest(self) -> int:
         return _fewest(self.first, self.then.fewest)
+
+    @property
+    def on_factors(self) -> bool:
+        return isinstance(self.then, GramRule)
 
     def weights(self, tokens: Sequence[float]) -> list[float]:
         return self.then.weights(tokens)

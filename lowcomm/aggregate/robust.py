@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from lowcomm.aggregate.base import Aggregator, Context
+from lowcomm.aggregate.base import Aggregate, Aggregator, Context
 from lowcomm.aggregate.mean import Mean
 from lowcomm.types import Contribution, Delta, Round, require
 
@@ -17,8 +18,11 @@ class RobustRule(Aggregator):
     """What else islands average would go round such a rule: `sync/robust_conflicts.py` refuses it."""
 
     needs: ClassVar[Literal["sum", "each"]] = "each"
-    on_factors: ClassVar[bool] = False
-    """Whether it judges LoRA adapters by the dW that they make, so that equal dW of unlike factors count alike."""
+
+    @property
+    def on_factors(self) -> bool:
+        """Whether it judges LoRA adapters by the dW that they make, so that equal dW of unlike factors count alike."""
+        return False
 
     @property
     def fewest(self) -> int:
@@ -30,6 +34,9 @@ class RobustRule(Aggregator):
     def check_islands(self, islands: int) -> None:
         legal = f"{type(self).__name__} needs {self.fewest} islands, there are {islands}"
         require(islands >= self.fewest, "sync.aggregator", type(self).__name__, legal, f"start {self.fewest}, or Mean")
+
+    @abstractmethod
+    def combine(self, contributions: Sequence[Contribution], context: Context) -> Aggregate: ...
 
     def __call__(self, contributions: Sequence[Contribution]) -> Delta:
         if not contributions:

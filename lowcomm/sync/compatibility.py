@@ -71,7 +71,7 @@ def check_islands(
     refuse(with_own_anchors(spec, ranks, averaged))
     refuse(_with_ranks(spec, ranks))
     refuse(_with_buffers(spec, averaged))
-    refuse(with_model(spec, averaged, trained))
+    refuse(with_model(spec, ranks, averaged, trained))
     check_attackers(spec, islands, ranks)
 
 
