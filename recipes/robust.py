@@ -30,7 +30,7 @@ def clipped() -> RunConfig:
 
 def adapters() -> RunConfig:
     """Eight clients tune adapters of a tiny pretrained model, and one may send anything: Krum in the space of dW."""
-    base = _run("adapters", 8, Krum(faulty=1, best=6))
+    base = _run("adapters", 8, Krum(faulty=1, best=4))
     return replace(
         base,
         model=ModelConfig(origin=TinyBase(), tuning=LoRA(rank=8)),
