@@ -26,6 +26,7 @@ from benchmarks.robust_report import write_robust_picture, write_robust_table
 from benchmarks.robust_rows import row_of, with_success
 from lowcomm.aggregate import (
     NNM,
+    RFFL,
     Aggregator,
     Bucketing,
     CentredClipping,
@@ -71,6 +72,7 @@ RULES: dict[str, Aggregator] = {
     "NNM, trimmed mean": NNM(faulty=FAULTY) | TrimmedMean(faulty=FAULTY),
     "NNM, centred clipping": NNM(faulty=FAULTY) | CentredClipping(),
     "bucketing, median": Bucketing() | Median(),
+    "reputation": RFFL(),
 }
 ATTACKS: dict[str, Attack] = {
     "sign flip": SignFlip(),

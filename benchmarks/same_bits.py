@@ -34,6 +34,8 @@ EXTRA = {
     "robust.py": ("--sync.aggregator.faulty", "0"),
     "robust.py:trimmed": (),
     "robust.py:clipped": (),
+    "robust.py:reputation": (),
+    "robust.py:adapters": ("--sync.aggregator.faulty", "0", "--sync.aggregator.best", "2"),
     "attacks.py": ("--sync.allow-attack", "--sync.attack.islands", "0", *FAULTY_1),
     "attacks.py:smoke": ("--sync.allow-attack", "--sync.attack.islands", "0"),
     "late_merge.py:growing": ("--sync.schedule.growth", "1.5"),

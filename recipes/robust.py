@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lowcomm.aggregate import NNM, Aggregator, CentredClipping, Krum, TrimmedMean
+from lowcomm.aggregate import NNM, RFFL, Aggregator, CentredClipping, Krum, TrimmedMean
 from lowcomm.config import CheckpointConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig
 from lowcomm.island import AdamW, InnerConfig
@@ -26,6 +26,11 @@ def trimmed() -> RunConfig:
 def clipped() -> RunConfig:
     """Six islands: Deltas count as far as they lie from the last round's update, and no farther."""
     return _run("clipped", 6, NNM(faulty=1) | CentredClipping())
+
+
+def reputation() -> RunConfig:
+    """Six islands weigh by how well they have agreed with the updates so far; whoever falls behind is removed."""
+    return _run("reputation", 6, RFFL())
 
 
 def adapters() -> RunConfig:

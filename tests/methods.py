@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lowcomm.aggregate import (
     NNM,
+    RFFL,
     Aggregator,
     Bucketing,
     CentredClipping,
@@ -142,6 +143,7 @@ AGGREGATORS: tuple[Aggregator, ...] = (
     NNM() | TrimmedMean(),
     NNM() | CentredClipping(),
     Bucketing() | TrimmedMean(faulty=0),
+    RFFL(),
 )
 MIXINGS: tuple[Mixing, ...] = (NNM(), Bucketing(), NNM() | Bucketing())
 ATTACKS: tuple[Attack, ...] = (

@@ -12,6 +12,7 @@ from lowcomm.aggregate.median import Median
 from lowcomm.aggregate.mixing import Mixed, Mixing
 from lowcomm.aggregate.nearest_neighbours import NNM
 from lowcomm.aggregate.norm_bound import NormBound
+from lowcomm.aggregate.rffl import RFFL
 from lowcomm.aggregate.robust import RobustRule
 from lowcomm.aggregate.trimmed_mean import TrimmedMean
 
@@ -19,6 +20,7 @@ from lowcomm.aggregate import lora  # isort: skip  # its rules build on what is 
 
 __all__ = [
     "NNM",
+    "RFFL",
     "Aggregate",
     "Aggregator",
     "Bucketing",
