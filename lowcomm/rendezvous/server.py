@@ -21,8 +21,8 @@ MOST_STRANGERS = 64
 LOGIN_BYTES = NONCE_BYTES + TAG_BYTES
 MOST_WAIT_S = 5.0
 """Of one request; a client asks again."""
-CLOSED = (OSError, EOFError, asyncio.TimeoutError, PayloadError, ValueError)
-"""What ends one connection and nothing else."""
+CLOSED = (OSError, EOFError, asyncio.TimeoutError, PayloadError, ValueError, asyncio.CancelledError)
+"""What ends one connection and nothing else; the last comes with the end of the server."""
 
 
 class KeyServer:
@@ -38,7 +38,7 @@ class KeyServer:
         self._socket = socket.create_server((address, port), backlog=1024)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         self._loop = asyncio.new_event_loop()
-        self._changed = asyncio.Condition()
+        self._changed, self._closing = asyncio.Condition(), asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="rendezvous", daemon=True)
         self._thread.start()
 
@@ -57,20 +57,23 @@ class KeyServer:
     def close(self) -> None:
         """Close all connections and the port; safe to call twice."""
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop.call_soon_threadsafe(self._closing.set)
             self._thread.join()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         with contextlib.closing(self._loop):
-            server = self._loop.run_until_complete(asyncio.start_server(self._serve, sock=self._socket))
-            self._loop.run_forever()
-            server.close()
-            tasks = asyncio.all_tasks(self._loop)
-            for task in tasks:
-                task.cancel()
-            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-            self._loop.run_until_complete(asyncio.sleep(0))  # transports close in the next turn
+            self._loop.run_until_complete(self._listen())
+
+    async def _listen(self) -> None:
+        server = await asyncio.start_server(self._serve, sock=self._socket)
+        await self._closing.wait()
+        server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # connections close in the next turn
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

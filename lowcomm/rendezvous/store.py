@@ -21,6 +21,10 @@ class RunStore(dist.Store):
         self._client = client
         self.set_timeout(timedelta(seconds=timeout_s))
 
+    def close(self) -> None:
+        """Leave; safe to call twice."""
+        self._client.close()
+
     def set(self, key: str, value: str | bytes) -> None:
         self._client.set(key, _bytes(value))
 
