@@ -1,28 +1,25 @@
-"""lowcomm: train and fine-tune language models over slow, unequal or unreliable links.
-
-Names are loaded when they are first used, so that a command line that is refused does not wait for torch.
-"""
+"""lowcomm: train and fine-tune language models over slow, unequal or unreliable links."""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING
 
+from lowcomm.types import (
+    CheckpointError,
+    ConfigError,
+    CoverageError,
+    DivergenceError,
+    LowcommError,
+    PayloadError,
+    SyncError,
+)
 from lowcomm.version import __version__
 
 if TYPE_CHECKING:
     from lowcomm import aggregate, codec, outer, schedule, transport
     from lowcomm.presets import DiLoCo, DiLoCoX, FedAvg, SparseLoCo, StreamingDiLoCo
     from lowcomm.sync import LocalSGD, SyncReport
-    from lowcomm.types import (
-        CheckpointError,
-        ConfigError,
-        CoverageError,
-        DivergenceError,
-        LowcommError,
-        PayloadError,
-        SyncError,
-    )
 
 __all__ = [
     "CheckpointError",
@@ -47,21 +44,17 @@ __all__ = [
     "transport",
 ]
 
-_SUBPACKAGES = ("aggregate", "codec", "outer", "schedule", "transport")
-_PRESETS = ("DiLoCo", "DiLoCoX", "FedAvg", "SparseLoCo", "StreamingDiLoCo")
-
 
 def __getattr__(name: str) -> object:
-    """Load a public name (PEP 562)."""
-    if name in _SUBPACKAGES:
+    """Import what needs torch when it is asked for: it takes seconds, and what only starts others needs none of it."""
+    if name in ("aggregate", "codec", "outer", "schedule", "transport"):
         return importlib.import_module(f"lowcomm.{name}")
-    if name not in __all__:
-        raise AttributeError(f"module 'lowcomm' has no attribute {name!r}")
-    home = "presets" if name in _PRESETS else "sync" if name in ("LocalSGD", "SyncReport") else "types"
-    value = getattr(importlib.import_module(f"lowcomm.{home}"), name)
-    globals()[name] = value
-    return value
+    if name in ("LocalSGD", "SyncReport"):
+        return getattr(importlib.import_module("lowcomm.sync"), name)
+    if name in __all__:
+        return getattr(importlib.import_module("lowcomm.presets"), name)
+    raise AttributeError(f"module 'lowcomm' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return __all__

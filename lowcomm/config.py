@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from lowcomm.aggregate import Aggregator, Mean
+from lowcomm.attack import Attack
 from lowcomm.codec import Codec, Fp32
 from lowcomm.data import DataConfig
 from lowcomm.exchange.base import ExchangeChoice
@@ -53,6 +54,10 @@ class SyncConfig:
     """Who exchanges with whom, and when; None: islands in lockstep."""
     secure: SecureSum | None = None
     """Secure aggregation: nobody sees a single contribution, only the sum; None: plain sums."""
+    attack: Attack | None = None
+    """What some islands do to their contributions on purpose, to test the aggregator; None: nothing."""
+    allow_attack: bool = False
+    """Whether the attack is meant: a run with one is refused without it."""
     buffers: dict[str, BufferRule] | None = None
     """Persistent buffers by name pattern, such as '*running_mean': average over the islands at each sync, or local."""
     outer_device: Literal["model", "cpu"] = "model"
@@ -74,8 +79,9 @@ class SyncConfig:
     def clients(self) -> Clients:
         """Who takes part how, as a LocalSGD takes it."""
         return Clients(
-            sampling=self.sampling, local_steps=self.local_steps, objective=self.objective, secure=self.secure
-        )
+            sampling=self.sampling, local_steps=self.local_steps, objective=self.objective, secure=self.secure,
+            attack=self.attack, allow_attack=self.allow_attack,
+        )  # fmt: skip
 
     def spec(self, seed: int = 0) -> SyncSpec:
         """The choices of the LocalSGD that the run builds."""
@@ -248,10 +254,10 @@ def _check_clients(config: RunConfig, islands: int) -> None:
     require(fits, "batched", True, "False with sync.exchange, as islands' steps differ", "leave it out")
     if isinstance(sync.exchange, Buffered):
         sync.exchange.check_processes(config.transport == "simulated" or islands == 1)
-    for name in ("sampling", "local_steps", "objective", "secure"):
+    for name in ("sampling", "local_steps", "objective", "secure", "attack"):
         if getattr(clients, name) is None:
             continue
-        fits = not config.batched or name == "secure"
+        fits = not config.batched or name in ("secure", "attack")
         require(fits, "batched", True, f"False with sync.{name}, as islands' steps differ", "leave it out")
         alone = config.island.size in (None, 1)
         require(alone, "island.size", config.island.size, f"1 with sync.{name}", "leave it out")

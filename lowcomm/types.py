@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # a command line that is refused must not wait for torch
+if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORED = -100

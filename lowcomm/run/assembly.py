@@ -24,6 +24,7 @@ from lowcomm.model import build_model
 from lowcomm.report.metrics import Metrics
 from lowcomm.report.progress import Progress
 from lowcomm.run.host_checks import check_host
+from lowcomm.run.poisoned import poisoned
 from lowcomm.run.privacy_spent import Ledger, ledger_of, secure, training_shards
 from lowcomm.run.run_dir import available_cores, check_directory, has_checkpoint, is_locked, lock
 from lowcomm.run.signals import StopFlag
@@ -178,7 +179,13 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
         config=config,
         world=world,
         data=data,
-        shards=training_shards(data, sync.state),
+        shards=poisoned(
+            training_shards(data, sync.state),
+            sync.state.spec.clients.attack,
+            data.vocab_size,
+            config.seed,
+            transport.local,
+        ),
         islands=islands,
         batched=batched,
         sync=sync,
