@@ -34,6 +34,7 @@ from lowcomm.aggregate import (
     Krum,
     Mean,
     Median,
+    MoNNA,
     NormBound,
     TrimmedMean,
 )
@@ -58,7 +59,7 @@ from lowcomm.run.run_dir import write_json
 from lowcomm.trainer import train
 from lowcomm.types import LowcommError
 
-ISLANDS, STEPS, EVERY, FAULTY = 8, 160, 10, 2
+ISLANDS, STEPS, EVERY, FAULTY = 8, 96, 8, 2
 PACKAGES = ("huggingface_hub", "networkx", "numpy", "peft", "rich", "sympy", "torch", "transformers")
 Split = Literal["iid", "by package"]
 RULES: dict[str, Aggregator] = {
@@ -73,16 +74,17 @@ RULES: dict[str, Aggregator] = {
     "NNM, centred clipping": NNM(faulty=FAULTY) | CentredClipping(),
     "bucketing, median": Bucketing() | Median(),
     "reputation": RFFL(),
+    "MoNNA": MoNNA(faulty=FAULTY),
 }
 ATTACKS: dict[str, Attack] = {
     "sign flip": SignFlip(),
-    "scaling": Scaling(),
-    "Gaussian": Gaussian(),
     "ALIE": ALIE(),
+    "scaling": Scaling(),
     "inner product": InnerProduct(),
     "label noise": LabelNoise(),
-    "free rider": FreeRider(),
+    "Gaussian": Gaussian(),
     "replay": Replay(),
+    "free rider": FreeRider(),
     "NaN": NotANumber(),
 }
 HONEST, LEFT_OUT = "honest mean", "left out"
@@ -128,8 +130,8 @@ class Cell:
                 source=Packages(names=PACKAGES, max_bytes_each=200_000),
                 sharding="iid" if self.split == "iid" else "by_folder",
                 seq_len=64,
-                batch_size=4,
-                validation_sequences=256,
+                batch_size=2,
+                validation_sequences=128,
             ),
             model=ModelConfig(preset="nano"),
             inner=InnerConfig(optimizer=AdamW(lr=3e-3)),
@@ -149,7 +151,8 @@ def cells(seeds: int) -> Iterator[Cell]:
         for attackers in (2, 1):
             for split in splits:
                 yield Cell(rule=HONEST, attack=LEFT_OUT, attackers=attackers, split=split, seed=seed)
-                for attack in ATTACKS:
+            for attack in ATTACKS:
+                for split in splits:
                     for rule in RULES:
                         yield Cell(rule=rule, attack=attack, attackers=attackers, split=split, seed=seed)
 
