@@ -1,6 +1,6 @@
 """Rules for strangers against attacks: validation bits per byte of eight islands, of which none, one or two attack.
 
-    python -m benchmarks.robust [--seeds 3] [--most-s SECONDS] [--table-only]
+    python -m benchmarks.robust [--seeds 3] [--most-s SECONDS] [--rules 'A;B'] [--attacks 'A;B'] [--table-only]
 
 Each rule is set for two faulty islands, however many there are. Islands have text of one source, dealt at random (iid)
 or one package each (by package); attackers are the last ones. The first row, "gate", is the mean behind
@@ -162,8 +162,9 @@ def run(cell: Cell, work_dir: Path) -> None:
     directory = work_dir / cell.name
     shutil.rmtree(directory, ignore_errors=True)
     try:
-        train(cell.config(directory))
-        failure = None
+        code, failure = train(cell.config(directory)), None
+        if code != 0:
+            raise SystemExit(code)  # a signal stopped it: the next call does it again
     except LowcommError as error:
         failure = str(error)
     row = row_of(directory, dataclasses.asdict(cell), ISLANDS, failure)
@@ -184,10 +185,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--most-s", type=float, default=float("inf"), help="start no run after so many seconds")
     parser.add_argument("--work-dir", type=Path, default=Path("runs/bench/robust"))
+    parser.add_argument("--rules", default="", help="run these only, separated by semicolons")
+    parser.add_argument(
+        "--attacks", default="", help="run these only, separated by semicolons, and what they are held against"
+    )
     parser.add_argument("--table-only", action="store_true", help="run nothing: write what is known")
     options = parser.parse_args()
     wanted, start = list(cells(options.seeds)), time.monotonic()
-    for cell in [] if options.table_only else wanted:
+    rules, attacks = (set(filter(None, text.split(";"))) for text in (options.rules, options.attacks))
+    chosen = [
+        cell
+        for cell in ([] if options.table_only else wanted)
+        if (not rules or cell.rule in {*rules, HONEST}) and (not attacks or cell.attack in {*attacks, None, LEFT_OUT})
+    ]
+    for cell in chosen:
         if time.monotonic() - start > options.most_s:
             break
         if not (options.work_dir / cell.name / "row.json").exists():
