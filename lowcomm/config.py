@@ -113,7 +113,8 @@ class EvalConfig:
     clients: bool = False
     """Evaluate every island's own held-out text at the end (data.sharding by_folder or a partition): clients.json."""
     baselines: bool = False
-    """With `clients`: also train on each island's data alone and on all data together, as many steps, to compare."""
+    """With `clients`: also train on each island's data alone and on all data together, as many steps, to compare. Sites
+    that keep their data are compared with training alone only."""
     membership: bool = False
     """With `clients`: also how well a client's training sequences are told from its held-out ones by their loss."""
 
@@ -225,8 +226,6 @@ def _check_own_data(config: RunConfig) -> None:
     ok = not config.eval.clients or own or config.data.sharding == "by_folder" or config.data.partition is not None
     legal = "False, unless data.sharding is by_folder or data.partition is set"
     require(ok, "eval.clients", True, legal, "pass --data.sharding by_folder")
-    ok = not own or not config.eval.baselines
-    require(ok, "eval.baselines", True, "False, as data.sharding own keeps text where it is", "leave it out")
     ok = not own or config.sync.privacy is None or config.sync.privacy.level == "client"
     require(ok, "data.sharding", "own", "another with ExampleGaussian, whose epsilon needs all sizes", "use iid")
     for more in ("baselines", "membership"):

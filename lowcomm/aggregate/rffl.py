@@ -36,7 +36,7 @@ class RFFL(GramRule):
     """The mean weighted by reputation."""
 
     keep: float = 0.95
-    """a: share of the old reputation in the new one."""
+    """a: fraction of the old reputation that is in the new one."""
     least: float = 1 / 3
     """t: reputation below which an island is removed, in shares of an equal one; 0 removes nobody."""
     radius: float | None = None

@@ -116,7 +116,7 @@ def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation |
     table = torch.stack(rows)
     if evaluation is not None:
         table = transport.gather(rows)[transport.present]
-    if not run.world.writes:
+    if not run.writes:
         return
     tokens, sent, received, blocked_s, sync_s, wall, _, waited_s, _, _ = table.mean(dim=0).tolist()
     misses, peak, link = int(table[:, 6].sum()), float(table[:, 8].max()), float(table[:, 9].min())
