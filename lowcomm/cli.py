@@ -76,13 +76,15 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
         from lowcomm.config import RunConfig
 
         parse_flags(RunConfig(), ["--help"], "lowcomm train FILE.py:FUNCTION")
+    from lowcomm.flags.early import refuse_early
+    from lowcomm.recipe import find, load
     from lowcomm.run.ranks import follow_supervisor
 
     follow_supervisor()
+    refuse_early(find(arguments[0])[0], arguments[1:])
     import torch
 
     from lowcomm.model import Full, Scratch
-    from lowcomm.recipe import load
     from lowcomm.run.assembly import World, build_models, preflight
 
     overrides = [*extra, *arguments[1:]]
@@ -128,9 +130,15 @@ def _plan(arguments: Sequence[str]) -> int:
 
 
 def _sweep(arguments: Sequence[str]) -> int:
+    from lowcomm.flags.early import refuse_early
+    from lowcomm.recipe import find
+    from lowcomm.sweep.options import read_options
+
+    options, rest = read_options(arguments)
+    refuse_early(find(options.recipe)[0], rest)
     from lowcomm.sweep.command import sweep
 
-    return sweep(arguments, parse_flags)
+    return sweep(options, rest, arguments, parse_flags)
 
 
 def _report(arguments: Sequence[str]) -> int:
@@ -166,9 +174,12 @@ def _recipes(arguments: Sequence[str]) -> int:
 
 
 def _check_recipe(arguments: Sequence[str]) -> int:
+    from lowcomm.flags.early import refuse_early
+    from lowcomm.recipe import find, load
+
+    refuse_early(find(arguments[0])[0], arguments[1:])
     from lowcomm.config import check
     from lowcomm.membership import DEFAULT_ISLANDS
-    from lowcomm.recipe import load
 
     config = parse_flags(load(arguments[0]), arguments[1:], f"lowcomm train {arguments[0]}")
     islands = DEFAULT_ISLANDS if config.islands is None else config.islands
