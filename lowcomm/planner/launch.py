@@ -38,8 +38,9 @@ def node_command(plan: Plan) -> str:
     m, islands = plan.machines, plan.job.islands
     size = f" --island-size {m.ranks}" if m.ranks > 1 else ""
     return (
-        f"launch/node.sh --nodes {islands * m.nodes} --node-rank K --ranks {m.ranks_per_node} --master ADDRESS_OF_NODE_0 "
-        f"--address OWN_ADDRESS --secret SECRET --islands {islands}{size} {' '.join(_recipe(plan))}"
+        f"launch/node.sh --nodes {islands * m.nodes} --node-rank K --ranks {m.ranks_per_node} "
+        f"--master ADDRESS_OF_NODE_0 --address OWN_ADDRESS --secret SECRET --islands {islands}{size} "
+        f"{' '.join(_recipe(plan))}"
     )
 
 
