@@ -1,6 +1,6 @@
 """Rules for strangers against attacks: validation bits per byte of eight islands, of which none, one or two attack.
 
-    python -m benchmarks.robust [--seeds 3] [--most-s SECONDS] [--table-only]
+    python -m benchmarks.robust [--seeds 3] [--most-s SECONDS] [--rules 'A;B'] [--attacks 'A;B'] [--table-only]
 
 Each rule is set for two faulty islands, however many there are. Islands have text of one source, dealt at random (iid)
 or one package each (by package); attackers are the last ones. The first row, "gate", is the mean behind
@@ -34,6 +34,7 @@ from lowcomm.aggregate import (
     Krum,
     Mean,
     Median,
+    MoNNA,
     NormBound,
     TrimmedMean,
 )
@@ -58,7 +59,7 @@ from lowcomm.run.run_dir import write_json
 from lowcomm.trainer import train
 from lowcomm.types import LowcommError
 
-ISLANDS, STEPS, EVERY, FAULTY = 8, 160, 10, 2
+ISLANDS, STEPS, EVERY, FAULTY = 8, 96, 8, 2
 PACKAGES = ("huggingface_hub", "networkx", "numpy", "peft", "rich", "sympy", "torch", "transformers")
 Split = Literal["iid", "by package"]
 RULES: dict[str, Aggregator] = {
@@ -73,16 +74,17 @@ RULES: dict[str, Aggregator] = {
     "NNM, centred clipping": NNM(faulty=FAULTY) | CentredClipping(),
     "bucketing, median": Bucketing() | Median(),
     "reputation": RFFL(),
+    "MoNNA": MoNNA(faulty=FAULTY),
 }
 ATTACKS: dict[str, Attack] = {
     "sign flip": SignFlip(),
-    "scaling": Scaling(),
-    "Gaussian": Gaussian(),
     "ALIE": ALIE(),
+    "scaling": Scaling(),
     "inner product": InnerProduct(),
     "label noise": LabelNoise(),
-    "free rider": FreeRider(),
+    "Gaussian": Gaussian(),
     "replay": Replay(),
+    "free rider": FreeRider(),
     "NaN": NotANumber(),
 }
 HONEST, LEFT_OUT = "honest mean", "left out"
@@ -128,8 +130,8 @@ class Cell:
                 source=Packages(names=PACKAGES, max_bytes_each=200_000),
                 sharding="iid" if self.split == "iid" else "by_folder",
                 seq_len=64,
-                batch_size=4,
-                validation_sequences=256,
+                batch_size=2,
+                validation_sequences=128,
             ),
             model=ModelConfig(preset="nano"),
             inner=InnerConfig(optimizer=AdamW(lr=3e-3)),
@@ -149,7 +151,8 @@ def cells(seeds: int) -> Iterator[Cell]:
         for attackers in (2, 1):
             for split in splits:
                 yield Cell(rule=HONEST, attack=LEFT_OUT, attackers=attackers, split=split, seed=seed)
-                for attack in ATTACKS:
+            for attack in ATTACKS:
+                for split in splits:
                     for rule in RULES:
                         yield Cell(rule=rule, attack=attack, attackers=attackers, split=split, seed=seed)
 
@@ -159,8 +162,9 @@ def run(cell: Cell, work_dir: Path) -> None:
     directory = work_dir / cell.name
     shutil.rmtree(directory, ignore_errors=True)
     try:
-        train(cell.config(directory))
-        failure = None
+        code, failure = train(cell.config(directory)), None
+        if code != 0:
+            raise SystemExit(code)  # a signal stopped it: the next call does it again
     except LowcommError as error:
         failure = str(error)
     row = row_of(directory, dataclasses.asdict(cell), ISLANDS, failure)
@@ -181,10 +185,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--most-s", type=float, default=float("inf"), help="start no run after so many seconds")
     parser.add_argument("--work-dir", type=Path, default=Path("runs/bench/robust"))
+    parser.add_argument("--rules", default="", help="run these only, separated by semicolons")
+    parser.add_argument(
+        "--attacks", default="", help="run these only, separated by semicolons, and what they are held against"
+    )
     parser.add_argument("--table-only", action="store_true", help="run nothing: write what is known")
     options = parser.parse_args()
     wanted, start = list(cells(options.seeds)), time.monotonic()
-    for cell in [] if options.table_only else wanted:
+    rules, attacks = (set(filter(None, text.split(";"))) for text in (options.rules, options.attacks))
+    chosen = [
+        cell
+        for cell in ([] if options.table_only else wanted)
+        if (not rules or cell.rule in {*rules, HONEST}) and (not attacks or cell.attack in {*attacks, None, LEFT_OUT})
+    ]
+    for cell in chosen:
         if time.monotonic() - start > options.most_s:
             break
         if not (options.work_dir / cell.name / "row.json").exists():

@@ -35,6 +35,7 @@ EXTRA = {
     "robust.py:trimmed": (),
     "robust.py:clipped": (),
     "robust.py:reputation": (),
+    "robust.py:smoothed": (),
     "robust.py:adapters": ("--sync.aggregator.faulty", "0", "--sync.aggregator.best", "2"),
     "attacks.py": ("--sync.allow-attack", "--sync.attack.islands", "0", *FAULTY_1),
     "attacks.py:smoke": ("--sync.allow-attack", "--sync.attack.islands", "0"),

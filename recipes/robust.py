@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lowcomm.aggregate import NNM, RFFL, Aggregator, CentredClipping, Krum, TrimmedMean
+from lowcomm.aggregate import NNM, RFFL, Aggregator, CentredClipping, Krum, MoNNA, TrimmedMean
 from lowcomm.config import CheckpointConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig
 from lowcomm.island import AdamW, InnerConfig
@@ -31,6 +31,11 @@ def clipped() -> RunConfig:
 def reputation() -> RunConfig:
     """Six islands weigh by how well they have agreed with the updates so far; whoever falls behind is removed."""
     return _run("reputation", 6, RFFL())
+
+
+def smoothed() -> RunConfig:
+    """Six islands, one of which may hide within a round's spread: momenta over rounds, and those nearest the middle."""
+    return _run("smoothed", 6, MoNNA(faulty=1, beta=0.6))
 
 
 def adapters() -> RunConfig:

@@ -13,6 +13,7 @@ from lowcomm.aggregate import (
     Mean,
     Median,
     Mixing,
+    MoNNA,
     NormBound,
     TrimmedMean,
 )
@@ -144,6 +145,7 @@ AGGREGATORS: tuple[Aggregator, ...] = (
     NNM() | CentredClipping(),
     Bucketing() | TrimmedMean(faulty=0),
     RFFL(),
+    MoNNA(),
 )
 MIXINGS: tuple[Mixing, ...] = (NNM(), Bucketing(), NNM() | Bucketing())
 ATTACKS: tuple[Attack, ...] = (

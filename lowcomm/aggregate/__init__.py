@@ -10,6 +10,7 @@ from lowcomm.aggregate.krum import Krum
 from lowcomm.aggregate.mean import Mean
 from lowcomm.aggregate.median import Median
 from lowcomm.aggregate.mixing import Mixed, Mixing
+from lowcomm.aggregate.monna import MoNNA
 from lowcomm.aggregate.nearest_neighbours import NNM
 from lowcomm.aggregate.norm_bound import NormBound
 from lowcomm.aggregate.rffl import RFFL
@@ -34,6 +35,7 @@ __all__ = [
     "Median",
     "Mixed",
     "Mixing",
+    "MoNNA",
     "NormBound",
     "RobustRule",
     "TrimmedMean",

@@ -23,6 +23,7 @@ from lowcomm.aggregate import (
     Krum,
     Mean,
     Median,
+    MoNNA,
     NormBound,
     TrimmedMean,
 )
@@ -54,6 +55,7 @@ FOR_ONE = (
     NNM(faulty=1) | Krum(faulty=1),
     Bucketing(size=2) | TrimmedMean(faulty=1),
     NNM(faulty=1) | Bucketing(size=2) | Median(),
+    MoNNA(faulty=1),
 )
 """Rules that bear one faulty island of six."""
 
@@ -187,6 +189,7 @@ def test_one_island_of_any_size_moves_the_result_no_farther_than_sound_ones_reac
         Bucketing(size=2) | Krum(faulty=0, best=3),
         GeometricMedian(iterations=0),
         NormBound(),
+        MoNNA(faulty=0, beta=0.0),
     ],
     ids=name,
 )
@@ -196,7 +199,7 @@ def test_switched_off_it_is_the_mean(rule: Aggregator) -> None:
         rows = rows / rows.norm(dim=1, keepdim=True)
     state = delta_of(rows[3]) if isinstance(rule, CentredClipping) else None
     torch.testing.assert_close(flat(combined(rule, rows, state=state).delta), rows.mean(dim=0), rtol=1e-5, atol=1e-6)
-    if isinstance(rule, TrimmedMean | CentredClipping):
+    if isinstance(rule, TrimmedMean | CentredClipping | MoNNA):
         exact = flat(Mean()(contributions(rows)))
         assert torch.equal(flat(combined(rule, rows, state=state).delta), exact)
 
@@ -266,14 +269,15 @@ def islands_of(count: int, rule: Aggregator) -> LocalSGD:
     return LocalSGD(models, inners, every=toy.EVERY, outer=SGD(lr=1.0), aggregator=rule, transport=Simulated(count))
 
 
-@pytest.mark.parametrize("rule", [CentredClipping(), NNM() | CentredClipping()], ids=name)
+@pytest.mark.parametrize("rule", [CentredClipping(), NNM() | CentredClipping(), MoNNA()], ids=name)
 def test_what_it_remembers_is_in_the_checkpoint(rule: Aggregator) -> None:
     whole, saved, fresh = (islands_of(5, rule) for _ in range(3))
     for step in range(toy.STEPS):
         toy.train_step(whole, step)
     for step in range(2 * toy.EVERY + 2):
         toy.train_step(saved, step)
-    assert set(saved.state.rule_states[0]) == set(saved.weights())
+    kept = {key.rpartition("/")[2] for key in saved.state.rule_states[0]}  # of MoNNA one for each island
+    assert kept == set(saved.weights())
     load_global(fresh.state, global_part(saved.state))
     for i in range(5):
         load_island(fresh.state, i, island_part(saved.state, i))
@@ -291,6 +295,31 @@ def test_it_clips_around_the_last_update() -> None:
     again = combined(rule, rows, state=once.state)
     wanted = clipped(rows, flat(once.delta), 1.0, 1)
     torch.testing.assert_close(flat(again.delta), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_momenta_show_what_hides_within_the_spread_of_a_round() -> None:
+    """Island 5 is always off by a fifth of the spread in one direction: over rounds that is far, in one it is not."""
+    rule, state, told, once = MoNNA(faulty=1, beta=0.9), Delta(), list[str](), list[str]()
+    generator = torch.Generator().manual_seed(0)
+    momenta: dict[int, Tensor] = {}
+    found = torch.empty(0)
+    for number in range(20):
+        rows = torch.randn(6, len(rows_of(1, 0)[0]), generator=generator).double()
+        rows[5] += 0.2
+        made = combined(rule, rows, state=state)
+        found = flat(made.delta)
+        once += combined(MoNNA(faulty=1, beta=0.0), rows).notes
+        for k, row in enumerate(rows.float().double()):
+            momenta[k] = row if number == 0 else 0.9 * momenta[k] + 0.1 * row
+        told.append(made.notes[0])
+        state = made.state
+    assert all(n.endswith("left out 5") for n in told[-5:])
+    assert not all(n.endswith("left out 5") for n in once)
+    for k, wanted in momenta.items():
+        own = flat({n: state[f"{k}/{n}"] for n in SHAPES})
+        torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-5)
+    near = torch.stack([momenta[k] for k in range(5)]).mean(dim=0)
+    torch.testing.assert_close(found, near, rtol=1e-4, atol=1e-5)
 
 
 class Poison(Fp32):

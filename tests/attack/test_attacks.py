@@ -234,3 +234,29 @@ def test_nobody_attacks_unasked(capsys: pytest.CaptureFixture[str]) -> None:
         LocalSGD(
             models, [toy.adamw(m) for m in models], every=4, transport=Simulated(3), clients=Clients(attack=SignFlip())
         )
+
+
+def test_others_hear_the_norm_of_what_is_sent_unless_it_is_hidden() -> None:
+    norms: dict[str, list[float]] = {}
+    for attack in (None, Scaling(factor=10.0), NotANumber()):
+        sync = islands_of(attack, Median())
+        sync.listeners.append(lambda report, key=str(attack): norms.update({key: list(report.delta_norms)}))
+        for step in range(toy.EVERY):
+            toy.train_step(sync, step)
+    plain, scaled, hidden = norms.values()
+    assert scaled[0] == pytest.approx(10 * plain[0], rel=1e-5)
+    assert scaled[1:] == plain[1:]
+    assert hidden == plain
+
+
+def test_a_replayed_delta_is_always_the_first() -> None:
+    sync = islands_of(Replay(islands=(1,)), Median())
+    (hook,) = sync.state.hooks
+    assert isinstance(hook, Corruption)
+    for step in range(toy.EVERY):
+        toy.train_step(sync, step)
+    first = hook.first[1][0].clone()
+    for step in range(toy.EVERY, 3 * toy.EVERY):
+        toy.train_step(sync, step)
+    assert torch.equal(hook.first[1][0], first)
+    assert not hook.first[0]
