@@ -9,9 +9,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lowcomm.config import RunConfig
 from lowcomm.types import ConfigError
+
+if TYPE_CHECKING:
+    from lowcomm.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +36,9 @@ def packaged_directory() -> Path:
 
 def load(reference: str) -> RunConfig:
     """The configuration of `FILE.py:FUNCTION`; a file that isn't there is looked for among the packaged recipes."""
-    path_text, separator, function_name = reference.rpartition(":")
-    if not separator:
-        path_text, function_name = reference, "smoke"
-    path = _find(path_text)
-    if path.suffix != ".py":
-        raise ConfigError(f"recipe file {path_text!r} is not a Python file. Fix: give FILE.py:FUNCTION")
+    path, function_name = find(reference)
+    from lowcomm.config import RunConfig
+
     module_name = f"lowcomm_recipe_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None
@@ -63,6 +63,17 @@ def load(reference: str) -> RunConfig:
     if not isinstance(config, RunConfig):
         raise ConfigError(f"recipe {reference} returned {type(config).__name__}. Fix: return a RunConfig")
     return config
+
+
+def find(reference: str) -> tuple[Path, str]:
+    """The file and the function that a reference names; runs nothing. Raises ConfigError where there is no file."""
+    path_text, separator, function_name = reference.rpartition(":")
+    if not separator:
+        path_text, function_name = reference, "smoke"
+    path = _find(path_text)
+    if path.suffix != ".py":
+        raise ConfigError(f"recipe file {path_text!r} is not a Python file. Fix: give FILE.py:FUNCTION")
+    return path, function_name
 
 
 def packaged() -> list[RecipeInfo]:
