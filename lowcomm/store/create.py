@@ -1,7 +1,7 @@
 """Creation of a key where only a read counts: whatever a request answers, the bytes that are read are history.
 
-A lost answer that was asked again comes back as "exists", so does a conflict of which nothing landed, and a request that
-timed out may land minutes later. So: put, read, and put again while nothing is there.
+A lost answer that was asked again comes back as "exists", so does a conflict of which nothing landed, and a request
+that timed out may land minutes later. So: put, read, and put again while nothing is there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The interface to a store: create a key once, read, list, delete; its errors, and what it counts.
 
 Keys are relative to the run: segments of `[A-Za-z0-9_.-]`, joined by "/", none of which begins with a dot. Prefixes of
-listings are "" or end with "/". One call is one request (a listing: one for each page): nothing is asked again behind the
-caller's back, so that what is counted is what the service is asked. Calls may come from several threads.
+listings are "" or end with "/". One call is one request (a listing: one for each page): nothing is asked again behind
+the caller's back, so that what is counted is what the service is asked. Calls may come from several threads.
 """
 
 from __future__ import annotations
