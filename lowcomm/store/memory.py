@@ -9,7 +9,7 @@ from lowcomm.store.objects import Answer, Listed, Objects, check_key, check_pref
 
 
 class Heap:
-    """Objects by key, exact and at once. A subclass may lose answers, delay what is put, and show less than there is."""
+    """Objects by key, exact and at once. A subclass may lose answers, delay puts, and show less than there is."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}

@@ -12,6 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from lowcomm.store.counts import Counts
 from lowcomm.types import LowcommError
@@ -20,6 +21,7 @@ PART_BYTES = 1 << 26
 """Larger bodies go up as parts: a conditional create is one request, whole and in memory."""
 KEY = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,128}(/(?!\.)[A-Za-z0-9_.-]{1,128}){0,7}")
 MOST_KEY = 512
+Result = TypeVar("Result")
 
 
 class Answer(enum.Enum):
@@ -104,6 +106,16 @@ class Objects(ABC):
     @abstractmethod
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; a key that is not there is no error. Raises StoreError, and some may be gone then."""
+
+    def _fine(self, result: Result) -> Result:
+        """The result of a request that went well."""
+        self.trouble = None
+        return result
+
+    def _failed(self, error: StoreError) -> StoreError:
+        """The error of a request, which is remembered."""
+        self.trouble = error
+        return error
 
 
 def check_key(key: str) -> str:
