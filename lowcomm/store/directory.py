@@ -26,6 +26,7 @@ from lowcomm.store.objects import (
     StoreRefusedError,
     check_key,
     check_prefix,
+    check_range,
 )
 
 LEFT_OVER_S = 86_400
@@ -83,6 +84,7 @@ class DirectoryObjects(Objects):
         return self._read(key, 0, None)
 
     def get_range(self, key: str, start: int, size: int) -> bytes | None:
+        check_range(start, size)
         return self._read(key, start, size)
 
     def list(self, prefix: str, after: str | None = None) -> list[Listed]:

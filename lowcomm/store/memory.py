@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from lowcomm.store.objects import Answer, Listed, Objects, check_key, check_prefix
+from lowcomm.store.objects import Answer, Listed, Objects, check_key, check_prefix, check_range
 
 
 class Heap:
@@ -56,7 +56,7 @@ class MemoryObjects(Objects):
 
     def put_new(self, key: str, data: bytes) -> Answer:
         self.counts.add(puts=1, up_bytes=len(data))
-        return self.heap.put_new(check_key(key), bytes(data))
+        return self.heap.put_new(check_key(key), data)
 
     def get(self, key: str) -> bytes | None:
         self.counts.add(gets=1)
@@ -65,6 +65,7 @@ class MemoryObjects(Objects):
         return data
 
     def get_range(self, key: str, start: int, size: int) -> bytes | None:
+        check_range(start, size)
         self.counts.add(gets=1)
         data = self.heap.get(check_key(key))
         part = None if data is None else data[start : start + size]

@@ -44,6 +44,7 @@ class Cause(enum.Enum):
     CREDENTIALS = "credentials missing or expired"
     NO_BUCKET = "no such bucket"
     CLOCK = "clock off"
+    REGION = "wrong region"
     UNFIT = "unfit store"
 
 
@@ -97,7 +98,7 @@ class Objects(ABC):
 
     @abstractmethod
     def get_range(self, key: str, start: int, size: int) -> bytes | None:
-        """Bytes from `start` on, at most `size` of them, fewer (or none) where the object ends; None as for `get`."""
+        """At most `size` (1 or more) bytes from `start` on, fewer or none where the object ends; None as for `get`."""
 
     @abstractmethod
     def list(self, prefix: str, after: str | None = None) -> list[Listed]:
@@ -131,3 +132,9 @@ def check_prefix(prefix: str, after: str | None) -> None:
         raise ValueError(f"no prefix of a store: {prefix[:200]!r}")
     if after is not None and not after.startswith(prefix):
         raise ValueError(f"after = {after[:200]!r} is not under {prefix!r}")
+
+
+def check_range(start: int, size: int) -> None:
+    """Raise ValueError for a range that no store is asked for."""
+    if start < 0 or size < 1:
+        raise ValueError(f"no range of an object: {size} bytes from {start}")
