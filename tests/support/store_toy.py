@@ -111,9 +111,7 @@ class ToyIsland:
                     flat = self.island.state.fragments[f].weights
                     local_weights.rebase(self.rules.layouts[f], flat, flat, departed, self.local[f])
             for f, change in touched.items():
-                local_weights.rebase(
-                    self.rules.layouts[f], change.old, change.new, one.departed.get(f), self.local[f]
-                )
+                local_weights.rebase(self.rules.layouts[f], change.old, change.new, one.departed.get(f), self.local[f])
 
     def delta(self, fragment: int) -> Tensor:
         island, layout = self.island, self.rules.layouts[fragment]
