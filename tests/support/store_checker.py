@@ -1,12 +1,12 @@
 """Random histories of the product's own protocol over a faulty store, and the invariants that must hold in each.
 
-Processes are threads of which one runs at a time: each stops before every request, and a seeded scheduler picks who goes
-on. Requests lose answers, land late (even after their sender died), listings and reads lag; processes are killed,
+Processes are threads of which one runs at a time: each stops before every request, and a seeded scheduler picks who
+goes on. Requests lose answers, land late (even after their sender died), listings and reads lag; processes are killed,
 frozen, started twice; live members are suspected; a committed payload is lost; somebody writes nonsense where a commit
 belongs. After the chaos the calm phase must end the run. Checked all along (numbers of the protocol's invariants):
 
 1, 5  one history      whoever applies version v applies the same bytes and gets the same digest; they stay in the store
-2     once             a contribution is used once, while its author is a member, and the weights are the sum of those used
+2     once             a contribution is used once, while its author is a member; the weights are the sum of those used
 3     blocks           each counts once, at the end exactly once; nobody holds work that the global weights have already
 4     the equation     local = global - sum(departed of pending) - unsent, after every event
 6     liveness         with one island alive the run ends
@@ -47,7 +47,7 @@ SWITCHES = 0.35
 """Share of requests before which another process may go on."""
 
 
-class Violation(Exception):
+class ViolationError(Exception):
     """An invariant does not hold; `name` says which."""
 
     def __init__(self, name: str, text: str) -> None:
@@ -124,7 +124,7 @@ class Process(threading.Thread):
             except StoreError:
                 continue  # the store is down: back off
             except (BrokenRunError, DivergenceError) as error:
-                raise Violation("liveness", f"an island gives up: {error}") from error
+                raise ViolationError("liveness", f"an island gives up: {error}") from error
             world.check_local(toy)
 
     def turn(self, toy: ToyIsland, rng: random.Random) -> None:
@@ -211,15 +211,15 @@ class World:
         assert state is not None
         found = (text.sha256(raw), state.digest)
         if self.history.setdefault(state.version, found) != found:
-            raise Violation("one history", f"version {state.version} is made twice, from other bytes or to others")
+            raise ViolationError("one history", f"version {state.version} is made twice, from other bytes or to others")
         for one in applied.used:
             if one.inc not in before.members:
-                raise Violation("once", f"{one.inc}-{one.seq} was used in {before.version} and is of no member")
+                raise ViolationError("once", f"{one.inc}-{one.seq} was used in {before.version} and is of no member")
             if self.used.setdefault((one.inc, one.seq), before.version) != before.version:
-                raise Violation("once", f"{one.inc}-{one.seq} was used in {before.version} and before")
+                raise ViolationError("once", f"{one.inc}-{one.seq} was used in {before.version} and before")
             for block in one.blocks:
                 if self.counted.setdefault(block, before.version) != before.version:
-                    raise Violation("blocks", f"block {block} counts again in {before.version}")
+                    raise ViolationError("blocks", f"block {block} counts again in {before.version}")
         self.check_weights(state)
 
     def check_weights(self, state: ChainState) -> None:
@@ -232,7 +232,7 @@ class World:
                 if version < state.version and self.made[key][0] == f:
                     total -= self.made[key][1]
             if not torch.allclose(fragment.weights, total, atol=1e-3):
-                raise Violation("once", f"the weights of version {state.version} are not the sum of what was used")
+                raise ViolationError("once", f"the weights of version {state.version} are not the sum of what was used")
 
     def contributed(self, toy: ToyIsland) -> None:
         """After a contribution was made."""
@@ -249,21 +249,23 @@ class World:
         for f in range(len(toy.local)):
             departed = sum((d for (inc, _), (g, d) in self.made.items() if inc == work.inc and g == f), torch.zeros(1))
             if not torch.allclose(toy.delta(f) + departed, toy.trained[f], atol=1e-3):
-                raise Violation("the equation", f"{work.inc} at {state.version}: {toy.delta(f)} is unsent")
+                raise ViolationError("the equation", f"{work.inc} at {state.version}: {toy.delta(f)} is unsent")
         if self.rules.blocks is not None:
             held = {*toy.unsent, *work.blocks()}
             late = {b for b in held if self.counted.get(b, state.version) < state.version}
             if late:
-                raise Violation("blocks", f"{work.inc} holds {sorted(late)}, which the global weights have already")
+                raise ViolationError(
+                    "blocks", f"{work.inc} holds {sorted(late)}, which the global weights have already"
+                )
 
     def check_end(self, state: ChainState) -> None:
         """After everybody has left."""
         if self.rules.blocks is not None and set(self.counted) != set(range(self.rules.blocks)):
-            raise Violation("blocks", f"counted at the end: {sorted(self.counted)}")
+            raise ViolationError("blocks", f"counted at the end: {sorted(self.counted)}")
         for version in range(state.version):
             raw = self.heap.objects.get(keys.commit(version))
             if raw is None or text.sha256(raw) != self.history[version + 1][0]:
-                raise Violation("one history", f"commit {version} was replaced after it was applied")
+                raise ViolationError("one history", f"commit {version} was replaced after it was applied")
         self.check_replay(state)
 
     def check_replay(self, end: ChainState) -> None:
@@ -282,11 +284,11 @@ class World:
                 if held is None:
                     lost = set(valid.keys_of(state, raw, self.rules)) & self.lost
                     if not lost:
-                        raise Violation("replay", f"from {key} the payloads of commit {state.version} are gone")
+                        raise ViolationError("replay", f"from {key} the payloads of commit {state.version} are gone")
                     break
                 state = fold.fold(state, raw, held, self.rules).state
                 if state.digest != self.history[state.version][1]:
-                    raise Violation("replay", f"from {key} version {state.version} is another one")
+                    raise ViolationError("replay", f"from {key} version {state.version} is another one")
 
     # --------------------------------------------------------------------------------------------------- scheduler
 
@@ -385,10 +387,10 @@ class World:
             if process.ended:
                 state = process.toy.island.state
         versions = [p.toy.island.follower.state and p.toy.island.version for p in self.processes if p.started]
-        raise Violation("liveness", f"no end: {len(self.processes)} islands alive, versions {versions}")
+        raise ViolationError("liveness", f"no end: {len(self.processes)} islands alive, versions {versions}")
 
     def run(self) -> dict[str, int]:
-        """The whole history. Raises Violation."""
+        """The whole history. Raises ViolationError."""
         with ExitStack() as stack:
             stack.enter_context(self.observed())
             try:

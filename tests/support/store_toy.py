@@ -46,14 +46,14 @@ def toy_rules(
 
 def toy_run(objects: Objects, rules: ChainRules, back_off: Callable[[int], None] = lambda k: None) -> RunFile:
     """Start it: all weights are 0."""
-    state = first_state([{n: torch.zeros(s) for n, s in zip(lay.names, lay.shapes)} for lay in rules.layouts], rules)
+    state = first_state([lay.views(torch.zeros(lay.numel)) for lay in rules.layouts], rules)
 
     def make(writer: SnapshotWriter) -> RunFile:
         kind = {"kind": "own"} if rules.blocks is None else {"kind": "shared", "blocks": rules.blocks}
         return RunFile(
             run_id=RUN_ID, configuration={},
             fragments=tuple(
-                tuple((n, s, "float32") for n, s in zip(lay.names, lay.shapes)) for lay in rules.layouts
+                tuple((n, s, "float32") for n, s in zip(lay.names, lay.shapes, strict=True)) for lay in rules.layouts
             ),
             codec=rules.codec_name, snapshot=writer.announced, data=kind, stale=rules.stale, keep=rules.keep,
             lease_blocks=rules.lease_blocks, target_tokens=rules.target_tokens,
