@@ -26,10 +26,9 @@ import torch
 from torch import Tensor
 
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int8, LocalResidual
-from lowcomm.store import fold, judge, keys, policy, snapshot, text, valid
+from lowcomm.store import fold, keys, policy, snapshot, text, valid
 from lowcomm.store.chain_state import ChainState
 from lowcomm.store.commit import Commit
-from lowcomm.store.contribution import Contribution
 from lowcomm.store.faulty import FaultyHeap
 from lowcomm.store.follower import BrokenRunError, Follower
 from lowcomm.store.healer import Healer
@@ -39,7 +38,7 @@ from lowcomm.store.payloads import Payloads
 from lowcomm.store.rules import ChainRules, Policy
 from lowcomm.store.surroundings import Phase
 from lowcomm.types import DivergenceError, PayloadError
-from tests.support.store_toy import ToyIsland, toy_rules, toy_run
+from tests.support.store_toy import ToyIsland, toy_rules, toy_run, whole_counts
 
 BLOCKS, CALM_STEPS = 16, 60_000
 PATIENCE = 150.0
@@ -423,20 +422,11 @@ class World:
         def hasty(*arguments: Any) -> bool:
             return due(*arguments) or (self.heap.chaos and self.rng.random() < 0.1)
 
-        def equal(state: ChainState, used: Sequence[Contribution], rules: ChainRules, policy: Policy) -> list[float]:
-            per = [sum(o.header.fragment == c.header.fragment for o in used) for c in used]
-            return [1 / max(per) for _ in used]
-
-        def whole(used: Sequence[Contribution], policy: Policy) -> float:
-            fragments = [c.header.fragment for c in used]
-            return float(max((fragments.count(f) for f in fragments), default=1))
-
         with (
             patch.object(Follower, "apply", watched),
             patch.object(policy, "removals", suspicious),
             patch.object(policy, "_due", hasty),
-            patch.object(judge, "weights_of", equal),
-            patch.object(judge, "scale_of", whole),
+            whole_counts(),
         ):
             yield
 
