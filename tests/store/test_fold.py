@@ -23,7 +23,7 @@ from lowcomm.store.memory import MemoryObjects
 from lowcomm.store.own_work import OwnWork, Work
 from lowcomm.store.rules import ChainRules, Policy
 from lowcomm.types import Contribution as Decoded
-from lowcomm.types import PayloadError
+from lowcomm.types import Delta, PayloadError
 
 A, B, C = "a" * 32, "b" * 32, "c" * 32
 LAYOUTS = (Layout(names=("w", "b"), shapes=((4, 3), (3,))), Layout(names=("head",), shapes=((5,),)))
@@ -65,6 +65,10 @@ def using(state: ChainState, ones: list[Contribution], weights: list[float] | No
     return commit(state, used=used, **fields)
 
 
+def delta_of(state: ChainState, one: Contribution, law: ChainRules) -> Delta:
+    return folding.decode(one, LAYOUTS[0], folding.round_of(state, one, law), law)
+
+
 def held(*ones: Contribution) -> dict[str, Any]:
     return {c.header.key: c for c in ones}
 
@@ -80,9 +84,9 @@ def test_it_is_the_mean_and_the_outer_step(codec: Codec) -> None:
     for k in range(3):
         ones = [contribute(state, work[inc], seed=2 * k + i) for i, inc in enumerate((A, B))]
         decoded = [
-            Decoded(island=i, delta=folding.decode(c, LAYOUTS[0], folding.round_of(state, c, law), law), weight=w, round=0)
+            Decoded(island=i, delta=delta_of(state, c, law), weight=w, round=0)
             for i, (c, w) in enumerate(zip(ones, (0.25, 0.75), strict=True))
-        ]  # fmt: skip
+        ]
         mean = Mean()(decoded)
         for p, grad in zip(params, mean.values(), strict=True):
             p.grad = grad
@@ -102,7 +106,7 @@ def test_a_rule_that_must_see_each() -> None:
     state = begun(law, (A, B, C))
     ones = [contribute(state, OwnWork(law, inc), seed=i) for i, inc in enumerate((A, B, C))]
     after = fold(state, using(state, ones).write(), held(*ones), law).state
-    deltas = [folding.decode(c, LAYOUTS[0], folding.round_of(state, c, law), law) for c in ones]
+    deltas = [delta_of(state, c, law) for c in ones]
     chosen = law.aggregator([Decoded(island=i, delta=d, weight=1 / 3, round=0) for i, d in enumerate(deltas)])
     expected = folding.step(state.fragments[0], LAYOUTS[0].flatten(list(chosen.values())), LAYOUTS[0], law)
     assert torch.equal(after.fragments[0].weights, expected.weights)

@@ -1,4 +1,4 @@
-"""Random histories of the protocol over a faulty store; each rule left out is noticed. Long: `benchmarks.store_model`."""
+"""Histories of the protocol over a faulty store; each rule left out is noticed (`benchmarks.store_model`)."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int8, LocalResidual
 from lowcomm.store import fold, keys, policy, snapshot, text, valid
 from lowcomm.store.chain_state import ChainState
 from lowcomm.store.commit import Commit
-from lowcomm.store.faulty import FaultyHeap
+from lowcomm.store.faulty import Faults, FaultyHeap
 from lowcomm.store.follower import BrokenRunError, Follower
 from lowcomm.store.healer import Healer
 from lowcomm.store.memory import Heap, MemoryObjects
@@ -121,7 +121,7 @@ class Process(threading.Thread):
             try:
                 self.turn(toy, rng)
             except StoreError:
-                continue  # the store is down: back off
+                pass  # the store is down: back off
             except (BrokenRunError, DivergenceError) as error:
                 raise ViolationError("liveness", f"an island gives up: {error}") from error
             world.check_local(toy)
@@ -178,7 +178,7 @@ class World:
 
     def __init__(self, seed: int, *, exact: bool = True) -> None:
         self.rng = rng = random.Random(seed)
-        self.heap = FaultyHeap(rng, exact=exact)
+        self.heap = FaultyHeap(rng, Faults(failed=0.02), exact=exact)
         self.part_bytes = rng.choice([1 << 20, 1 << 20, 900])
         self.rules = _rules(rng)
         self.policy = Policy(
