@@ -5,13 +5,13 @@ sees that enough of them are there writes the next commit, which names those tha
 
     w <- outer(w, scale sum_k p_k Delta_k),   p_k = tokens_k d(tau_k) / sum_j tokens_j d(tau_j)
 
-tau_k: staleness, the versions between the one that the Delta was taken from and the one that it makes; d: `staleness`.
-mode "sync": a commit waits for every member, or for a quorum (`sync.quorum`) and a grace time that follows the spread
-of arrivals; scale 1. mode "buffered": a commit takes `size` contributions, and nobody waits for anybody;
+tau_k: staleness, the outer steps between the one that the Delta was taken from and the one that it makes; d: `staleness`.
+Mode "synchronous": a commit waits for every member, or for a quorum (`sync.quorum`) and a grace time that follows the spread
+of arrivals; scale 1. Mode "buffered": a commit takes `size` contributions, and nobody waits for anybody;
 scale = min(1, tokens used / tokens of a full round).
 Bytes per island and round: a payload up, every other member's payload down.
 Errors: ConfigError for a setting out of range.
-Reduces to: mode "sync" with members that never change is the same run between fixed islands, but for the order of sums.
+Reduces to: mode "synchronous" with members that never change is the same run between fixed islands, but for the order of sums.
 """
 
 from __future__ import annotations
@@ -31,16 +31,18 @@ FIELD = "sync.exchange"
 class Store(ExchangeChoice):
     """Islands contribute to a chain of commits in the store that `store` names."""
 
-    mode: Literal["sync", "buffered"] = "sync"
-    """Whether a commit waits for the members, or takes what is there."""
+    mode: Literal["synchronous", "buffered", "timed"] = "synchronous"
+    """Whether a commit waits for the members, takes `size` contributions, or what is there every `every_s` seconds."""
     size: int = 4
     """Of mode "buffered", Z: contributions per commit."""
+    every_s: float = 60.0
+    """Of mode "timed": seconds between commits."""
     staleness: Literal["polynomial", "constant"] = "polynomial"
     """What a contribution of staleness tau counts: 1/sqrt(1 + tau), or 1."""
     max_staleness: int = 8
     """S: versions that a contribution, or a request to join, may be behind; an island that is more heals."""
     pending: int | None = None
-    """Contributions of an island that wait for a commit, at most; None: 1 in mode "sync", 2 in mode "buffered"."""
+    """Contributions of an island that wait for a commit, at most; None: 1 in mode "synchronous", else 2."""
     block_steps: int | None = None
     """Inner steps whose text is leased as one block; a divisor of `sync.every`. None: `sync.every`."""
     patience_s: float = 30.0
@@ -55,7 +57,7 @@ class Store(ExchangeChoice):
     @property
     def most_pending(self) -> int:
         """Contributions that wait for a commit, at most."""
-        return self.pending or (1 if self.mode == "sync" else 2)
+        return self.pending or (1 if self.mode == "synchronous" else 2)
 
     def steps_per_block(self, every: int) -> int:
         """Inner steps of a block in rounds of `every`."""
@@ -66,7 +68,8 @@ class Store(ExchangeChoice):
         return 1.0 if self.staleness == "constant" else 1 / math.sqrt(1 + staleness)
 
     def check(self, islands: int) -> None:
-        require(self.mode in ("sync", "buffered"), f"{FIELD}.mode", self.mode, "sync or buffered", "take one")
+        modes = ("synchronous", "buffered", "timed")
+        require(self.mode in modes, f"{FIELD}.mode", self.mode, f"one of {modes}", "take one")
         require(1 <= self.size <= 4096, f"{FIELD}.size", self.size, "1 to 4096", "half of the islands is usual")
         known = ("polynomial", "constant")
         require(self.staleness in known, f"{FIELD}.staleness", self.staleness, f"one of {known}", "take one")
@@ -76,7 +79,7 @@ class Store(ExchangeChoice):
         require(pending is None or 1 <= pending <= 64, f"{FIELD}.pending", pending, "1 to 64, or None", "leave it out")
         steps = self.block_steps
         require(steps is None or steps >= 1, f"{FIELD}.block_steps", steps, "1 or more, or None", "leave it out")
-        for name in ("patience_s", "snapshot_s"):
+        for name in ("every_s", "patience_s", "snapshot_s"):
             value = getattr(self, name)
             require(0 < value < math.inf, f"{FIELD}.{name}", value, "a positive number of seconds", "leave it out")
         require(2 <= self.keep <= 64, f"{FIELD}.keep", self.keep, "2 to 64", "3 is usual")
