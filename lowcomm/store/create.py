@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lowcomm.store.objects import Objects
+from lowcomm.store.objects import Answer, Objects
 
 
 def create_once(objects: Objects, key: str, data: bytes) -> bytes | None:
@@ -27,3 +27,13 @@ def create(objects: Objects, key: str, data: bytes, back_off: Callable[[int], No
         back_off(tries)
         tries += 1
     return held
+
+
+def create_own_once(objects: Objects, key: str, data: bytes) -> bool:
+    """Create a key that only this incarnation writes, always with these bytes: True once it is there.
+
+    Large payloads are not read back: "created" is then enough, and after any other answer one byte. Raises StoreError.
+    """
+    if objects.put_new(key, data) is Answer.CREATED:
+        return True
+    return objects.get_range(key, 0, 1) is not None

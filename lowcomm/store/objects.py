@@ -12,6 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from lowcomm.store.counts import Counts
 from lowcomm.types import LowcommError
@@ -20,6 +21,7 @@ PART_BYTES = 1 << 26
 """Larger bodies go up as parts: a conditional create is one request, whole and in memory."""
 KEY = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,128}(/(?!\.)[A-Za-z0-9_.-]{1,128}){0,7}")
 MOST_KEY = 512
+Result = TypeVar("Result")
 
 
 class Answer(enum.Enum):
@@ -42,6 +44,7 @@ class Cause(enum.Enum):
     CREDENTIALS = "credentials missing or expired"
     NO_BUCKET = "no such bucket"
     CLOCK = "clock off"
+    REGION = "wrong region"
     UNFIT = "unfit store"
 
 
@@ -95,7 +98,7 @@ class Objects(ABC):
 
     @abstractmethod
     def get_range(self, key: str, start: int, size: int) -> bytes | None:
-        """Bytes from `start` on, at most `size` of them, fewer (or none) where the object ends; None as for `get`."""
+        """At most `size` (1 or more) bytes from `start` on, fewer or none where the object ends; None as for `get`."""
 
     @abstractmethod
     def list(self, prefix: str, after: str | None = None) -> list[Listed]:
@@ -104,6 +107,16 @@ class Objects(ABC):
     @abstractmethod
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; a key that is not there is no error. Raises StoreError, and some may be gone then."""
+
+    def _fine(self, result: Result) -> Result:
+        """The result of a request that went well."""
+        self.trouble = None
+        return result
+
+    def _failed(self, error: StoreError) -> StoreError:
+        """The error of a request, which is remembered."""
+        self.trouble = error
+        return error
 
 
 def check_key(key: str) -> str:
@@ -119,3 +132,9 @@ def check_prefix(prefix: str, after: str | None) -> None:
         raise ValueError(f"no prefix of a store: {prefix[:200]!r}")
     if after is not None and not after.startswith(prefix):
         raise ValueError(f"after = {after[:200]!r} is not under {prefix!r}")
+
+
+def check_range(start: int, size: int) -> None:
+    """Raise ValueError for a range that no store is asked for."""
+    if start < 0 or size < 1:
+        raise ValueError(f"no range of an object: {size} bytes from {start}")
