@@ -5,13 +5,14 @@ sees that enough of them are there writes the next commit, which names those tha
 
     w <- outer(w, scale sum_k p_k Delta_k),   p_k = tokens_k d(tau_k) / sum_j tokens_j d(tau_j)
 
-tau_k: staleness, the outer steps between the one that the Delta was taken from and the one that it makes; d: `staleness`.
-Mode "synchronous": a commit waits for every member, or for a quorum (`sync.quorum`) and a grace time that follows the spread
-of arrivals; scale 1. Mode "buffered": a commit takes `size` contributions, and nobody waits for anybody;
+tau_k: staleness, outer steps since the version that the Delta was taken from; d: `staleness`. Mode "synchronous": a
+commit waits for every member, or for a quorum (`sync.quorum`) and a grace time that follows the spread of arrivals;
+scale 1. Mode "buffered": a commit takes `size` contributions, and nobody waits for anybody;
 scale = min(1, tokens used / tokens of a full round).
 Bytes per island and round: a payload up, every other member's payload down.
 Errors: ConfigError for a setting out of range.
-Reduces to: mode "synchronous" with members that never change is the same run between fixed islands, but for the order of sums.
+Reduces to: mode "synchronous" with members that never change is the run of as many fixed islands, but for the order of
+sums.
 """
 
 from __future__ import annotations

@@ -74,8 +74,8 @@ class BlockReader:
             shard = self._data.shard(slot)
             if not isinstance(shard, WindowShard):
                 raise ConfigError(
-                    "data.source is not allowed with sync.exchange = Store: what is streamed has no blocks that members "
-                    "could lease. Fix: read it first (--data.source.no-streaming), or pass --data.sharding own"
+                    "data.source is not allowed with sync.exchange = Store: what is streamed has no blocks that "
+                    "members could lease. Fix: read it first (--data.source.no-streaming), or pass --data.sharding own"
                 )
             self._shards[slot] = shard
         return self._shards[slot]

@@ -108,7 +108,7 @@ def _first_tensor(theirs: tuple[Tensors, ...], mine: tuple[Tensors, ...]) -> str
     rows = [(t, m) for a, b in zip(theirs, mine, strict=False) for t, m in zip(a, b, strict=False) if t != m]
     if not rows:
         counts = [sum(map(len, side)) for side in (theirs, mine)]
-        return f"the model: the run has {counts[0]} tensors, this machine {counts[1]}. Fix: use the same recipe and model"
+        return f"the model: the run has {counts[0]} tensors, this machine {counts[1]}. Fix: use the same model"
     (name, shape, dtype), (other, here, kind) = rows[0]
     return (
         f"the model: the run has {name} {tuple(shape)} {dtype} where this machine has {other} {tuple(here)} {kind}. "

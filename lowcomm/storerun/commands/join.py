@@ -1,0 +1,56 @@
+"""`lowcomm join URL`: become a member of a run, at any time, with nothing but its address."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lowcomm.config import RunConfig
+from lowcomm.membership import World
+from lowcomm.storerun.build import build_member, preflight
+from lowcomm.storerun.joining import Opened, check_own, check_paths, described, open_run
+from lowcomm.storerun.living import live
+from lowcomm.storerun.names import check_name, default_name
+from lowcomm.types import ConfigError
+
+Parse = Callable[[RunConfig, Sequence[str], str], RunConfig]
+"""Reads flags into a configuration."""
+
+
+def join(arguments: Sequence[str], parse: Parse, after: Callable[[list[Path], int], int]) -> int:
+    """Train as a member until the run is done; returns the exit code. after: shows what is left behind."""
+    parser = argparse.ArgumentParser(
+        prog="lowcomm join",
+        description="Join a run that lives in a store. Flags of this machine may follow: --run-dir, --device, "
+        "--threads, --island.size, --checkpoint.*, --eval.*, and where files lie here.",
+    )
+    parser.add_argument("url", metavar="URL", help="a directory, s3://, gs:// or az://")
+    parser.add_argument("--name", default=None, help="label of this member (default: the host's name)")
+    parser.add_argument("--allow", action="append", default=[], type=Path, metavar="DIR", help="the run may read it")
+    parser.add_argument("--quiet", action="store_true", help="nothing on the screen but warnings")
+    options, flags = parser.parse_known_args(list(arguments))
+    name = check_name(options.name) if options.name is not None else default_name()
+    opened = open_run(options.url)
+    config = parse(opened.config, flags, f"lowcomm join {options.url}")
+    check_own(opened.config, config)
+    check_paths(opened.config, config, options.allow)
+    if config.run_dir is None:
+        config = dataclasses.replace(config, run_dir=Path("runs") / config.name / name)
+    if not options.quiet and os.environ.get("RANK", "0") == "0":
+        print("\n".join(described(opened, config)), flush=True)
+    return _join(opened, config, name, options.quiet, after)
+
+
+def _join(opened: Opened, config: RunConfig, name: str, quiet: bool, after: Callable[[list[Path], int], int]) -> int:
+    world = World.from_environment()
+    if (config.island.size or 1) != world.size:
+        raise ConfigError(
+            f"island.size = {config.island.size} is not allowed: {world.size} processes were started. Fix: leave it out"
+        )
+    data = preflight(opened, config, world)
+    member = build_member(opened, config, data, world, name=name, shown=not quiet and world.rank == 0)
+    code = live(member)
+    return code if quiet or world.rank else after([config.directory], code)

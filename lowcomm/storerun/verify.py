@@ -1,0 +1,87 @@
+"""The proof of a history: the chain is folded again from the oldest snapshot, and every digest in it compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lowcomm.store import fold
+from lowcomm.store.chain_state import ChainState
+from lowcomm.store.commit import Commit
+from lowcomm.store.payloads import Payloads
+from lowcomm.store.rules import ChainRules
+from lowcomm.store.snapshot import load, read_manifest
+from lowcomm.storerun.history import commits, manifests
+from lowcomm.storerun.joining import Opened
+from lowcomm.storerun.plan import rules_of
+from lowcomm.types import PayloadError
+
+FITS, DIFFERS = 0, 1
+Say = Callable[[str], None]
+
+
+def verify(opened: Opened, say: Say) -> int:
+    """0: all fits; 1: it does not, and the first version that does not is named."""
+    rules = rules_of(opened.config, opened.run)
+    shots = _snapshots(opened, rules, say)
+    if not shots:
+        say("no snapshot can be read: nothing to replay from")
+        return DIFFERS
+    state = next(iter(shots.values()))
+    first, folded, empty = state.version, 0, 0
+    payloads = Payloads(opened.objects, rules)
+    for version, raw, commit in commits(opened.objects, state.version):
+        wrong = _wrong_before(state, commit, version)
+        if wrong is not None:
+            say(wrong)
+            return DIFFERS
+        wanted = [u.key for u in commit.used] if isinstance(commit, Commit) else []
+        held = payloads.fetch_all(wanted)
+        if held is None:
+            say(f"version {version + 1}: a contribution that commit {version} uses can't be read")
+            return DIFFERS
+        state, applied = fold.fold(state, raw, held, rules)
+        payloads.drop(state.version - rules.stale, wanted)
+        folded, empty = folded + 1, empty + int(applied.why is not None)
+        if applied.why is not None:
+            say(f"commit {version} changes nothing: {applied.why}")
+        shot = shots.get(state.version)
+        if shot is not None and shot.digest != state.digest:
+            say(
+                f"version {state.version}: its snapshot has the digest {shot.digest[:16]}, the fold {state.digest[:16]}"
+            )
+            return DIFFERS
+    say(
+        f"versions {first} to {state.version} fit: {folded} commits folded ({empty} changed nothing), digest {state.digest}"
+    )
+    return FITS
+
+
+def _wrong_before(state: ChainState, commit: Commit | str, version: int) -> str | None:
+    """How a commit contradicts the version that it is to lead from; None: it does not, or is no commit at all."""
+    if isinstance(commit, str) or commit.v != version:
+        return None
+    if commit.prev != state.prev:
+        return f"version {version}: commit {version} follows a commit {version - 1} with other bytes than there are now"
+    if commit.state != state.digest:
+        return f"version {version}: commit {version} has the digest {commit.state[:16]}, the fold {state.digest[:16]}"
+    return None
+
+
+def _snapshots(opened: Opened, rules: ChainRules, say: Say) -> dict[int, ChainState]:
+    """Those that can be read, by version, the oldest first."""
+    found: dict[int, ChainState] = {}
+    announced = opened.run.snapshot
+    for key in manifests(opened.objects):
+        read = read_manifest(opened.objects, key)
+        try:
+            state = None if read is None else load(opened.objects, key, read[0], rules)
+        except PayloadError as error:
+            say(f"snapshot {key}: {error}")
+            continue
+        if state is None or read is None:
+            continue
+        if key == announced.key and read[1] != announced.sha256:
+            say(f"snapshot {key} is not the one that run.json names")
+            continue
+        found.setdefault(state.version, state)
+    return found
