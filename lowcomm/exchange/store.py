@@ -42,8 +42,6 @@ class Store(ExchangeChoice):
     """What a contribution of staleness tau counts: 1/sqrt(1 + tau), or 1."""
     max_staleness: int = 8
     """S: versions that a contribution, or a request to join, may be behind; an island that is more heals."""
-    pending: int | None = None
-    """Contributions of an island that wait for a commit, at most; None: 1 in mode "synchronous", else 2."""
     block_steps: int | None = None
     """Inner steps whose text is leased as one block; a divisor of `sync.every`. None: `sync.every`."""
     patience_s: float = 30.0
@@ -54,19 +52,11 @@ class Store(ExchangeChoice):
     """Announced snapshots that are kept."""
 
     anchors: ClassVar[Literal["shared", "own"]] = "own"
-
-    @property
-    def most_pending(self) -> int:
-        """Contributions that wait for a commit, at most."""
-        return self.pending or (1 if self.mode == "synchronous" else 2)
+    whole_islands: ClassVar[bool] = True
 
     def steps_per_block(self, every: int) -> int:
         """Inner steps of a block in rounds of `every`."""
         return self.block_steps or every
-
-    def damping(self, staleness: int) -> float:
-        """d(tau)."""
-        return 1.0 if self.staleness == "constant" else 1 / math.sqrt(1 + staleness)
 
     def check(self, islands: int) -> None:
         modes = ("synchronous", "buffered", "timed")
@@ -76,8 +66,6 @@ class Store(ExchangeChoice):
         require(self.staleness in known, f"{FIELD}.staleness", self.staleness, f"one of {known}", "take one")
         most = self.max_staleness
         require(1 <= most <= 1024, f"{FIELD}.max_staleness", most, "1 to 1024 versions", "8 is usual")
-        pending = self.pending
-        require(pending is None or 1 <= pending <= 64, f"{FIELD}.pending", pending, "1 to 64, or None", "leave it out")
         steps = self.block_steps
         require(steps is None or steps >= 1, f"{FIELD}.block_steps", steps, "1 or more, or None", "leave it out")
         for name in ("every_s", "patience_s", "snapshot_s"):

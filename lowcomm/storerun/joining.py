@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowcomm.config import RunConfig, check
+from lowcomm.config import RunConfig
 from lowcomm.config_file import to_dict
 from lowcomm.config_read import read_config
 from lowcomm.model.origin import Scratch
+from lowcomm.exchange.store import Store
 from lowcomm.store import keys
 from lowcomm.store.objects import Objects, StoreError
 from lowcomm.store.open import open_objects
 from lowcomm.store.run_file import ARITHMETIC, RunFile
+from lowcomm.storerun.checks import check_store_run
 from lowcomm.storerun.create_run import paths_of, read_run
 from lowcomm.storerun.plan import choice_of, rules_of
 from lowcomm.types import ConfigError
@@ -60,8 +62,9 @@ def open_run(url: str) -> Opened:
     count = run.data.get("islands")
     if not isinstance(count, int) or not 1 <= count <= 100_000:
         raise ConfigError(f"store = {objects.where!r}: run.json names {count!r} islands. Fix: start a new run")
-    choice_of(config)
-    check(config, count)
+    if not isinstance(config.sync.exchange, Store):
+        raise ConfigError(f"store = {objects.where!r}: run.json has no settings of a store run. Fix: start a new run")
+    check_store_run(config, count)
     if rules_of(config, run).codec_name != run.codec:
         raise ConfigError(
             f"sync.codec = {config.sync.codec!r} is not the run's, {run.codec}. Fix: install the version of lowcomm "

@@ -22,11 +22,11 @@ Say = Callable[[str], None]
 def verify(opened: Opened, say: Say) -> int:
     """0: all fits; 1: it does not, and the first version that does not is named."""
     rules = rules_of(opened.config, opened.run)
-    shots = _snapshots(opened, rules, say)
-    if not shots:
+    shots = _manifests(opened, say)
+    state = next((s for v in sorted(shots) if (s := _load(opened, shots[v], rules, say)) is not None), None)
+    if state is None:
         say("no snapshot can be read: nothing to replay from")
         return DIFFERS
-    state = next(iter(shots.values()))
     first, folded, empty = state.version, 0, 0
     payloads = Payloads(opened.objects, rules)
     for version, raw, commit in commits(opened.objects, state.version):
@@ -50,9 +50,8 @@ def verify(opened: Opened, say: Say) -> int:
                 f"version {state.version}: its snapshot has the digest {shot.digest[:16]}, the fold {state.digest[:16]}"
             )
             return DIFFERS
-    say(
-        f"versions {first} to {state.version} fit: {folded} commits folded ({empty} changed nothing), digest {state.digest}"
-    )
+    what = f"{folded} commits folded, {empty} of them changed nothing"
+    say(f"versions {first} to {state.version} fit: {what}; digest {state.digest}")
     return FITS
 
 
@@ -67,21 +66,25 @@ def _wrong_before(state: ChainState, commit: Commit | str, version: int) -> str 
     return None
 
 
-def _snapshots(opened: Opened, rules: ChainRules, say: Say) -> dict[int, ChainState]:
-    """Those that can be read, by version, the oldest first."""
-    found: dict[int, ChainState] = {}
-    announced = opened.run.snapshot
+def _manifests(opened: Opened, say: Say) -> dict[int, str]:
+    """Keys of snapshots' manifests by version; of several of one version the first that can be read."""
+    found: dict[int, str] = {}
+    first = opened.run.snapshot
     for key in manifests(opened.objects):
         read = read_manifest(opened.objects, key)
-        try:
-            state = None if read is None else load(opened.objects, key, read[0], rules)
-        except PayloadError as error:
-            say(f"snapshot {key}: {error}")
-            continue
-        if state is None or read is None:
-            continue
-        if key == announced.key and read[1] != announced.sha256:
+        if read is None:
+            say(f"snapshot {key}: its manifest can't be read")
+        elif key == first.key and read[1] != first.sha256:
             say(f"snapshot {key} is not the one that run.json names")
-            continue
-        found.setdefault(state.version, state)
+        else:
+            found.setdefault(read[0].version, key)
     return found
+
+
+def _load(opened: Opened, key: str, rules: ChainRules, say: Say) -> ChainState | None:
+    read = read_manifest(opened.objects, key)
+    try:
+        return None if read is None else load(opened.objects, key, read[0], rules)
+    except PayloadError as error:
+        say(f"snapshot {key}: {error}")
+        return None

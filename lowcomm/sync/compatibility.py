@@ -18,6 +18,7 @@ from lowcomm.codec.error_feedback import ErrorFeedback
 from lowcomm.codec.in_turn import InTurn
 from lowcomm.codec.parts import Parts
 from lowcomm.exchange.buffered import Buffered
+from lowcomm.exchange.store import Store
 from lowcomm.local import RankDecay
 from lowcomm.model import LoRA, Tuning
 from lowcomm.outer import SGD, HeavyBall, Nesterov
@@ -29,6 +30,7 @@ from lowcomm.state.spec import SyncSpec
 from lowcomm.sync.buffered_conflicts import of_buffered
 from lowcomm.sync.neighbours import keeps_state, own_anchors, with_own_anchors
 from lowcomm.sync.robust_conflicts import robust_conflicts, with_buffers, with_factors, with_tuning
+from lowcomm.sync.store_conflicts import of_store
 from lowcomm.typecheck import check_types
 from lowcomm.types import ConfigError, require
 
@@ -217,7 +219,9 @@ def _clients(spec: SyncSpec) -> Iterator[Conflict]:
 def _exchange(spec: SyncSpec) -> Iterator[Conflict]:
     """What needs all islands in one round, where the exchange is another than lockstep."""
     choice, clients, rule = spec.exchange, spec.clients, spec.aggregator
-    if choice is None:
+    if isinstance(choice, Store):
+        yield from of_store(spec)
+    if choice is None or isinstance(choice, Store):
         return
     other, fix = f"sync.exchange = {_name(choice)}", "leave one of them out"
     if clients.secure is not None:

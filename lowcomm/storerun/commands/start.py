@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from lowcomm.config import RunConfig, check
+from lowcomm.config import RunConfig
 from lowcomm.data import build_data
 from lowcomm.membership import DEFAULT_ISLANDS, World
 from lowcomm.run.host_checks import check_host
 from lowcomm.run.run_dir import available_cores
 from lowcomm.store.objects import StoreError
 from lowcomm.store.open import open_objects
+from lowcomm.storerun.checks import check_store_run
 from lowcomm.storerun.create_run import create_run, paths_of
 from lowcomm.storerun.plan import shares_data, with_store
 from lowcomm.storerun.supervise import Island, supervise
@@ -32,7 +33,7 @@ def start(config: RunConfig, after: Callable[[list[Path], int], int]) -> int:
         raise ConfigError("store is not allowed with transport = 'simulated'. Fix: leave one of them out")
     islands = DEFAULT_ISLANDS if config.islands is None else config.islands
     config = dataclasses.replace(with_store(config, url), islands=islands)
-    check(config, islands)
+    check_store_run(config, islands)
     check_host(config, world, on_gpu=False)
     objects = open_objects(url, make=True)
     data = build_data(config.data, islands if shares_data(config) else 1, config.seed)
