@@ -24,8 +24,8 @@ def check_store_run(config: RunConfig, islands: int) -> None:
     source, privacy = config.data.source, config.sync.privacy
     if isinstance(source, HFDataset) and source.streaming:
         raise ConfigError(
-            "data.source.streaming = True is not allowed with sync.exchange = Store: what is streamed has no blocks that "
-            "members could lease. Fix: pass --data.source.no-streaming, or --data.sharding own"
+            "data.source.streaming = True is not allowed with sync.exchange = Store: what is streamed has no blocks "
+            "that members could lease. Fix: pass --data.source.no-streaming, or --data.sharding own"
         )
     if privacy is not None:
         raise ConfigError(

@@ -11,8 +11,8 @@ from typing import Any
 from lowcomm.config import RunConfig
 from lowcomm.config_file import to_dict
 from lowcomm.config_read import read_config
-from lowcomm.model.origin import Scratch
 from lowcomm.exchange.store import Store
+from lowcomm.model.origin import Scratch
 from lowcomm.store import keys
 from lowcomm.store.objects import Objects, StoreError
 from lowcomm.store.open import open_objects
