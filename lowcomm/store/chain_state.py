@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lowcomm import optimizer_state
+from lowcomm.state.digest import digest_all
 from lowcomm.store import text
 from lowcomm.store.commit import Announced
 from lowcomm.store.layout import Layout
 from lowcomm.store.rules import ChainRules
-from lowcomm.state.digest import digest_all
 
 OUTER = "outer"
 NORM_ROUNDS = 16

@@ -10,43 +10,27 @@ are handed in, so that a checker decides what happens when. The caller holds the
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from lowcomm.store import keys, leases, policy
 from lowcomm.store.applied import Applied
 from lowcomm.store.chain_state import ChainState, Member
+from lowcomm.store.commit import Commit
+from lowcomm.store.follower import Follower, LostError
+from lowcomm.store.healer import Healer
+from lowcomm.store.lookout import Lookout
 from lowcomm.store.objects import Objects
+from lowcomm.store.own_work import OwnWork, Work
 from lowcomm.store.rules import ChainRules, Policy
-from lowcomm.store.run_file import RunFile
-
-
-class Phase(enum.Enum):
-    """What an island does next."""
-
-    HEAL = "heal"
-    JOIN = "join"
-    MEMBER = "member"
-    DONE = "done"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """What an island takes from outside."""
-
-    name: str
-    """A label: two processes of one name are two members."""
-    clock: Callable[[], float]
-    """Monotonic seconds of one's own."""
-    draw: Callable[[], str]
-    """128 random bits in hex: incarnations and nonces."""
-    wall: Callable[[], str] = lambda: ""
-    """Wall time for people."""
-    about: Mapping[str, Any] = field(default_factory=dict)
-    """Versions and hardware, for people."""
+from lowcomm.store.run_file import JoinRequest, RunFile
+from lowcomm.store.surroundings import Phase, Surroundings
+from lowcomm.store.upkeep import Upkeep
+from lowcomm.store.watch import Watch
+from lowcomm.types import PayloadError
 
 
 class StoreIsland:
@@ -54,13 +38,23 @@ class StoreIsland:
 
     def __init__(self, objects: Objects, run: RunFile, rules: ChainRules, policy: Policy, around: Surroundings) -> None:
         self.objects, self.run, self.rules, self.policy, self.around = objects, run, rules, policy, around
-        self.phase = Phase.HEAL
-        self.why = "it starts"
-        """Why it heals."""
-        self.inc = ""
-        self.state: ChainState
+        self.follower = Follower(objects, rules)
+        self.lookout = Lookout(objects, rules, policy, self.follower.payloads)
+        self.healer = Healer(objects, run, rules)
+        self.watch = Watch(around.clock())
+        self.expected_s = policy.expected_s
+        """Seconds that a round takes here."""
+        self._names: dict[str, str] = {}
+        """Of members, by incarnation."""
+        self.lose("it starts")
 
     # ------------------------------------------------------------------------------------------------- what it is
+
+    @property
+    def state(self) -> ChainState:
+        """The version that it has followed the chain to; there is none before it has healed."""
+        assert self.follower.state is not None
+        return self.follower.state
 
     @property
     def version(self) -> int:
@@ -80,11 +74,12 @@ class StoreIsland:
     @property
     def lease(self) -> tuple[int, ...]:
         """Blocks to train, in order; those of contributions that are pending are left out."""
-        raise NotImplementedError
+        pending = self.work.blocks()
+        return () if self.me is None else tuple(b for b in self.me.lease if b not in pending)
 
     @property
     def closing(self) -> bool:
-        """Whether nothing more is given out: send what is held, with the codec's `last`."""
+        """Whether nothing more is given out: send what is held."""
         return self.state.closing
 
     @property
@@ -94,24 +89,40 @@ class StoreIsland:
 
     @property
     def stop_asked(self) -> bool:
-        """Whether `control/stop` was seen."""
-        raise NotImplementedError
+        """Whether `control/stop` was seen, or the chain says so."""
+        return self.lookout.stop or self.state.stopping
 
     def may_contribute(self, fragment: int) -> bool:
         """Whether it is a member with fewer pending contributions to this fragment than are allowed."""
-        raise NotImplementedError
+        return self.phase == Phase.MEMBER and self.work.count(fragment) < self.policy.pending
 
     def must_finish(self, fragment: int) -> bool:
-        """Whether a last contribution to this fragment is still wanted of it: the run is closing."""
-        raise NotImplementedError
+        """Whether a last contribution to this fragment is still wanted, even without anything trained."""
+        if self.me is None or not self.closing or fragment in self.me.finished or not self.is_last(()):
+            return False
+        sent = any(one.last and one.fragment == fragment for one in self.work.pending.values())
+        return not sent and fragment in leases.wanted_of(self.state, self.me, self.rules)
+
+    def is_last(self, blocks: tuple[int, ...]) -> bool:
+        """Whether nothing is left to be trained here after a contribution with these blocks."""
+        ends = self.state.stopping or self.rules.blocks is None
+        return self.closing and (ends or set(self.lease) <= set(blocks))
 
     def outstanding(self, fragment: int) -> Tensor | None:
         """Sum of what departed from the local weights and is in no commit yet: fp32, flat; None: nothing."""
-        raise NotImplementedError
+        return self.work.outstanding(fragment)
 
     def status(self) -> dict[str, Any]:
-        """For logs and people: phase, version, members, pending, what it waits for, trouble with the store."""
-        raise NotImplementedError
+        """For logs and people."""
+        known, work = self.follower.state, self.work
+        here = {} if known is None else {
+            "version": known.version, "members": {i: m.name for i, m in known.members.items()}, "lease": list(self.lease),
+        }  # fmt: skip
+        return {
+            "phase": self.phase.value, "why": self.why, "inc": self.inc, "name": self.around.name, **here,
+            "pending": sorted(work.pending), "unsent_objects": len(work.outbox.left), "stuck": self.follower.stuck,
+            "heal": self.healer.why,
+        }  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------- what it does
 
@@ -119,21 +130,83 @@ class StoreIsland:
         """All that a member does beside training: send, follow, ask to join, propose, snapshots, garbage.
 
         Look at `phase` afterwards: HEAL means that the local work is to be dropped. Raises StoreError (back off and
-        poll again) and DivergenceError (this machine's arithmetic differs: stop).
+        poll again), DivergenceError (this machine's arithmetic differs) and BrokenRunError: stop.
         """
-        raise NotImplementedError
+        if self.phase == Phase.HEAL:
+            return []
+        self.send()
+        applied = self.follow()
+        if self.phase == Phase.JOIN:
+            self.ask()
+        if self.phase in (Phase.JOIN, Phase.MEMBER) and self.propose():
+            applied += self.follow()
+        if self.phase == Phase.MEMBER:
+            self.upkeep.go(self.state, self.around.clock())
+        return applied
+
+    def lose(self, why: str) -> None:
+        """Go back to HEAL as somebody new: unsent and pending work, error feedback and residual are dropped."""
+        self.phase, self.why = Phase.HEAL, why
+        self.inc = self.around.draw()
+        self.work = OwnWork(self.rules, self.inc)
+        self.upkeep = Upkeep(self.objects, self.rules, self.policy, self.inc, self.around.clock())
+        self._asked: JoinRequest | None = None
+        self._request_seen = False
+        self._loaded = False
 
     def heal(self) -> bool:
-        """Become somebody new: newest confirmed snapshot, then the chain. False: not yet, call it again."""
-        raise NotImplementedError
+        """Newest confirmed snapshot, then the chain. False: not yet, call it again. Raises as `poll`."""
+        if not self._loaded:
+            state = self.healer.load()
+            if state is None:
+                return False
+            self.follower.begin(state)
+            self.watch = Watch(self.around.clock())
+            self._loaded = True
+        try:
+            while self.follower.next() is not None:
+                pass
+        except LostError as error:
+            self.lose(str(error))
+            return False
+        if self.follower.waits_in_vain(self.around.clock(), self.policy):
+            self._loaded = False  # there may be a snapshot behind it
+        if self.follower.stuck:
+            return False
+        self.healer.tries = 0
+        self.watch = Watch(self.around.clock())
+        self.phase = Phase.DONE if self.done else Phase.JOIN
+        return True
 
     def ask(self) -> None:
         """Ask to join with the present version as base; asks anew, as somebody new, after S versions."""
-        raise NotImplementedError
+        old = self._asked is not None and self.version - self._asked.base > self.rules.stale
+        if self.inc in self.state.gone or old:
+            self.inc = self.around.draw()  # a joiner has no work that could be lost
+            self.work = OwnWork(self.rules, self.inc)
+            self._asked, self._request_seen = None, False
+        if self._asked is None:
+            self._asked = JoinRequest(
+                run_id=self.rules.run_id, name=self.around.name, inc=self.inc, base=self.version,
+                nonce=self.around.draw(), about=self.around.about, expected_s=self.expected_s,
+            )  # fmt: skip
+        if not self._request_seen:
+            key, data = keys.join(self._asked.base, self.inc), self._asked.write()
+            self.objects.put_new(key, data)
+            self._request_seen = self.objects.get(key) == data
 
     def follow(self) -> list[Applied]:
-        """Apply every commit that can be read."""
-        raise NotImplementedError
+        """Apply every commit that can be read. Raises as `poll`."""
+        found: list[Applied] = []
+        try:
+            while self.phase not in (Phase.HEAL, Phase.DONE) and (applied := self.follower.next()) is not None:
+                found.append(self.take(applied))
+        except LostError as error:
+            self.lose(str(error))
+        in_vain = self.phase != Phase.HEAL and self.follower.waits_in_vain(self.around.clock(), self.policy)
+        if in_vain and self.healer.newer_than(self.version):
+            self.lose(f"a payload that commit {self.version} uses can't be read, a newer snapshot can")
+        return found
 
     def contribute(
         self,
@@ -142,21 +215,85 @@ class StoreIsland:
         tokens: int,
         steps: int,
         blocks: tuple[int, ...] = (),
-        expected_s: float = 0.0,
-        last: bool = False,
+        expected_s: float | None = None,
         sections: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Encode a Delta for each of these fragments (fp32, flat: `local_weights.delta_of`) and send it.
+        """Encode a Delta for each of these fragments (fp32, flat: `local_weights.delta_of`) and queue it for `send`.
 
-        From here on it is out, whatever the store answers. Tokens and blocks count with fragment 0. A Delta that is
-        not finite makes the island heal.
+        From here on it is out, whatever the store answers. Tokens and blocks count with fragment 0. A Delta that can't
+        be encoded (NaN, infinity) makes the island heal: its local weights are as bad.
         """
-        raise NotImplementedError
+        self.expected_s = self.expected_s if expected_s is None else expected_s
+        work = Work(
+            tokens=tokens, steps=steps, blocks=blocks, expected_s=self.expected_s, last=self.is_last(blocks),
+            sections=sections or {},
+        )  # fmt: skip
+        bad = [f for f, delta in deltas.items() if not bool(delta.isfinite().all())]
+        if bad:
+            self.lose(f"the Delta of fragment {bad[0]} is not finite")
+            return
+        try:
+            for fragment, delta in deltas.items():
+                self.work.depart(self.state, fragment, delta.detach().cpu(), work, self.objects.part_bytes)
+        except PayloadError as error:
+            self.lose(str(error))
+
+    def send(self) -> None:
+        """Send contributions that are out. Raises StoreError."""
+        start = self.around.clock()
+        arrived = self.work.send(self.objects)
+        self.follower.payloads.held.update(arrived)
+        if arrived:
+            self.watch.took((self.around.clock() - start) / len(arrived))
 
     def propose(self) -> bool:
         """Try to create the next commit if the policy says so; what is there then, `follow` applies."""
-        raise NotImplementedError
+        now = self.around.clock()
+        if self.done or self.follower.stuck or not self._may_propose(now):
+            return False
+        decision = policy.decide(self.lookout.view(self.state, self.watch, self.inc, now), self.watch)
+        if decision is None:
+            return False
+        commit = Commit(
+            v=self.version, by=self.inc, nonce=self.around.draw(), prev=self.state.prev, state=self.state.digest,
+            used=decision.used, scale=decision.scale, admit=decision.admit, remove=decision.remove,
+            snapshot=self.lookout.newest_snapshot(self.state, self.follower.digests), stop=decision.stop,
+            waited_s=decision.waited_s, wall=self.around.wall(),
+        )  # fmt: skip
+        self.put_commit(commit)
+        self.watch.took(max(0.0, self.around.clock() - now) / 4)
+        return True
+
+    def put_commit(self, commit: Commit) -> None:
+        """Only a read counts: whatever this request answers, `follow` takes what it reads, mine or not."""
+        self.objects.put_new(keys.commit(commit.v), commit.write())
 
     def finish(self) -> bool:
         """After `done`: whether the last snapshot is announced, or was waited for long enough. Call it again if not."""
-        raise NotImplementedError
+        return self.upkeep.finish(self.state, self.around.clock(), self.around.draw)
+
+    def take(self, applied: Applied) -> Applied:
+        """What a commit means for this island."""
+        now, state, commit = self.around.clock(), self.state, applied.commit
+        self.upkeep.applied(applied, state, now)
+        self.watch.applied(state, [u.key for u in commit.used] if commit is not None else [], now)
+        self.lookout.forget(state)
+        removed = {r.inc: r.reason for r in commit.remove} if commit is not None and applied.why is None else {}
+        for inc, why in removed.items():
+            self.watch.refuse(self._names.get(inc, ""), why, state.version)
+        self._names = {inc: m.name for inc, m in state.members.items()}
+        departed = self.work.settle(self.me)
+        if state.done:
+            self.phase = Phase.DONE
+        elif self.me is not None:
+            self.phase = Phase.MEMBER
+            if old := self.work.too_old(state):
+                self.lose(f"{old[0]} was not used within {self.rules.stale} versions")
+        elif self.phase == Phase.MEMBER:
+            self.lose(f"it was removed by commit {state.version - 1}: {removed.get(self.inc, 'no reason')}")
+        return dataclasses.replace(applied, departed=departed)
+
+    def _may_propose(self, now: float) -> bool:
+        """Who asks to join proposes only where nobody else does."""
+        patient = now - self.watch.waiting_since >= self.policy.patience_s
+        return self.phase == Phase.MEMBER or (self._request_seen and (patient or not self.members))

@@ -102,7 +102,7 @@ class Objects(ABC):
 
     @abstractmethod
     def list(self, prefix: str, after: str | None = None) -> list[Listed]:
-        """Keys under the prefix, ascending; only those that sort after the text `after`. Raises StoreError."""
+        """Keys under the prefix, ascending; only those after the key `after`, which need not exist. Raises StoreError."""
 
     @abstractmethod
     def delete(self, keys: Sequence[str]) -> None:
@@ -127,11 +127,11 @@ def check_key(key: str) -> str:
 
 
 def check_prefix(prefix: str, after: str | None) -> None:
-    """Raise ValueError for a prefix that does not end a segment, or an `after` that is not under it."""
+    """Raise ValueError for a prefix that does not end a segment, or an `after` that is no key under it."""
     if prefix and not (prefix.endswith("/") and KEY.fullmatch(prefix[:-1])):
         raise ValueError(f"no prefix of a store: {prefix[:200]!r}")
-    if after is not None and not after.startswith(prefix):
-        raise ValueError(f"after = {after[:200]!r} is not under {prefix!r}")
+    if after is not None and not (after.startswith(prefix) and KEY.fullmatch(after)):
+        raise ValueError(f"after = {after[:200]!r} is no key under {prefix!r}")
 
 
 def check_range(start: int, size: int) -> None:

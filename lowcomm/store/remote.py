@@ -44,7 +44,7 @@ class RemoteObjects(Objects):
 
     def put_new(self, key: str, data: bytes) -> Answer:
         import obstore
-        from obstore.exceptions import AlreadyExistsError
+        from obstore.exceptions import AlreadyExistsError, BaseError
 
         check_key(key)
         self.counts.add(puts=1, up_bytes=len(data))
@@ -52,7 +52,7 @@ class RemoteObjects(Objects):
             obstore.put(self._client(len(data), up=True), key, data, mode="create")
         except AlreadyExistsError:
             return self._fine(Answer.EXISTS)
-        except Exception as error:
+        except (BaseError, OSError) as error:
             failed = self._failed(store_error(self.where, f"put {key!r}", error, creating=True))
             if isinstance(failed, StoreRefusedError) or never_landed(error):
                 raise failed from None
@@ -77,13 +77,14 @@ class RemoteObjects(Objects):
 
     def list(self, prefix: str, after: str | None = None) -> list[Listed]:
         import obstore
+        from obstore.exceptions import BaseError
 
         check_prefix(prefix, after)
         pages = 1
         try:
             found = obstore.list(self._client(0), prefix[:-1] or None, offset=after, chunk_size=PAGE).collect()
             pages = max(1, -(-len(found) // PAGE))
-        except Exception as error:
+        except (BaseError, OSError) as error:
             raise self._failure(f"list {prefix!r}", error) from None
         finally:
             self.counts.add(lists=pages)
@@ -92,6 +93,7 @@ class RemoteObjects(Objects):
 
     def delete(self, keys: Sequence[str]) -> None:
         import obstore
+        from obstore.exceptions import BaseError
 
         for key in keys:
             check_key(key)
@@ -102,14 +104,16 @@ class RemoteObjects(Objects):
             except FileNotFoundError as error:
                 if "NoSuchBucket" in str(error):
                     raise self._failure(f"delete {some[0]!r}", error) from None
-            except Exception as error:
+            except (BaseError, OSError) as error:
                 raise self._failure(f"delete {some[0]!r}", error) from None
         self._fine(None)
 
     def _read(self, key: str, read: Callable[[], bytes]) -> bytes | None:
+        from obstore.exceptions import BaseError
+
         try:
             data = read()
-        except Exception as error:
+        except (BaseError, OSError) as error:
             text = str(error)
             if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in text and "ContainerNotFound" not in text:
                 return self._fine(None)
