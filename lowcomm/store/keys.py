@@ -49,9 +49,9 @@ def snapshot(version: int, inc: str) -> str:
     return f"{SNAPSHOTS}{version:012d}-{inc}/"
 
 
-def since(prefix: str, version: int) -> str:
-    """What to list after, to get keys of this version and later ones; prefix: DELTAS, JOINS, SNAPSHOTS or COMMITS."""
-    return f"{prefix}{max(0, version):012d}" if version > 0 else prefix
+def since(prefix: str, version: int) -> str | None:
+    """What to list after (None: from the first on), to get keys of this version and later ones; prefix: DELTAS, JOINS, SNAPSHOTS or COMMITS."""
+    return f"{prefix}{version:012d}" if version > 0 else None
 
 
 def version_of_commit(key: str) -> int | None:
