@@ -14,6 +14,10 @@ from lowcomm.storerun.names import Names
 from lowcomm.types import PayloadError
 
 
+MOST_COMMITS = 500
+"""Commits that are read one by one for a look at a run."""
+
+
 @dataclass(kw_only=True)
 class Seat:
     """A member, as commits tell of it."""
@@ -80,8 +84,9 @@ def commits(objects: Objects, start: int) -> Iterator[tuple[int, bytes, Commit |
 
 
 def read_history(objects: Objects) -> History:
-    """From the newest snapshot that can be read, or from the first commit, to the newest commit."""
-    history = _from_snapshot(objects)
+    """To the newest commit, from the first one, or, of a long run, from the oldest snapshot that is kept."""
+    short = len(objects.list(keys.COMMITS)) <= MOST_COMMITS
+    history = History() if short else _from_snapshot(objects)
     follow(objects, history)
     return history
 
@@ -103,7 +108,7 @@ def manifests(objects: Objects) -> list[str]:
 
 
 def _from_snapshot(objects: Objects) -> History:
-    for key in reversed(manifests(objects)):
+    for key in manifests(objects)[1:]:  # the first is that of version 0
         found = read_manifest(objects, key)
         raw = None if found is None else objects.get(key.removesuffix(keys.MANIFEST) + STATE)
         if raw is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from lowcomm.model.origin import Scratch
 from lowcomm.store import keys
 from lowcomm.store.objects import Objects, StoreError
 from lowcomm.store.open import open_objects
+from lowcomm.store.probe import check_access
 from lowcomm.store.run_file import ARITHMETIC, RunFile
 from lowcomm.storerun.checks import check_store_run
 from lowcomm.storerun.create_run import paths_of, read_run
@@ -71,6 +73,14 @@ def open_run(url: str) -> Opened:
             "that started the run"
         )
     return Opened(objects=objects, run=run, config=config)
+
+
+def check_writable(opened: Opened) -> None:
+    """Raise ConfigError unless this member may create, read and list."""
+    try:
+        check_access(opened.objects, secrets.token_hex(16))
+    except StoreError as error:
+        raise ConfigError(str(error)) from error
 
 
 def check_own(stored: RunConfig, given: RunConfig) -> None:

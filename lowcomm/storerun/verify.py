@@ -44,10 +44,10 @@ def verify(opened: Opened, say: Say) -> int:
         folded, empty = folded + 1, empty + int(applied.why is not None)
         if applied.why is not None:
             say(f"commit {version} changes nothing: {applied.why}")
-        shot = shots.get(state.version)
-        if shot is not None and shot.digest != state.digest:
+        shot = None if state.version not in shots else read_manifest(opened.objects, shots[state.version])
+        if shot is not None and shot[0].state != state.digest:
             say(
-                f"version {state.version}: its snapshot has the digest {shot.digest[:16]}, the fold {state.digest[:16]}"
+                f"version {state.version}: its snapshot has the digest {shot[0].state[:16]}, the fold {state.digest[:16]}"
             )
             return DIFFERS
     what = f"{folded} commits folded, {empty} of them changed nothing"

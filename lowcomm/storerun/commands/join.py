@@ -10,8 +10,9 @@ from pathlib import Path
 
 from lowcomm.config import RunConfig
 from lowcomm.membership import World
+from lowcomm.run.ranks import SUPERVISOR
 from lowcomm.storerun.build import build_member, preflight
-from lowcomm.storerun.joining import Opened, check_own, check_paths, described, open_run
+from lowcomm.storerun.joining import Opened, check_own, check_paths, check_writable, described, open_run
 from lowcomm.storerun.living import live
 from lowcomm.storerun.names import check_name, default_name
 from lowcomm.types import ConfigError
@@ -37,6 +38,7 @@ def join(arguments: Sequence[str], parse: Parse, after: Callable[[list[Path], in
     config = parse(opened.config, flags, f"lowcomm join {options.url}")
     check_own(opened.config, config)
     check_paths(opened.config, config, options.allow)
+    check_writable(opened)
     if config.run_dir is None:
         config = dataclasses.replace(config, run_dir=Path("runs") / config.name / name)
     if not options.quiet and os.environ.get("RANK", "0") == "0":
@@ -53,4 +55,4 @@ def _join(opened: Opened, config: RunConfig, name: str, quiet: bool, after: Call
     data = preflight(opened, config, world)
     member = build_member(opened, config, data, world, name=name, shown=not quiet and world.rank == 0)
     code = live(member)
-    return code if quiet or world.rank else after([config.directory], code)
+    return code if quiet or world.rank or SUPERVISOR in os.environ else after([config.directory], code)
