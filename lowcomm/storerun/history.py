@@ -13,7 +13,6 @@ from lowcomm.store.snapshot import STATE, read_manifest
 from lowcomm.storerun.names import Names
 from lowcomm.types import PayloadError
 
-
 MOST_COMMITS = 500
 """Commits that are read one by one for a look at a run."""
 

@@ -46,9 +46,8 @@ def verify(opened: Opened, say: Say) -> int:
             say(f"commit {version} changes nothing: {applied.why}")
         shot = None if state.version not in shots else read_manifest(opened.objects, shots[state.version])
         if shot is not None and shot[0].state != state.digest:
-            say(
-                f"version {state.version}: its snapshot has the digest {shot[0].state[:16]}, the fold {state.digest[:16]}"
-            )
+            there, here = shot[0].state[:16], state.digest[:16]
+            say(f"version {state.version}: its snapshot has the digest {there}, the fold {here}")
             return DIFFERS
     what = f"{folded} commits folded, {empty} of them changed nothing"
     say(f"versions {first} to {state.version} fit: {what}; digest {state.digest}")
