@@ -58,9 +58,8 @@ class Healer:
         if not any(key == self.run.snapshot.key for _, key in found):
             found.append((0, self.run.snapshot.key))
         oldest = min(v for v, _ in found)
-        commits = [
-            keys.version_of_commit(c.key) for c in self.objects.list(keys.COMMITS, keys.since(keys.COMMITS, oldest))
-        ]
+        after = keys.commit(oldest - 1) if oldest > 0 else None
+        commits = [keys.version_of_commit(one.key) for one in self.objects.list(keys.COMMITS, after)]
         newest = max((v for v in commits if v is not None), default=-1)
         return [key for _, key in sorted(found, key=lambda one: (one[0] < newest, *one), reverse=True)]
 

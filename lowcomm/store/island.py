@@ -116,7 +116,8 @@ class StoreIsland:
         """For logs and people."""
         known, work = self.follower.state, self.work
         here = {} if known is None else {
-            "version": known.version, "members": {i: m.name for i, m in known.members.items()}, "lease": list(self.lease),
+            "version": known.version, "members": {i: m.name for i, m in known.members.items()},
+            "lease": list(self.lease),
         }  # fmt: skip
         return {
             "phase": self.phase.value, "why": self.why, "inc": self.inc, "name": self.around.name, **here,

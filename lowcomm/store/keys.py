@@ -50,7 +50,7 @@ def snapshot(version: int, inc: str) -> str:
 
 
 def since(prefix: str, version: int) -> str | None:
-    """What to list after (None: from the first on), to get keys of this version and later ones; prefix: DELTAS, JOINS, SNAPSHOTS or COMMITS."""
+    """What to list after, to get keys of this version and later ones; prefix: DELTAS, JOINS or SNAPSHOTS."""
     return f"{prefix}{version:012d}" if version > 0 else None
 
 

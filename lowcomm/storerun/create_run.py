@@ -70,7 +70,7 @@ def same_run(raw: bytes, common: RunConfig, where: str) -> RunFile:
     if theirs != ours:
         key = next((k for k in ours if ours[k] != theirs.get(k)), "a field")
         raise ConfigError(
-            f"store = {where!r} holds another run ({theirs.get('name')}, {run.run_id[:8]}): its {key} differs. Fix: "
+            f"store = {where!r} holds another run ({theirs.get('name')}, {run.run_id[:8]}): {key} differs. Fix: "
             "name another place, or `lowcomm join` it as it is"
         )
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,8 @@ DONE, STOPPED = 0, 3
 def live(member: Member) -> int:
     """To the run's end (0), or to a signal (3): what was contributed stays. Raises LowcommError when it fails."""
     run, journal = member.hands.run, member.journal
-    run.stop.install()
+    if threading.current_thread() is threading.main_thread():
+        run.stop.install()
     try:
         done = member.live()
         if not done:

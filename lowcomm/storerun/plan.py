@@ -99,4 +99,4 @@ def alone(config: RunConfig) -> RunConfig:
     rule = sync.aggregator if isinstance(sync.aggregator, LoraRule) else Mean()
     codec = sync.codec if isinstance(sync.codec.bare, Parts) else Fp32()
     own: SyncConfig = dataclasses.replace(sync, aggregator=rule, codec=codec, outer_device="cpu")
-    return dataclasses.replace(config, islands=1, transport="collective", batched=False, sync=own)
+    return dataclasses.replace(config, islands=1, transport="collective", batched=False, resume="auto", sync=own)

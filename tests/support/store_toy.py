@@ -1,0 +1,152 @@
+"""A toy run over a store: weights count how often each data block was trained, so that a block that enters twice shows
+as 2 and one that is lost as 0. Used by the checker, the tests of a member and the simulation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lowcomm.codec import Codec, Fp32
+from lowcomm.outer import SGD
+from lowcomm.store import local_weights
+from lowcomm.store.applied import Applied
+from lowcomm.store.chain_state import first_state
+from lowcomm.store.island import StoreIsland
+from lowcomm.store.layout import Layout
+from lowcomm.store.objects import Objects
+from lowcomm.store.rules import ChainRules, Policy
+from lowcomm.store.run_file import RunFile
+from lowcomm.store.snapshot import SnapshotWriter
+from lowcomm.store.start import start_run
+from lowcomm.store.surroundings import Phase, Surroundings
+
+RUN_ID = "5" * 32
+
+
+def toy_rules(
+    blocks: int | None = 12,
+    fragments: int = 1,
+    codec: Codec | None = None,
+    stale: int = 4,
+    keep: int = 2,
+    lease_blocks: int = 2,
+    target_tokens: int | None = None,
+) -> ChainRules:
+    """One vector per fragment, an element for each block; outer SGD of rate 1."""
+    size = 12 if blocks is None else blocks
+    layouts = tuple(Layout(names=(f"w{i}",), shapes=((size,),)) for i in range(fragments))
+    return ChainRules(
+        run_id=RUN_ID, layouts=layouts, codec=codec or Fp32(), outer=SGD(lr=1.0), stale=stale, keep=keep,
+        blocks=blocks, lease_blocks=lease_blocks, target_tokens=target_tokens,
+    )  # fmt: skip
+
+
+def toy_run(objects: Objects, rules: ChainRules, back_off: Callable[[int], None] = lambda k: None) -> RunFile:
+    """Start it: all weights are 0."""
+    state = first_state([{n: torch.zeros(s) for n, s in zip(lay.names, lay.shapes)} for lay in rules.layouts], rules)
+
+    def make(writer: SnapshotWriter) -> RunFile:
+        kind = {"kind": "own"} if rules.blocks is None else {"kind": "shared", "blocks": rules.blocks}
+        return RunFile(
+            run_id=RUN_ID, configuration={},
+            fragments=tuple(
+                tuple((n, s, "float32") for n, s in zip(lay.names, lay.shapes)) for lay in rules.layouts
+            ),
+            codec=rules.codec_name, snapshot=writer.announced, data=kind, stale=rules.stale, keep=rules.keep,
+            lease_blocks=rules.lease_blocks, target_tokens=rules.target_tokens,
+        )  # fmt: skip
+
+    return start_run(objects, state, rules, "0" * 32, make, back_off)
+
+
+class ToyIsland:
+    """A member and its local weights."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        run: RunFile,
+        rules: ChainRules,
+        policy: Policy,
+        clock: Callable[[], float],
+        rng: random.Random,
+        name: str = "toy",
+    ) -> None:
+        around = Surroundings(name=name, clock=clock, draw=lambda: f"{rng.getrandbits(128):032x}")
+        self.island = StoreIsland(objects, run, rules, policy, around)
+        self.rules, self.rng = rules, rng
+        self.local: list[list[Tensor]] = []
+        self.unsent: list[int] = []
+        """Trained blocks that no contribution holds yet."""
+        self.left: bool = False
+
+    def heal(self) -> None:
+        island = self.island
+        if island.heal():
+            self.local = [[f.weights.clone()] for f in island.state.fragments]
+            self.unsent = []
+
+    def poll(self) -> list[Applied]:
+        """Poll and rebase the local weights."""
+        applied = self.island.poll()
+        self.rebase(applied)
+        return applied
+
+    def rebase(self, applied: list[Applied]) -> None:
+        for one in applied:
+            touched = {c.fragment: c for c in one.changes}
+            for f, departed in one.departed.items():
+                if f not in touched:  # it was used with weight 0
+                    flat = self.island.state.fragments[f].weights
+                    local_weights.rebase(self.rules.layouts[f], flat, flat, departed, self.local[f])
+            for f, change in touched.items():
+                local_weights.rebase(
+                    self.rules.layouts[f], change.old, change.new, one.departed.get(f), self.local[f]
+                )
+
+    def delta(self, fragment: int) -> Tensor:
+        island, layout = self.island, self.rules.layouts[fragment]
+        weights = island.state.fragments[fragment].weights
+        return local_weights.delta_of(layout, weights, island.outstanding(fragment), self.local[fragment])
+
+    def free(self) -> list[int]:
+        """Leased blocks that are not trained yet."""
+        return [b for b in self.island.lease if b not in self.unsent]
+
+    def train(self, block: int) -> None:
+        for tensors in self.local:
+            tensors[0][block] -= 1
+        self.unsent.append(block)
+
+    def contribute(self) -> None:
+        blocks, self.unsent = tuple(sorted(self.unsent)), []
+        deltas = {f: self.delta(f) for f in range(len(self.local))}
+        self.island.contribute(deltas, tokens=len(blocks), steps=len(blocks), blocks=blocks)
+
+    def may_contribute(self) -> bool:
+        return all(self.island.may_contribute(f) for f in range(len(self.local)))
+
+    def wants(self) -> bool:
+        """Whether a round is over: all leased blocks are trained, or a last contribution is wanted."""
+        if not self.may_contribute():
+            return False
+        return bool(self.unsent and not self.free()) or self.island.must_finish(0)
+
+    def step(self) -> None:
+        """One turn of a plain member."""
+        island = self.island
+        if island.phase == Phase.HEAL:
+            self.heal()
+            return
+        if island.phase == Phase.DONE:
+            self.left = island.finish()
+            return
+        self.poll()
+        if island.phase == Phase.MEMBER:
+            if free := self.free():
+                self.train(free[0])
+            elif self.wants():
+                self.contribute()
