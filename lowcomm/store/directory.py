@@ -186,8 +186,11 @@ class DirectoryObjects(Objects):
 
     def _check_root(self) -> None:
         """Raise OSError if the directory is not the one that was opened: nothing may be written below a mount point."""
-        found = self.root.stat()
-        if (found.st_dev, found.st_ino) != self._root_is:
+        try:
+            found = self.root.stat()
+        except FileNotFoundError:
+            found = None
+        if found is None or (found.st_dev, found.st_ino) != self._root_is:
             raise OSError(errno.ESTALE, "it was replaced or unmounted")
 
     def _clear_left_over(self) -> None:

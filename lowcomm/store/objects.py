@@ -102,7 +102,7 @@ class Objects(ABC):
 
     @abstractmethod
     def list(self, prefix: str, after: str | None = None) -> list[Listed]:
-        """Keys under the prefix, ascending; only those after the key `after`, which need not exist. Raises StoreError."""
+        """Keys under the prefix, ascending, that sort after `after` (of the form of a key). Raises StoreError."""
 
     @abstractmethod
     def delete(self, keys: Sequence[str]) -> None:
