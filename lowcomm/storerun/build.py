@@ -13,12 +13,13 @@ from lowcomm.config import RunConfig
 from lowcomm.config_file import to_dict
 from lowcomm.data import Data, build_data
 from lowcomm.membership import World
-from lowcomm.run.assembly import Run, assemble
+from lowcomm.run.assembly import Run, assemble, build_models
 from lowcomm.run.host_checks import check_host
 from lowcomm.run.run_dir import check_directory, environment, hardware, write_json
 from lowcomm.store.island import StoreIsland, Surroundings
 from lowcomm.store.rules import Policy
 from lowcomm.storerun.blocks import BlockReader, BlockSizes
+from lowcomm.storerun.crew import Crew
 from lowcomm.storerun.facts import Facts
 from lowcomm.storerun.hands import Hands
 from lowcomm.storerun.joining import Opened
@@ -38,19 +39,31 @@ def preflight(opened: Opened, config: RunConfig, world: World) -> Data:
     return build_data(config.data, opened.islands if shares_data(config) else 1, config.seed)
 
 
-def build_member(opened: Opened, config: RunConfig, data: Data, world: World, *, name: str, shown: bool) -> Member:
-    """Assemble everything. Raises ConfigError, and DivergenceError where this machine has something else than the run.
+def build_hands(opened: Opened, config: RunConfig, data: Data, world: World, *, shown: bool) -> Hands:
+    """Assemble what one rank trains with. Raises ConfigError, and DivergenceError where it is not the run's.
 
     shown: whether this process writes on the screen.
     """
+    whole = build_models(config, data, 1, torch.device("cpu"))[0]
+    Facts.of(opened.config, whole, data, opened.islands).check(opened.run)
+    del whole
     run = assemble(alone(config), data, world)
     if not shown:
         run.progress.close()
         run.progress.enabled = False
     run.config = dataclasses.replace(config, islands=opened.islands)
     _start_files(run)
-    Facts.of(opened.config, run.islands[0].model, data, opened.islands).check(opened.run)
     run.start = time.perf_counter()
+    sizes = BlockSizes.of(config, choice_of(config), opened.islands) if shares_data(config) else None
+    blocks = None if sizes is None else BlockReader(data, opened.islands, sizes)
+    own = run.shards[0] if sizes is None else None
+    if run.members.mesh is not None:
+        return Crew(run, opened.run.layouts, blocks=blocks, own=own)
+    return Hands(run, blocks=blocks, own=own)
+
+
+def build_member(opened: Opened, config: RunConfig, hands: Hands, *, name: str) -> Member:
+    """The member that these hands belong to, on the island's first rank."""
     island = StoreIsland(
         opened.objects,
         opened.run,
@@ -60,11 +73,8 @@ def build_member(opened: Opened, config: RunConfig, data: Data, world: World, *,
             name=name, clock=time.monotonic, draw=lambda: secrets.token_hex(16), wall=_wall, about=about_this_machine()
         ),
     )
-    shared = shares_data(config)
-    sizes = BlockSizes.of(config, choice_of(config), opened.islands) if shared else None
-    blocks = None if sizes is None else BlockReader(data, opened.islands, sizes)
-    hands = Hands(run, blocks=blocks, own=None if shared else run.shards[0])
-    journal = MemberJournal(run, opened.objects)
+    sizes = BlockSizes.of(config, choice_of(config), opened.islands) if shares_data(config) else None
+    journal = MemberJournal(hands.run, opened.objects)
     return Member(config, island, hands, journal, islands=opened.islands, sizes=sizes)
 
 

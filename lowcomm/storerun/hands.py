@@ -15,7 +15,7 @@ from torch import Tensor
 from lowcomm.data import Shard
 from lowcomm.run.assembly import Run
 from lowcomm.run.export import export
-from lowcomm.run.finale import Evaluation, evaluate, holding_global_weights
+from lowcomm.run.finale import Evaluation, evaluate, holding_global_weights, write_summary
 from lowcomm.storerun.blocks import Batch, BlockReader
 from lowcomm.storerun.weights import LocalWeights
 from lowcomm.sync.round import depart
@@ -46,7 +46,7 @@ class Hands:
         """Drop the local work; moments of the inner optimizer stay where they are finite."""
         self._block = None
         for fragment, flat in enumerate(weights):
-            self.weights.take(fragment, flat)
+            self.weights.take(fragment, self.cut(fragment, flat))
         inner = self.run.sync.replicas[0].inner
         held = [t for values in inner.state.values() for t in values.values() if isinstance(t, Tensor)]
         if not all(bool(t.isfinite().all()) for t in held):
@@ -56,14 +56,14 @@ class Hands:
     def rebase(self, weights: Vectors, outstanding: Sequence[Tensor | None], version: int) -> None:
         """The chain went on. version: outer steps of the first fragment, which rules that alternate go by."""
         for fragment, (flat, out) in enumerate(zip(weights, outstanding, strict=True)):
-            self.weights.rebase(fragment, flat, out)
+            self.weights.rebase(fragment, self.cut(fragment, flat), None if out is None else self.cut(fragment, out))
         self.run.sync.state.round = version
 
     def step(self, block: int | None, number: int, lr_step: int) -> Stepped:
         """Inner step `number` (from 0) of a block, or the next one of the island's own text (None)."""
         run, island = self.run, self.run.islands[0]
         batches = self._read(block, number)
-        loss = island.backward(batches)
+        loss = self.agree(island.backward(batches))
         if not math.isfinite(loss):
             island.inner.zero_grad()
             return Stepped(loss=loss, tokens=0)
@@ -94,12 +94,13 @@ class Hands:
 
     def departed(self, fragment: int, weights: Tensor, outstanding: Tensor | None, everything: bool) -> None:
         """A contribution to a fragment left."""
-        self.weights.departed(fragment, weights, outstanding, everything)
+        out = None if outstanding is None else self.cut(fragment, outstanding)
+        self.weights.departed(fragment, self.cut(fragment, weights), out, everything)
 
     @contextmanager
     def holding(self, weights: Vectors) -> Iterator[None]:
         """Within, the model holds these global weights."""
-        before = self.weights.hold(dict(enumerate(weights)))
+        before = self.weights.hold({f: self.cut(f, flat) for f, flat in enumerate(weights)})
         try:
             with holding_global_weights(self.run.sync.state):
                 yield
@@ -115,8 +116,20 @@ class Hands:
         """Write the global model, which the anchors hold at the end. Raises CheckpointError."""
         export(self.run)
 
-    def count(self) -> None:
-        """Before a line is logged: nothing to bring together where there is one rank."""
+    def summarise(self, status: str, wall_s: float, result: Evaluation | None) -> None:
+        """Write summary.json."""
+        write_summary(self.run, status, wall_s, result)
+
+    def cut(self, fragment: int, flat: Tensor) -> Tensor:
+        """This rank's part of a fragment's vector: all of it."""
+        return flat
+
+    def agree(self, loss: float) -> float:
+        """The island's loss, from that of its ranks."""
+        return loss
+
+    def idle(self) -> None:
+        """Called while the island waits: other ranks, where there are any, are told that it lives."""
 
     def end(self) -> None:
-        """Nobody else waits for commands."""
+        """Let other ranks go, where there are any."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Mapping
 from typing import Any
 
-from lowcomm.run.finale import Evaluation, write_summary
+from lowcomm.run.assembly import Run
+from lowcomm.run.finale import Evaluation
+from lowcomm.run.ranks import SUPERVISOR
 from lowcomm.run.run_dir import write_json
+from lowcomm.storerun.crew import Crew
+from lowcomm.storerun.hands import Hands
 from lowcomm.storerun.member import Member
 from lowcomm.types import CheckpointError, LowcommError
 
@@ -34,12 +39,20 @@ def live(member: Member) -> int:
         raise
     finally:
         member.hands.end()
-        run.stop.restore(leaving=True)
-        run.progress.close()
-        run.metrics.close()
-        run.members.close()
-        if run.lock is not None:
-            run.lock.close()
+        _close(run)
+
+
+def serve(hands: Hands) -> int:
+    """The life of an island's other ranks: they do what the first one does."""
+    assert isinstance(hands, Crew)
+    run = hands.run
+    if threading.current_thread() is threading.main_thread():
+        run.stop.install()  # the first rank ends it for all
+    try:
+        hands.serve()
+        return DONE if run.stop.signal is None else STOPPED
+    finally:
+        _close(run)
 
 
 def _finish(member: Member) -> int:
@@ -63,7 +76,7 @@ def _finish(member: Member) -> int:
 def _summarise(member: Member, status: str, result: Evaluation | None = None) -> None:
     run, known = member.hands.run, member.known
     run.sync.state.blocked_s = member.blocked_s
-    write_summary(run, status, member.journal.lines.time_s(), result)
+    member.hands.summarise(status, member.journal.lines.time_s(), result)
     if not run.world.writes:
         return
     path = run.directory / "summary.json"
@@ -87,3 +100,12 @@ def _facts(member: Member, healed: bool) -> Mapping[str, Any]:
         "late": journal.late,
         **island.objects.counts.as_json(),
     }
+
+
+def _close(run: Run) -> None:
+    run.stop.restore(leaving=run.world.under_torchrun or SUPERVISOR in os.environ)
+    run.progress.close()
+    run.metrics.close()
+    run.members.close()
+    if run.lock is not None:
+        run.lock.close()

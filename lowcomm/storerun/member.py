@@ -245,6 +245,7 @@ class Member:
         left_s = min(objects.poll_first_s * 1.5**self._waits, objects.poll_most_s)
         self._waits += 1
         start = time.monotonic()
+        self.hands.idle()
         while left_s > 0 and not self._signalled():
             time.sleep(min(SLICE_S, left_s))
             left_s -= SLICE_S
@@ -253,7 +254,6 @@ class Member:
     def _log_if_due(self) -> None:
         run = self.hands.run
         if run.sync.step % run.config.log_every == 0:
-            self.hands.count()
             progress = self._progress()
             self.journal.log(run.islands[0].lr(progress), progress, self.island.version)
 

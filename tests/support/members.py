@@ -16,7 +16,7 @@ from lowcomm.exchange.store import Store
 from lowcomm.membership import World
 from lowcomm.outer import Nesterov
 from lowcomm.store.open import open_objects
-from lowcomm.storerun.build import build_member, preflight
+from lowcomm.storerun.build import build_hands, build_member, preflight
 from lowcomm.storerun.checks import check_store_run
 from lowcomm.storerun.create_run import create_run
 from lowcomm.storerun.joining import open_run
@@ -50,7 +50,7 @@ def make_member(store: Path, directory: Path, name: str, **own: Any) -> Member:
     opened = open_run(str(store))
     config = dataclasses.replace(opened.config, run_dir=directory, threads=1, device="cpu", tensorboard=False, **own)
     data = preflight(opened, config, ALONE)
-    return build_member(opened, config, data, ALONE, name=name, shown=False)
+    return build_member(opened, config, build_hands(opened, config, data, ALONE, shown=False), name=name)
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Lives:
         def run() -> None:
             try:
                 self.codes[name] = live(member)
-            except BaseException as error:  # noqa: BLE001 - it is raised where it is asked for
+            except BaseException as error:
                 self.codes[name] = error
 
         self.members.append(member)

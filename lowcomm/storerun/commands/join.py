@@ -10,10 +10,11 @@ from pathlib import Path
 
 from lowcomm.config import RunConfig
 from lowcomm.membership import World
-from lowcomm.run.ranks import SUPERVISOR
-from lowcomm.storerun.build import build_member, preflight
+from lowcomm.run.ranks import SUPERVISOR, run_ranks
+from lowcomm.run.run_dir import available_cores
+from lowcomm.storerun.build import build_hands, build_member, preflight
 from lowcomm.storerun.joining import Opened, check_own, check_paths, check_writable, described, open_run
-from lowcomm.storerun.living import live
+from lowcomm.storerun.living import live, serve
 from lowcomm.storerun.names import check_name, default_name
 from lowcomm.types import ConfigError
 
@@ -43,16 +44,35 @@ def join(arguments: Sequence[str], parse: Parse, after: Callable[[list[Path], in
         config = dataclasses.replace(config, run_dir=Path("runs") / config.name / name)
     if not options.quiet and os.environ.get("RANK", "0") == "0":
         print("\n".join(described(opened, config)), flush=True)
-    return _join(opened, config, name, options.quiet, after)
+    return _join(opened, config, arguments, name, options.quiet, after)
 
 
-def _join(opened: Opened, config: RunConfig, name: str, quiet: bool, after: Callable[[list[Path], int], int]) -> int:
+def _join(
+    opened: Opened,
+    config: RunConfig,
+    arguments: Sequence[str],
+    name: str,
+    quiet: bool,
+    after: Callable[[list[Path], int], int],
+) -> int:
     world = World.from_environment()
+    if (config.island.size or 1) > 1 and not world.under_torchrun:
+        return _ranks(config, arguments)
     if (config.island.size or 1) != world.size:
         raise ConfigError(
             f"island.size = {config.island.size} is not allowed: {world.size} processes were started. Fix: leave it out"
         )
     data = preflight(opened, config, world)
-    member = build_member(opened, config, data, world, name=name, shown=not quiet and world.rank == 0)
-    code = live(member)
+    hands = build_hands(opened, config, data, world, shown=not quiet and world.rank == 0)
+    if world.rank:
+        return serve(hands)
+    code = live(build_member(opened, config, hands, name=name))
     return code if quiet or world.rank or SUPERVISOR in os.environ else after([config.directory], code)
+
+
+def _ranks(config: RunConfig, arguments: Sequence[str]) -> int:
+    """The same command in one process per rank of the island, on this machine."""
+    size = config.island.size or 1
+    threads = config.threads or max(1, available_cores() // size)
+    settings = {"OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
+    return run_ranks(size, ["join", *arguments], settings).code

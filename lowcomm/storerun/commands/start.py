@@ -56,4 +56,6 @@ def _member(config: RunConfig, url: str, number: int, islands: int) -> Island:
     flags += [] if config.tensorboard else ["--no-tensorboard"]
     flags += [word for path in paths_of(config) for word in ("--allow", str(path))]
     flags += ["--quiet"] if number else []
+    if (config.island.size or 1) > 1:
+        flags += ["--island.size", str(config.island.size), "--island.kind", config.island.kind]
     return Island(name=name, directory=directory, arguments=["join", url, "--name", name, *flags], threads=threads)
