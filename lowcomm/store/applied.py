@@ -29,6 +29,7 @@ class UsedOne:
     base: int
     tokens: int
     steps: int
+    blocks: tuple[int, ...]
     norm: float
     weight: float
     staleness: int

@@ -11,7 +11,7 @@ from lowcomm.store.applied import Applied
 from lowcomm.store.chain_state import ChainState
 from lowcomm.store.objects import Objects
 from lowcomm.store.payloads import Payloads
-from lowcomm.store.rules import ChainRules, Policy
+from lowcomm.store.rules import ChainRules
 from lowcomm.types import DivergenceError, LowcommError
 
 MOST_AGAINST = 3
@@ -77,25 +77,15 @@ class Follower:
         self.payloads.drop(state.version - self.rules.stale, held)
         return folded.applied
 
-    def waits_in_vain(self, now: float, policy: Policy) -> bool:
-        """Whether patience is over with a committed payload that can't be read: it is never left out.
-
-        Raises BrokenRunError when nobody can have it any more.
-        """
+    def waited_s(self, now: float) -> float:
+        """Seconds for which a committed payload could not be read; 0: nothing is missing. It is never left out."""
         assert self.state is not None
-        version = self.state.version
         if not self.stuck:
             self._stuck = None
-            return False
-        if self._stuck is None or self._stuck[0] != version:
-            self._stuck = (version, now)
-        waited_s = now - self._stuck[1]
-        if waited_s >= 10 * policy.patience_s + 2 * policy.snapshot_every_s:
-            raise BrokenRunError(
-                f"version {version + 1} can't be made: a payload that commit {version} uses is gone. Fix: start a new "
-                "run from the newest snapshot"
-            )
-        return waited_s >= policy.patience_s
+            return 0.0
+        if self._stuck is None or self._stuck[0] != self.state.version:
+            self._stuck = (self.state.version, now)
+        return now - self._stuck[1]
 
     def _compare(self, state: ChainState, raw: bytes) -> None:
         """Whether the commit was made for the bits that are here, and after the commit that was applied here."""

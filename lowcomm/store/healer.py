@@ -20,9 +20,15 @@ class Healer:
         self.why = ""
         """Why the last candidate could not be taken."""
 
-    def load(self) -> ChainState | None:
-        """A version that the chain confirms; None: none now, call it again. Raises StoreError."""
+    def load(self, beyond: int | None = None) -> ChainState | None:
+        """A version that the chain confirms; None: none now, call it again. Raises StoreError.
+
+        beyond: a version whose commit can't be applied, so that one behind it is wanted.
+        """
         found = self._candidates()
+        if beyond is not None:
+            behind = [key for key in found if (keys.version_of_snapshot(key) or 0) > beyond]
+            found = behind or found
         self.tries += 1
         if not found:
             self.why = "no snapshot can be read"

@@ -20,13 +20,14 @@ from lowcomm.store import keys, leases, policy
 from lowcomm.store.applied import Applied
 from lowcomm.store.chain_state import ChainState, Member
 from lowcomm.store.commit import Commit
-from lowcomm.store.follower import Follower, LostError
+from lowcomm.store.follower import BrokenRunError, Follower, LostError
 from lowcomm.store.healer import Healer
+from lowcomm.store.joining import Joining
 from lowcomm.store.lookout import Lookout
 from lowcomm.store.objects import Objects
 from lowcomm.store.own_work import OwnWork, Work
 from lowcomm.store.rules import ChainRules, Policy
-from lowcomm.store.run_file import JoinRequest, RunFile
+from lowcomm.store.run_file import RunFile
 from lowcomm.store.surroundings import Phase, Surroundings
 from lowcomm.store.upkeep import Upkeep
 from lowcomm.store.watch import Watch
@@ -44,6 +45,8 @@ class StoreIsland:
         self.watch = Watch(around.clock())
         self.expected_s = policy.expected_s
         """Seconds that a round takes here."""
+        self._beyond: int | None = None
+        """A version whose commit can't be applied: it heals from a snapshot behind it."""
         self._names: dict[str, str] = {}
         """Of members, by incarnation."""
         self.lose("it starts")
@@ -151,14 +154,13 @@ class StoreIsland:
         self.inc = self.around.draw()
         self.work = OwnWork(self.rules, self.inc)
         self.upkeep = Upkeep(self.objects, self.rules, self.policy, self.inc, self.around.clock())
-        self._asked: JoinRequest | None = None
-        self._request_seen = False
+        self.joining = Joining(self.objects, self.rules, self.around)
         self._loaded = False
 
     def heal(self) -> bool:
         """Newest confirmed snapshot, then the chain. False: not yet, call it again. Raises as `poll`."""
         if not self._loaded:
-            state = self.healer.load()
+            state = self.healer.load(self._beyond)
             if state is None:
                 return False
             self.follower.begin(state)
@@ -170,31 +172,22 @@ class StoreIsland:
         except LostError as error:
             self.lose(str(error))
             return False
-        if self.follower.waits_in_vain(self.around.clock(), self.policy):
-            self._loaded = False  # there may be a snapshot behind it
         if self.follower.stuck:
+            if self._waits_in_vain():
+                self._loaded, self._beyond = False, self.version  # there may be a snapshot behind it
             return False
-        self.healer.tries = 0
+        self.healer.tries, self._beyond = 0, None
         self.watch = Watch(self.around.clock())
         self.phase = Phase.DONE if self.done else Phase.JOIN
         return True
 
     def ask(self) -> None:
         """Ask to join with the present version as base; asks anew, as somebody new, after S versions."""
-        old = self._asked is not None and self.version - self._asked.base > self.rules.stale
-        if self.inc in self.state.gone or old:
+        if self.inc in self.state.gone or self.joining.is_old(self.version):
             self.inc = self.around.draw()  # a joiner has no work that could be lost
             self.work = OwnWork(self.rules, self.inc)
-            self._asked, self._request_seen = None, False
-        if self._asked is None:
-            self._asked = JoinRequest(
-                run_id=self.rules.run_id, name=self.around.name, inc=self.inc, base=self.version,
-                nonce=self.around.draw(), about=self.around.about, expected_s=self.expected_s,
-            )  # fmt: skip
-        if not self._request_seen:
-            key, data = keys.join(self._asked.base, self.inc), self._asked.write()
-            self.objects.put_new(key, data)
-            self._request_seen = self.objects.get(key) == data
+            self.joining = Joining(self.objects, self.rules, self.around)
+        self.joining.ask(self.inc, self.version, self.expected_s)
 
     def follow(self) -> list[Applied]:
         """Apply every commit that can be read. Raises as `poll`."""
@@ -204,8 +197,7 @@ class StoreIsland:
                 found.append(self.take(applied))
         except LostError as error:
             self.lose(str(error))
-        in_vain = self.phase != Phase.HEAL and self.follower.waits_in_vain(self.around.clock(), self.policy)
-        if in_vain and self.healer.newer_than(self.version):
+        if self.phase != Phase.HEAL and self._waits_in_vain() and self.healer.newer_than(self.version):
             self.lose(f"a payload that commit {self.version} uses can't be read, a newer snapshot can")
         return found
 
@@ -297,4 +289,18 @@ class StoreIsland:
     def _may_propose(self, now: float) -> bool:
         """Who asks to join proposes only where nobody else does."""
         patient = now - self.watch.waiting_since >= self.policy.patience_s
-        return self.phase == Phase.MEMBER or (self._request_seen and (patient or not self.members))
+        return self.phase == Phase.MEMBER or (self.joining.seen and (patient or not self.members))
+
+    def _waits_in_vain(self) -> bool:
+        """Whether patience is over with a committed payload that can't be read.
+
+        Raises BrokenRunError when nobody can have it any more, and no snapshot behind it appeared.
+        """
+        waited_s, patience_s = self.follower.waited_s(self.around.clock()), self.policy.patience_s
+        most_s = 10 * patience_s + 2 * self.policy.snapshot_every_s
+        if waited_s >= 3 * most_s or (waited_s >= most_s and not self.healer.newer_than(self.version)):
+            raise BrokenRunError(
+                f"version {self.version + 1} can't be made: a payload that commit {self.version} uses is gone. Fix: "
+                "start a new run from the newest snapshot"
+            )
+        return waited_s >= patience_s

@@ -37,7 +37,8 @@ def grant(state: ChainState, rules: ChainRules) -> ChainState:
             else:
                 lease.append(following)
                 following += 1
-        members[inc] = dataclasses.replace(members[inc], lease=tuple(sorted(lease)))
+        if len(lease) > len(members[inc].lease):  # whoever had sent its last one goes on
+            members[inc] = dataclasses.replace(members[inc], lease=tuple(sorted(lease)), finished=())
     return dataclasses.replace(state, members=members, returned=tuple(returned), next_block=following)
 
 
@@ -61,9 +62,10 @@ def wanted_of(state: ChainState, member: Member, rules: ChainRules) -> Mapping[i
         busy = rules.blocks is None or member.lease
         return dict.fromkeys(every, "it trains") if busy else {}
     left = [f for f in every if f not in member.finished]
-    if state.stopping or rules.blocks is None or rules.codec.holds_back:
-        return dict.fromkeys(left, "its last one is wanted")
-    return dict.fromkeys(every, "it trains its last blocks") if member.lease else {}
+    if member.lease and not state.stopping:
+        return dict.fromkeys(every, "it trains its last blocks")
+    last_wanted = state.stopping or rules.blocks is None or rules.codec.holds_back
+    return dict.fromkeys(left, "its last one is wanted") if last_wanted else {}
 
 
 def _enough(state: ChainState, rules: ChainRules) -> bool:

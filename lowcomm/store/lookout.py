@@ -45,8 +45,8 @@ class Lookout:
         there = self._listed(state, watch, now)
         held: list[Contribution] = []
         bad: dict[str, str] = {}
-        for inc, member in sorted(state.members.items()):
-            lease, seq = set(member.lease), member.settled + 1
+        for inc in sorted({inc for inc, _ in there}):
+            seq, lease = next_of(state, inc)
             while (key := there.get((inc, seq))) is not None:
                 one = self.payloads.fetch(key)
                 if one is None:
@@ -126,6 +126,11 @@ class Lookout:
 def may_join(state: ChainState, inc: str) -> bool:
     """Nobody who is a member, and nobody who was removed."""
     return inc not in state.members and inc not in state.gone
+
+
+def next_of(state: ChainState, inc: str) -> tuple[int, set[int]]:
+    """Number of a member's next contribution, and the blocks that it may hold."""
+    return state.members[inc].settled + 1, set(state.members[inc].lease)
 
 
 def is_unsettled(state: ChainState, inc: str, seq: int) -> bool:

@@ -80,19 +80,27 @@ class ToyIsland:
         self.rules, self.rng = rules, rng
         self.local: list[list[Tensor]] = []
         self.unsent: list[int] = []
-        """Trained blocks that no contribution holds yet."""
+        """Trained blocks that no contribution holds yet; elements where there are no blocks."""
+        self.trained: list[Tensor] = []
+        """By fragment: all that this incarnation has trained, as Deltas have it."""
+        self.inc = ""
+        """The incarnation that the local weights are of."""
         self.left: bool = False
 
     def heal(self) -> None:
         island = self.island
         if island.heal():
             self.local = [[f.weights.clone()] for f in island.state.fragments]
+            self.trained = [torch.zeros_like(f.weights) for f in island.state.fragments]
             self.unsent = []
+            self.inc = island.inc
 
     def poll(self) -> list[Applied]:
         """Poll and rebase the local weights."""
         applied = self.island.poll()
-        self.rebase(applied)
+        if self.island.phase != Phase.HEAL:
+            self.rebase(applied)
+            self.inc = self.island.inc  # a joiner that asked anew
         return applied
 
     def rebase(self, applied: list[Applied]) -> None:
@@ -103,9 +111,7 @@ class ToyIsland:
                     flat = self.island.state.fragments[f].weights
                     local_weights.rebase(self.rules.layouts[f], flat, flat, departed, self.local[f])
             for f, change in touched.items():
-                local_weights.rebase(
-                    self.rules.layouts[f], change.old, change.new, one.departed.get(f), self.local[f]
-                )
+                local_weights.rebase(self.rules.layouts[f], change.old, change.new, one.departed.get(f), self.local[f])
 
     def delta(self, fragment: int) -> Tensor:
         island, layout = self.island, self.rules.layouts[fragment]
@@ -117,14 +123,24 @@ class ToyIsland:
         return [b for b in self.island.lease if b not in self.unsent]
 
     def train(self, block: int) -> None:
-        for tensors in self.local:
+        for tensors, trained in zip(self.local, self.trained, strict=True):
             tensors[0][block] -= 1
+            trained[block] += 1
         self.unsent.append(block)
+
+    def train_some(self, rng: random.Random) -> None:
+        """A block of the lease, or any element where each site has data of its own."""
+        if self.rules.blocks is not None:
+            if free := self.free():
+                self.train(free[0])
+        elif not self.island.closing:
+            self.train(rng.randrange(self.rules.layouts[0].numel))
 
     def contribute(self) -> None:
         blocks, self.unsent = tuple(sorted(self.unsent)), []
         deltas = {f: self.delta(f) for f in range(len(self.local))}
-        self.island.contribute(deltas, tokens=len(blocks), steps=len(blocks), blocks=blocks)
+        leased = blocks if self.rules.blocks is not None else ()
+        self.island.contribute(deltas, tokens=len(blocks), steps=len(blocks), blocks=leased)
 
     def may_contribute(self) -> bool:
         return all(self.island.may_contribute(f) for f in range(len(self.local)))
@@ -133,7 +149,8 @@ class ToyIsland:
         """Whether a round is over: all leased blocks are trained, or a last contribution is wanted."""
         if not self.may_contribute():
             return False
-        return bool(self.unsent and not self.free()) or self.island.must_finish(0)
+        full = bool(self.unsent) and not self.free() and self.rules.blocks is not None
+        return full or self.island.must_finish(0)
 
     def step(self) -> None:
         """One turn of a plain member."""
