@@ -12,6 +12,7 @@ from lowcomm.run.assembly import Run
 from lowcomm.run.finale import Evaluation
 from lowcomm.run.ranks import SUPERVISOR
 from lowcomm.run.run_dir import write_json
+from lowcomm.state.digest import sha256_weights
 from lowcomm.storerun.crew import Crew
 from lowcomm.storerun.hands import Hands
 from lowcomm.storerun.member import Member
@@ -82,6 +83,12 @@ def _summarise(member: Member, status: str, result: Evaluation | None = None) ->
     path = run.directory / "summary.json"
     summary = json.loads(path.read_text(encoding="utf-8"))
     rounds = 0 if known is None else known.fragments[0].version
+    if result is not None and known is not None:  # of whole tensors, however this island's ranks share them
+        layouts = member.island.rules.layouts
+        whole = {
+            n: v for layout, f in zip(layouts, known.fragments, strict=True) for n, v in layout.views(f.weights).items()
+        }
+        summary["weights_sha256"] = sha256_weights(whole)
     write_json(path, {**summary, "rounds": rounds, "store": _facts(member, known is not None)})
 
 

@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 
+from lowcomm.aggregate import Krum
+from lowcomm.aggregate.lora import FFA, FedIT
+from lowcomm.aggregate.lora.rule import LoraRule
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, Int8, LocalResidual
 from lowcomm.config import CheckpointConfig, SyncConfig
+from lowcomm.data import TextFiles
 from lowcomm.exchange.store import Store
-from lowcomm.outer import Nesterov
+from lowcomm.model import LoRA, ModelConfig
+from lowcomm.outer import SGD, Nesterov
 from lowcomm.schedule import Streaming
 from lowcomm.storerun.joining import open_run
 from lowcomm.storerun.verify import verify
@@ -95,3 +100,43 @@ def test_a_stopped_member_leaves_and_the_export_is_that_of_the_chain(tmp_path: P
     assert summary(tmp_path / "b")["status"] == "stopped" and summary(tmp_path / "a")["status"] == "done"
     assert (tmp_path / "a" / "export" / "model.safetensors").exists()
     assert stays.known is not None and stays.known.next_block == 20
+
+
+def test_sites_with_text_of_their_own(tmp_path: Path, corpus: Path) -> None:
+    """No leases: the run closes when so many tokens are done, and each site reads its own files."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in sorted(corpus.glob("*.txt"))[::2]:
+        path.rename(other / path.name)
+    config = store_config(corpus)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, sharding="own"))
+    both = lives(tmp_path, config)
+    both.start("a")
+    theirs = dataclasses.replace(config.data, source=TextFiles(glob=str(other / "*.txt")))
+    both.start("b", data=theirs)
+    assert both.end() == {"a": 0, "b": 0}
+    a, b = (summary(tmp_path / name) for name in ("a", "b"))
+    assert a["weights_sha256"] == b["weights_sha256"] and a["val_loss"] != b["val_loss"]
+    assert a["store"]["tokens"] >= 2 * 12 * 64
+
+
+@pytest.mark.parametrize("rule", [FedIT(rank=4), FFA(rank=4)])
+def test_adapters_travel_and_the_base_stays(tmp_path: Path, corpus: Path, rule: LoraRule) -> None:
+    model = ModelConfig(preset="nano", tuning=LoRA(rank=4, train="B" if isinstance(rule, FFA) else "AB"))
+    sync = SyncConfig(every=4, outer=SGD(lr=1.0), aggregator=rule, exchange=Store(patience_s=2.0))
+    config = store_config(corpus, model=model, sync=sync, checkpoint=CheckpointConfig(export=True))
+    both = lives(tmp_path, config)
+    both.start("a")
+    both.start("b")
+    assert both.end() == {"a": 0, "b": 0}
+    assert summary(tmp_path / "a")["weights_sha256"] == summary(tmp_path / "b")["weights_sha256"]
+    assert (tmp_path / "a" / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_a_robust_rule_sees_each_contribution(tmp_path: Path, corpus: Path) -> None:
+    sync = SyncConfig(every=4, aggregator=Krum(faulty=0), exchange=Store(patience_s=2.0), outer=SGD(lr=1.0))
+    three = lives(tmp_path, store_config(corpus, islands=3, sync=sync))
+    for name in "abc":
+        three.start(name)
+    assert three.end() == {"a": 0, "b": 0, "c": 0}
+    assert len({summary(tmp_path / name)["weights_sha256"] for name in "abc"}) == 1

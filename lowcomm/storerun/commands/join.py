@@ -42,7 +42,8 @@ def join(arguments: Sequence[str], parse: Parse, after: Callable[[list[Path], in
     check_writable(opened)
     if config.run_dir is None:
         config = dataclasses.replace(config, run_dir=Path("runs") / config.name / name)
-    if not options.quiet and os.environ.get("RANK", "0") == "0":
+    several = (config.island.size or 1) > 1 and not World.from_environment().under_torchrun
+    if not options.quiet and not several and os.environ.get("RANK", "0") == "0":
         print("\n".join(described(opened, config)), flush=True)
     return _join(opened, config, arguments, name, options.quiet, after)
 
@@ -57,7 +58,8 @@ def _join(
 ) -> int:
     world = World.from_environment()
     if (config.island.size or 1) > 1 and not world.under_torchrun:
-        return _ranks(config, arguments)
+        code = _ranks(config, arguments)
+        return code if quiet or SUPERVISOR in os.environ else after([config.directory], code)
     if (config.island.size or 1) != world.size:
         raise ConfigError(
             f"island.size = {config.island.size} is not allowed: {world.size} processes were started. Fix: leave it out"
