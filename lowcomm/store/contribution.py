@@ -167,6 +167,8 @@ def unpack(key: str, data: bytes, parts: Sequence[bytes]) -> Contribution:
     header, start = Header.read(data)
     if header.key != key:
         raise PayloadError(f"the contribution under {key} says that it is {header.key}")
+    if len(parts) != len(header.parts):
+        raise PayloadError(f"{key} has {len(header.parts)} parts, {len(parts)} were read")
     for part, held in zip(header.parts, parts, strict=True):
         if (len(held), text.sha256(held)) != part:
             raise PayloadError(f"a part of {key} is not what its header names")

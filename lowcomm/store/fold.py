@@ -191,8 +191,8 @@ def _readable(raw: bytes) -> Commit | None:
 def _used_one(state: ChainState, c: Contribution, weight: float) -> UsedOne:
     h = c.header
     return UsedOne(
-        inc=h.inc, seq=h.seq, fragment=h.fragment, base=h.base, tokens=h.tokens, steps=h.steps, blocks=h.blocks, norm=h.norm,
-        weight=weight, staleness=state.staleness(h.fragment, h.base), nbytes=c.nbytes,
+        inc=h.inc, seq=h.seq, fragment=h.fragment, base=h.base, tokens=h.tokens, steps=h.steps, blocks=h.blocks,
+        norm=h.norm, weight=weight, staleness=state.staleness(h.fragment, h.base), nbytes=c.nbytes,
         sections={name: data for name, data in c.sections.items() if name != "delta"},
     )  # fmt: skip
 

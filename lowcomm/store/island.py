@@ -51,8 +51,6 @@ class StoreIsland:
         """Of members, by incarnation."""
         self.lose("it starts")
 
-    # ------------------------------------------------------------------------------------------------- what it is
-
     @property
     def state(self) -> ChainState:
         """The version that it has followed the chain to; there is none before it has healed."""
@@ -127,8 +125,6 @@ class StoreIsland:
             "pending": sorted(work.pending), "unsent_objects": len(work.outbox.left), "stuck": self.follower.stuck,
             "heal": self.healer.why,
         }  # fmt: skip
-
-    # ------------------------------------------------------------------------------------------------- what it does
 
     def poll(self) -> list[Applied]:
         """All that a member does beside training: send, follow, ask to join, propose, snapshots, garbage.
@@ -221,10 +217,8 @@ class StoreIsland:
             tokens=tokens, steps=steps, blocks=blocks, expected_s=self.expected_s, last=self.is_last(blocks),
             sections=sections or {},
         )  # fmt: skip
-        bad = [f for f, delta in deltas.items() if not bool(delta.isfinite().all())]
-        if bad:
-            self.lose(f"the Delta of fragment {bad[0]} is not finite")
-            return
+        if bad := [f for f, delta in deltas.items() if not bool(delta.isfinite().all())]:
+            return self.lose(f"the Delta of fragment {bad[0]} is not finite")
         try:
             for fragment, delta in deltas.items():
                 self.work.depart(self.state, fragment, delta.detach().cpu(), work, self.objects.part_bytes)

@@ -76,7 +76,8 @@ class RunFile:
             run_id=text.string(found, "run_id", text.INCARNATION),
             configuration=_mapping(found, "configuration"),
             fragments=tuple(
-                tuple(_tensor(row) for row in tensors) for tensors in text.rows(found, "fragments", 10_000)
+                tuple(_tensor(row) for row in text.rows({"fragment": tensors}, "fragment"))
+                for tensors in text.rows(found, "fragments", 10_000)
             ),
             codec=text.string(found, "codec", most=100),
             arithmetic=text.string(found, "arithmetic", most=40),

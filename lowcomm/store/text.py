@@ -72,7 +72,8 @@ def whole(values: Mapping[str, Any], name: str, least: int = 0, most: int = MOST
 def number(values: Mapping[str, Any], name: str, least: float = 0.0) -> float:
     """A finite number, not below `least`."""
     value = values[name]
-    if type(value) not in (int, float) or not math.isfinite(value) or value < least:
+    known = type(value) is float or (type(value) is int and abs(value) <= MOST_WHOLE)
+    if not known or not math.isfinite(value) or value < least:
         raise PayloadError(f"{name} = {str(value)[:100]!r}: expected a finite number, {least:g} or more")
     return float(value)
 

@@ -26,7 +26,7 @@ from lowcomm.storerun.joining import Opened
 from lowcomm.storerun.member import Member
 from lowcomm.storerun.member_journal import MemberJournal
 from lowcomm.storerun.plan import alone, choice_of, rules_of, shares_data
-from lowcomm.types import ConfigError
+from lowcomm.types import ConfigError, DivergenceError
 from lowcomm.version import __version__
 
 
@@ -40,12 +40,15 @@ def preflight(opened: Opened, config: RunConfig, world: World) -> Data:
 
 
 def build_hands(opened: Opened, config: RunConfig, data: Data, world: World, *, shown: bool) -> Hands:
-    """Assemble what one rank trains with. Raises ConfigError, and DivergenceError where it is not the run's.
+    """Assemble what one rank trains with. Raises ConfigError, also where this machine has something else than the run.
 
     shown: whether this process writes on the screen.
     """
     whole = build_models(config, data, 1, torch.device("cpu"))[0]
-    Facts.of(opened.config, whole, data, opened.islands).check(opened.run)
+    try:
+        Facts.of(opened.config, whole, data, opened.islands).check(opened.run)
+    except DivergenceError as error:
+        raise ConfigError(str(error)) from error
     del whole
     run = assemble(alone(config), data, world)
     if not shown:
