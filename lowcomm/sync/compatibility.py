@@ -83,7 +83,7 @@ def conflicts(spec: SyncSpec) -> Iterator[Conflict]:
     yield from _privacy(spec)
     yield from _secure(spec)
     yield from _clients(spec)
-    yield from _exchange(spec)
+    yield from of_store(spec) if isinstance(spec.exchange, Store) else _exchange(spec)
     yield from robust_conflicts(spec)
     yield from own_anchors(spec)
 
@@ -219,9 +219,7 @@ def _clients(spec: SyncSpec) -> Iterator[Conflict]:
 def _exchange(spec: SyncSpec) -> Iterator[Conflict]:
     """What needs all islands in one round, where the exchange is another than lockstep."""
     choice, clients, rule = spec.exchange, spec.clients, spec.aggregator
-    if isinstance(choice, Store):
-        yield from of_store(spec)
-    if choice is None or isinstance(choice, Store):
+    if choice is None:
         return
     other, fix = f"sync.exchange = {_name(choice)}", "leave one of them out"
     if clients.secure is not None:
