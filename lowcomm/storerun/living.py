@@ -89,7 +89,9 @@ def _summarise(member: Member, status: str, result: Evaluation | None = None) ->
             n: v for layout, f in zip(layouts, known.fragments, strict=True) for n, v in layout.views(f.weights).items()
         }
         summary["weights_sha256"] = sha256_weights(whole)
-    write_json(path, {**summary, "rounds": rounds, "store": _facts(member, known is not None)})
+    tokens = summary["tokens"] if known is None else known.tokens_done
+    summary |= {"islands": member.islands, "tokens": tokens, "rounds": rounds}
+    write_json(path, {**summary, "store": _facts(member, known is not None)})
 
 
 def _facts(member: Member, healed: bool) -> Mapping[str, Any]:

@@ -122,7 +122,8 @@ class Member:
             self._settle()
             self.known = island.state
         for number, one in enumerate(applied):
-            self.journal.applied(one, before if number == 0 else None, island.state, island.inc)
+            led_from = before if number == 0 else None
+            self.journal.applied(one, led_from, island.state, inc=island.inc, blocked_s=self.blocked_s)
         if moved or applied:
             self._waits = 0
             self._evaluate_if_due()

@@ -27,6 +27,7 @@ class MemberJournal:
         self.worst_staleness = 0
         self.late: dict[str, int] = {}
         """Commits that members with work were not in, by name."""
+        self._blocked_s = 0.0
         self.used = 0
         """Contributions of this process that are in the global weights."""
 
@@ -40,8 +41,13 @@ class MemberJournal:
         lines = self.lines
         return lines.losses[0] / lines.trained[0] if lines.trained[0] else None
 
-    def applied(self, one: Applied, before: ChainState | None, after: ChainState, inc: str) -> None:
-        """A version came. before: the state that the commit led from, where it is known."""
+    def applied(
+        self, one: Applied, before: ChainState | None, after: ChainState, *, inc: str, blocked_s: float
+    ) -> None:
+        """A version came. before: the state that the commit led from, where it is known.
+
+        blocked_s: seconds so far in which this member did not train.
+        """
         self._count_bytes()
         notes = self._changes(one, before)
         mine = [u for u in one.used if u.inc == inc]
@@ -66,8 +72,9 @@ class MemberJournal:
                 0,
                 "sync",
                 {"delta_norm": finite(u.norm), "fragment": u.fragment, "staleness": u.staleness, "version": one.version}
-                | {"exchanged_bytes": u.nbytes, "sync_s": 0.0},
+                | {"exchanged_bytes": u.nbytes, "blocked_s": blocked_s - self._blocked_s, "sync_s": None},
             )
+            self._blocked_s = blocked_s
 
     def _changes(self, one: Applied, before: ChainState | None) -> list[str]:
         commit, found = one.commit, list[str]()
