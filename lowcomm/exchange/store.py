@@ -23,7 +23,7 @@ from typing import ClassVar, Literal
 
 from lowcomm.exchange.base import Exchange, ExchangeChoice, ExchangeParts
 from lowcomm.state.outgoing import Outgoing, Pending
-from lowcomm.types import ConfigError, require
+from lowcomm.types import ConfigError, SyncError, require
 
 FIELD = "sync.exchange"
 
@@ -74,11 +74,22 @@ class Store(ExchangeChoice):
         require(2 <= self.keep <= 64, f"{FIELD}.keep", self.keep, "2 to 64", "3 is usual")
 
     def build(self, parts: ExchangeParts) -> Exchange:
+        raise ConfigError(
+            "sync.exchange = Store(...) is not allowed without a store: its islands would train apart. Fix: pass "
+            "--store DIR (or s3://BUCKET/RUN) to `lowcomm train`; a loop of your own can't be a member"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member(Store):
+    """What the LocalSGD of a member gets, which counts steps and takes Deltas: the member's own loop sends them."""
+
+    def build(self, parts: ExchangeParts) -> Exchange:
         return BesideTheLoop()
 
 
 class BesideTheLoop(Exchange):
-    """What a LocalSGD sees of it: steps are counted and Deltas taken, the member's own loop contributes them."""
+    """No exchange."""
 
     anchors: ClassVar[Literal["shared", "own"]] = "own"
     hears_all: ClassVar[bool] = False
@@ -87,7 +98,4 @@ class BesideTheLoop(Exchange):
         return ()
 
     def start(self, out: Outgoing) -> Pending:
-        raise ConfigError(
-            "sync.exchange = Store(...) is not allowed in a loop of your own: a member follows a store beside its "
-            "rounds. Fix: start the run with `lowcomm train RECIPE --store URL`"
-        )
+        raise SyncError("a member contributes to its store, and exchanges with nobody")

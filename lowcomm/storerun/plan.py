@@ -9,7 +9,7 @@ from lowcomm.aggregate.lora import LoraRule
 from lowcomm.codec import Fp32
 from lowcomm.codec.parts import Parts
 from lowcomm.config import RunConfig, SyncConfig
-from lowcomm.exchange.store import Store
+from lowcomm.exchange.store import Member, Store
 from lowcomm.store.rules import ChainRules, Policy
 from lowcomm.store.run_file import RunFile
 from lowcomm.storerun.blocks import BlockSizes
@@ -98,5 +98,6 @@ def alone(config: RunConfig) -> RunConfig:
     sync = config.sync
     rule = sync.aggregator if isinstance(sync.aggregator, LoraRule) else Mean()
     codec = sync.codec if isinstance(sync.codec.bare, Parts) else Fp32()
-    own: SyncConfig = dataclasses.replace(sync, aggregator=rule, codec=codec, outer_device="cpu")
+    apart = Member(**{f.name: getattr(sync.exchange, f.name) for f in dataclasses.fields(Store)})
+    own: SyncConfig = dataclasses.replace(sync, aggregator=rule, codec=codec, exchange=apart, outer_device="cpu")
     return dataclasses.replace(config, islands=1, transport="collective", batched=False, resume="auto", sync=own)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def stand_in(directory: Path, codes: str) -> Path:
-    """A python that writes down how it was called and ends with one code after the other; "wait": when it is told to."""
+    """A python that writes down how it was called and ends with one code after the other; "wait": when told to."""
     path = directory / "python"
     path.write_text(
         "#!/usr/bin/env bash\n"

@@ -30,6 +30,8 @@ from lowcomm.types import ConfigError
 from tests.support.members import make_member, make_run, store_config
 from tests.support.runs import write_corpus
 
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
@@ -139,3 +141,22 @@ def test_credentials_are_in_no_file(made: tuple[Path, Path]) -> None:
     assert "store" in to_dict(config)
     assert "s3://" not in (store / keys.RUN).read_text(encoding="ascii")
     assert str(store) not in (store / keys.RUN).read_text(encoding="ascii")
+
+
+def test_a_store_recipe_without_a_store(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its islands would train apart without a word."""
+    assert "--store" in refused(capsys, "train", str(RECIPES / "store.py:smoke"), "--islands", "2")
+    assert "--store" in refused(capsys, "simulate", str(RECIPES / "store.py:smoke"))
+
+
+def test_where_a_store_run_can_not_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, store = str(RECIPES / "store.py:smoke"), ("--store", str(tmp_path / "store"))
+    assert "simulated" in refused(capsys, "simulate", recipe, *store)
+    assert "stop_at_step" in refused(capsys, "train", recipe, *store, "--checkpoint.stop-at-step", "8")
+    assert "eval.clients" in refused(capsys, "train", recipe, *store, "--eval.clients", "--data.sharding", "by_folder")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert "torchrun" in refused(capsys, "train", recipe, *store)
+    assert not (tmp_path / "store").exists()
