@@ -10,15 +10,19 @@ circle_files    files that import each other in a circle (benchmarks/structure.p
 takers          functions with an argument that is a LocalSGD, and their files
 method_lines    lines of the files of Krum, ring gossip and buffered asynchrony, where a tree has them
 sync_*          benchmarks/sync_cost.py: launches of both trees in turn, so that a busy machine is busy for both
+idle_*          benchmarks/core_step.py: an inner step in which the LocalSGD has nothing to do, over a plain loop's
+simulation_*    benchmarks/simulation_cost.py: a simulated round of 16 islands beyond its own forward and backward
 memory_*        benchmarks/islands.py: what three fp32 syncs add to a rank of an FSDP2 island at their peak
---static leaves out the last two. What is not measured now is taken over from the earlier result of the same commit.
+--static leaves out the last four. What is not measured now is taken over from the earlier result of the same commit.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -97,6 +101,27 @@ def sync_costs(trees: list[Path], preset: str, launches: int) -> list[dict[str, 
     return [{k if k.startswith("sync_") else f"sync_{k}": v for k, v in row.items()} for row in rows]
 
 
+def idle_steps(trees: list[Path], launches: int) -> list[dict[str, Any]]:
+    """Medians over launches of core_step.py for each tree, launched in turn."""
+    seen: list[list[dict[str, float]]] = [[] for _ in trees]
+    for _ in range(launches):
+        for tree, rows in zip(trees, seen, strict=True):
+            rows.append(json.loads(run_python(tree, "-P", str(ROOT / "benchmarks" / "core_step.py"), str(tree))))
+    return [{f"idle_{k}": statistics.median(row[k] for row in rows) for k in rows[0]} for rows in seen]
+
+
+def simulation(tree: Path, rounds: int = 5) -> dict[str, Any]:
+    """What simulation_cost.py says, without a file."""
+    code = (
+        "import sys; from benchmarks import simulation_cost\n"
+        f"sys.argv = ['', '--rounds', '{rounds}', '--every', '8']\n"
+        "simulation_cost.write_result = lambda *_: ''\n"
+        "simulation_cost.main()"
+    )
+    found = ast.literal_eval(run_python(tree, "-c", code).strip().splitlines()[-1])
+    return {f"simulation_{k}": v for k, v in found.items()}
+
+
 def memory(tree: Path, preset: str) -> dict[str, Any]:
     """Of the rank that needs most."""
     code = (
@@ -132,8 +157,11 @@ def main() -> None:
         rows = [{"commit": commit, **static(tree)} for commit, tree in trees.items()]
         if not options.static:
             costs = sync_costs(list(trees.values()), options.preset, options.launches)
-            held = [memory(tree, options.preset) for tree in trees.values()]
-            rows = [row | cost | m for row, cost, m in zip(rows, costs, held, strict=True)]
+            idle = idle_steps(list(trees.values()), options.launches)
+            rows = [
+                row | cost | steps | simulation(tree) | memory(tree, options.preset)
+                for row, cost, steps, tree in zip(rows, costs, idle, trees.values(), strict=True)
+            ]
     earlier = known()
     rows = [earlier.get(row["commit"], {}) | row for row in rows]
     for row in rows:

@@ -104,7 +104,7 @@ def mean_of(
     )
     try:
         made = rules.aggregator.combine(decoded, context)
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise PayloadError(f"the rule of aggregation can't use them: {error}") from error
     if made.residuals:
         raise ConfigError(f"sync.aggregator = {rules.aggregator!r} changes frozen weights, which no snapshot holds")
@@ -134,13 +134,14 @@ def _steps(
     after, changes = list(state.fragments), list[Change]()
     for index, before in enumerate(state.fragments):
         here = [(c, u.weight) for c, u in zip(used, commit.used, strict=True) if c.header.fragment == index]
-        if not any(weight > 0 for _, weight in here):
-            continue  # nothing was trained: momentum alone must not move the weights
-        mean, rule = mean_of(state, [c for c, _ in here], [w for _, w in here], rules)
+        trained = [(c, weight) for c, weight in here if weight > 0]
+        if len(trained) < max(1, rules.aggregator.fewest):
+            continue  # momentum alone must not move the weights
+        mean, rule = mean_of(state, [c for c, _ in trained], [w for _, w in trained], rules)
         new = step(before, mean.mul_(commit.scale), rules.layouts[index], rules)
         if not bool(new.weights.isfinite().all()):
             raise PayloadError(f"fragment {index} would not be finite")
-        norms = (*before.norms, {c.header.inc: c.header.norm for c, _ in here})[-NORM_ROUNDS:]
+        norms = (*before.norms, {c.header.inc: c.header.norm for c, _ in trained})[-NORM_ROUNDS:]
         after[index] = dataclasses.replace(new, rule=rule, norms=norms)
         changes.append(Change(fragment=index, old=before.weights, new=new.weights))
     return tuple(after), changes

@@ -42,11 +42,14 @@ class Follower:
         self._doubted: dict[int, str] = {}
         """By version: this island's digest when a commit had another one."""
         self._against = 0
+        """Commits in a row that were made for other bits than this machine has."""
+        self._stepped = False
+        """Whether weights were folded here since a version was loaded: then agreement says something."""
         self._broken = 0
 
     def begin(self, state: ChainState) -> None:
         """Go on from a version that was loaded."""
-        self.state, self.stuck = state, False
+        self.state, self.stuck, self._stepped = state, False, False
         self.digests = {state.version: state.digest}
 
     def next(self) -> Applied | None:
@@ -71,6 +74,7 @@ class Follower:
         assert self.state is not None
         folded = fold.fold(self.state, raw, held, self.rules)
         state = self.state = folded.state
+        self._stepped = self._stepped or bool(folded.applied.changes)
         self.digests[state.version] = state.digest
         last = state.snapshots[-1].version if state.snapshots else 0
         self.digests = {v: d for v, d in self.digests.items() if v >= last}
@@ -92,20 +96,21 @@ class Follower:
         theirs = valid.disagreement(state, raw)
         if theirs is None:
             if valid.agrees(state, raw):
-                self._against = 0
+                self._against = 0 if self._stepped else self._against
             elif valid.other_past(state, raw):
                 self._check_past(state)
             return
-        if self._doubted.get(state.version) != state.digest:
-            self._doubted[state.version] = state.digest
-            raise LostError(f"commit {state.version} was made for {theirs[:12]}, here is {state.digest[:12]}")
-        self._against += 1  # the same bits from a snapshot: the commit is wrong, or this machine
+        self._against += 1
         if self._against >= MOST_AGAINST:
             raise DivergenceError(
                 f"version {state.version} has the digest {theirs} for the others and {state.digest} here (torch "
                 f"{torch.__version__}, {platform.processor() or platform.machine()}): this machine folds to other "
                 "bits. Fix: take the torch version and the kind of CPU of the others (lowcomm status names them)"
             )
+        if self._doubted.get(state.version) != state.digest:
+            self._doubted[state.version] = state.digest
+            raise LostError(f"commit {state.version} was made for {theirs[:12]}, here is {state.digest[:12]}")
+        # the same bits from a snapshot: the commit is wrong, and changes nothing
 
     def _check_past(self, state: ChainState) -> None:
         """A commit names another one before it than was applied here: nonsense, unless the store has changed it."""

@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
-from lowcomm.store import keys, leases, policy
+from lowcomm.store import keys, policy
 from lowcomm.store.applied import Applied
-from lowcomm.store.chain_state import ChainState, Member
 from lowcomm.store.commit import Commit
 from lowcomm.store.follower import BrokenRunError, Follower, LostError
 from lowcomm.store.healer import Healer
 from lowcomm.store.joining import Joining
 from lowcomm.store.lookout import Lookout
-from lowcomm.store.objects import Objects
+from lowcomm.store.member_view import MemberView
+from lowcomm.store.objects import Objects, StoreError
 from lowcomm.store.own_work import OwnWork, Work
 from lowcomm.store.rules import ChainRules, Policy
 from lowcomm.store.run_file import RunFile
@@ -34,7 +33,7 @@ from lowcomm.store.watch import Watch
 from lowcomm.types import PayloadError
 
 
-class StoreIsland:
+class StoreIsland(MemberView):
     """One member. `heal` until it is True and take `state.fragments[i].weights` as local weights; then `poll`."""
 
     def __init__(self, objects: Objects, run: RunFile, rules: ChainRules, policy: Policy, around: Surroundings) -> None:
@@ -51,81 +50,6 @@ class StoreIsland:
         """Of members, by incarnation."""
         self.lose("it starts")
 
-    @property
-    def state(self) -> ChainState:
-        """The version that it has followed the chain to; there is none before it has healed."""
-        assert self.follower.state is not None
-        return self.follower.state
-
-    @property
-    def version(self) -> int:
-        """Of the chain, as far as it was followed."""
-        return self.state.version
-
-    @property
-    def me(self) -> Member | None:
-        """None: it is no member."""
-        return self.state.members.get(self.inc)
-
-    @property
-    def members(self) -> Mapping[str, Member]:
-        """By incarnation."""
-        return self.state.members
-
-    @property
-    def lease(self) -> tuple[int, ...]:
-        """Blocks to train, in order; those of contributions that are pending are left out."""
-        pending = self.work.blocks()
-        return () if self.me is None else tuple(b for b in self.me.lease if b not in pending)
-
-    @property
-    def closing(self) -> bool:
-        """Whether nothing more is given out: send what is held."""
-        return self.state.closing
-
-    @property
-    def done(self) -> bool:
-        """Whether the run is over."""
-        return self.state.done
-
-    @property
-    def stop_asked(self) -> bool:
-        """Whether `control/stop` was seen, or the chain says so."""
-        return self.lookout.stop or self.state.stopping
-
-    def may_contribute(self, fragment: int) -> bool:
-        """Whether it is a member with fewer pending contributions to this fragment than are allowed."""
-        return self.phase == Phase.MEMBER and self.work.count(fragment) < self.policy.pending
-
-    def must_finish(self, fragment: int) -> bool:
-        """Whether a last contribution to this fragment is still wanted, even without anything trained."""
-        if self.me is None or not self.closing or fragment in self.me.finished or not self.is_last(()):
-            return False
-        sent = any(one.last and one.fragment == fragment for one in self.work.pending.values())
-        return not sent and fragment in leases.wanted_of(self.state, self.me, self.rules)
-
-    def is_last(self, blocks: tuple[int, ...]) -> bool:
-        """Whether nothing is left to be trained here after a contribution with these blocks."""
-        ends = self.state.stopping or self.rules.blocks is None
-        return self.closing and (ends or set(self.lease) <= set(blocks))
-
-    def outstanding(self, fragment: int) -> Tensor | None:
-        """Sum of what departed from the local weights and is in no commit yet: fp32, flat; None: nothing."""
-        return self.work.outstanding(fragment)
-
-    def status(self) -> dict[str, Any]:
-        """For logs and people."""
-        known, work = self.follower.state, self.work
-        here = {} if known is None else {
-            "version": known.version, "members": {i: m.name for i, m in known.members.items()},
-            "lease": list(self.lease),
-        }  # fmt: skip
-        return {
-            "phase": self.phase.value, "why": self.why, "inc": self.inc, "name": self.around.name, **here,
-            "pending": sorted(work.pending), "unsent_objects": len(work.outbox.left), "stuck": self.follower.stuck,
-            "heal": self.healer.why,
-        }  # fmt: skip
-
     def poll(self) -> list[Applied]:
         """All that a member does beside training: send, follow, ask to join, propose, snapshots, garbage.
 
@@ -136,13 +60,17 @@ class StoreIsland:
             return []
         self.send()
         applied = self.follow()
-        if self.phase == Phase.JOIN:
-            self.ask()
-        if self.phase in (Phase.JOIN, Phase.MEMBER) and self.propose():
-            applied += self.follow()
-        if self.phase == Phase.MEMBER:
-            self.upkeep.go(self.state, self.around.clock())
-        return applied
+        try:
+            if self.phase == Phase.JOIN:
+                self.ask()
+            if self.phase in (Phase.JOIN, Phase.MEMBER) and self.propose():
+                applied += self.follow()
+            if self.phase == Phase.MEMBER:
+                self.upkeep.go(self.state, self.around.clock())
+        except StoreError:
+            if not applied:
+                raise
+        return applied  # never lost to a failed request: local weights must move with the global ones
 
     def lose(self, why: str) -> None:
         """Go back to HEAL as somebody new: unsent and pending work, error feedback and residual are dropped."""
@@ -186,14 +114,17 @@ class StoreIsland:
         self.joining.ask(self.inc, self.version, self.expected_s)
 
     def follow(self) -> list[Applied]:
-        """Apply every commit that can be read. Raises as `poll`."""
+        """Apply every commit that can be read. Raises as `poll`, but where something was applied before."""
         found: list[Applied] = []
         try:
             while self.phase not in (Phase.HEAL, Phase.DONE) and (applied := self.follower.next()) is not None:
                 found.append(self.take(applied))
         except LostError as error:
             self.lose(str(error))
-        if self.phase != Phase.HEAL and self._waits_in_vain() and self.healer.newer_than(self.version):
+        except StoreError:
+            if not found:
+                raise
+        if self.phase != Phase.HEAL and not found and self._waits_in_vain() and self.healer.newer_than(self.version):
             self.lose(f"a payload that commit {self.version} uses can't be read, a newer snapshot can")
         return found
 

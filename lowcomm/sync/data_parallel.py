@@ -1,4 +1,9 @@
-"""Data-parallel steps: gradients that are averaged over the islands as they are (DDP)."""
+"""Data-parallel steps: gradients that are averaged over the islands as they are (DDP).
+
+An island whose loop is over while the others average on sends NaN as its first element (`close_averaging`): whoever
+finds one in the mean asks all islands where they are. So nobody waits in another collective than the others, and all
+raise the same SyncError, or know that all are done. Cost: one more exchange of gradients at the end of such a loop.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
+from lowcomm.exchange.joining import all_done, finishing_row
+from lowcomm.exchange.roll_call import gather_rows
 from lowcomm.island.scalars import ScalarOptimizer
 from lowcomm.state.anchor import Anchor
 from lowcomm.state.coverage import check_still_covered
@@ -59,12 +66,44 @@ def _average_tensors(state: SyncState) -> None:
         fragment.overwrite_delta()
         try:
             state.transport.weighted_sum(flats, uniform, fragment.mean)
+            if index == 0 and bool(fragment.mean[0].isnan()):
+                all_done(*gather_rows(state.transport, [_training_row(state)] * len(state.replicas)))
             for replica in state.replicas:
                 fragment.unflatten(fragment.mean, replica.grads(fragment))
         finally:
             fragment.release()
         for replica in state.replicas:
             replica.part.gradients_written([name for name in fragment.covers if name in replica.params])
+
+
+def _training_row(state: SyncState) -> torch.Tensor:
+    """Row of an island that is in an averaged step; as long as one that is done sends."""
+    row = finishing_row(0, 0, None, 0)
+    row[0] = float(state.round)
+    return row
+
+
+@torch.no_grad()
+def close_averaging(state: SyncState) -> None:
+    """Meet the others, who may be in an averaged step, at the end of this island's loop, before it says anything else.
+
+    Raises SyncError, on every island alike, if one of them trains on: an averaged step needs all.
+    """
+    if not state.action_at(state.step + 1).average_gradients or any(
+        isinstance(r.inner, ScalarOptimizer) for r in state.replicas
+    ):
+        return
+    state.worker.wait()
+    fragment, count = state.fragments[0], len(state.replicas)
+    flats = [fragment.delta(i).zero_() for i in range(count)]
+    for flat in flats:
+        flat[:1] = torch.nan
+    fragment.overwrite_delta()
+    try:
+        state.transport.weighted_sum(flats, [1 / state.transport.islands] * state.transport.islands, fragment.mean)
+    finally:
+        fragment.release()
+    all_done(*gather_rows(state.transport, [finishing_row(state.step, state.round, None, 0)] * count))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from lowcomm.exchange.joining import all_done, finishing_row
 from lowcomm.exchange.roll_call import gather_rows
 from lowcomm.state.state import SyncState
-from lowcomm.sync.data_parallel import rebase
+from lowcomm.sync.data_parallel import close_averaging, rebase
 
 HORIZON = 1 << 16
 """Inner steps ahead in which the next exchange is looked for."""
@@ -20,6 +20,7 @@ def end_together(state: SyncState, commit: Callable[[], None], rest: Callable[[i
 
     commit: commits all that is in flight. rest: lets a local island sit an inner step out.
     """
+    close_averaging(state)
     _arrive(state, commit)
     if not state.exchange.hears_all:
         return

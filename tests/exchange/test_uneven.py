@@ -80,6 +80,38 @@ def test_a_schedule_without_an_exchange_to_join_is_told_to_all() -> None:
     assert "this one exchanges round 1 after step 6" in said[1] and "islands [1] exchange round 1" in said[0]
 
 
+@pytest.mark.parametrize(("ends", "warmup"), [([5, 7, 7], 20), ([7, 4, 5], 20), ([3, 7, 7], 6)], ids=str)
+def test_an_averaged_step_without_an_island_that_is_done_is_refused_by_all(ends: list[int], warmup: int) -> None:
+    """Also where the first gradient itself is not finite: that alone is nobody's end."""
+    hub, said = Hub(3), ["", "", ""]
+
+    def body(me: int) -> None:
+        sync = toy.build(1, schedule=PostLocal(warmup_steps=warmup), transport=Threaded(hub, me))
+        with pytest.raises(SyncError) as raised:
+            for step in range(ends[me]):
+                _one_step(sync, 0, me, step)
+            sync.finish()
+        said[me] = str(raised.value)
+
+    run_threads(3, body)
+    first = min(ends)
+    assert all(f"island {ends.index(first)} finished after step {first}" in text for text in said), said
+
+
+def test_a_first_gradient_that_is_not_finite_is_nobodys_end() -> None:
+    hub, steps = Hub(2), [0, 0]
+
+    def body(me: int) -> None:
+        sync = toy.build(1, schedule=PostLocal(warmup_steps=9), transport=Threaded(hub, me))
+        _one_step(sync, 0, me, 0)
+        next(iter(sync.replicas[0].params.values())).register_hook(lambda g: g.fill_(torch.nan) if me else None)
+        _one_step(sync, 0, me, 1)
+        steps[me] = sync.step
+
+    run_threads(2, body)
+    assert steps == [2, 2]
+
+
 def test_islands_that_end_together_ask_once() -> None:
     """Bytes of an end with nothing left to merge: a row of a roll call, and what was trained since the last sync."""
     sync = toy.build(3)

@@ -1,12 +1,12 @@
 """Random histories of the product's own protocol over a faulty store, and the invariants that must hold in each.
 
-Processes are threads of which one runs at a time: each stops before every request, and a seeded scheduler picks who goes
-on. Requests lose answers, land late (even after their sender died), listings and reads lag; processes are killed,
+Processes are threads of which one runs at a time: each stops before every request, and a seeded scheduler picks who
+goes on. Requests lose answers, land late (even after their sender died), listings and reads lag; processes are killed,
 frozen, started twice; live members are suspected; a committed payload is lost; somebody writes nonsense where a commit
 belongs. After the chaos the calm phase must end the run. Checked all along (numbers of the protocol's invariants):
 
 1, 5  one history      whoever applies version v applies the same bytes and gets the same digest; they stay in the store
-2     once             a contribution is used once, while its author is a member, and the weights are the sum of those used
+2     once             a contribution is used once, while its author is a member; the weights are the sum of those used
 3     blocks           each counts once, at the end exactly once; nobody holds work that the global weights have already
 4     the equation     local = global - sum(departed of pending) - unsent, after every event
 6     liveness         with one island alive the run ends
@@ -26,11 +26,10 @@ import torch
 from torch import Tensor
 
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int8, LocalResidual
-from lowcomm.store import fold, judge, keys, policy, snapshot, text, valid
+from lowcomm.store import fold, keys, policy, snapshot, text, valid
 from lowcomm.store.chain_state import ChainState
 from lowcomm.store.commit import Commit
-from lowcomm.store.contribution import Contribution
-from lowcomm.store.faulty import FaultyHeap
+from lowcomm.store.faulty import Faults, FaultyHeap
 from lowcomm.store.follower import BrokenRunError, Follower
 from lowcomm.store.healer import Healer
 from lowcomm.store.memory import Heap, MemoryObjects
@@ -39,7 +38,7 @@ from lowcomm.store.payloads import Payloads
 from lowcomm.store.rules import ChainRules, Policy
 from lowcomm.store.surroundings import Phase
 from lowcomm.types import DivergenceError, PayloadError
-from tests.support.store_toy import ToyIsland, toy_rules, toy_run
+from tests.support.store_toy import ToyIsland, toy_rules, toy_run, whole_counts
 
 BLOCKS, CALM_STEPS = 16, 60_000
 PATIENCE = 150.0
@@ -47,7 +46,7 @@ SWITCHES = 0.35
 """Share of requests before which another process may go on."""
 
 
-class Violation(Exception):
+class ViolationError(Exception):
     """An invariant does not hold; `name` says which."""
 
     def __init__(self, name: str, text: str) -> None:
@@ -122,9 +121,9 @@ class Process(threading.Thread):
             try:
                 self.turn(toy, rng)
             except StoreError:
-                continue  # the store is down: back off
+                pass  # the store is down: back off
             except (BrokenRunError, DivergenceError) as error:
-                raise Violation("liveness", f"an island gives up: {error}") from error
+                raise ViolationError("liveness", f"an island gives up: {error}") from error
             world.check_local(toy)
 
     def turn(self, toy: ToyIsland, rng: random.Random) -> None:
@@ -179,7 +178,7 @@ class World:
 
     def __init__(self, seed: int, *, exact: bool = True) -> None:
         self.rng = rng = random.Random(seed)
-        self.heap = FaultyHeap(rng, exact=exact)
+        self.heap = FaultyHeap(rng, Faults(failed=0.02), exact=exact)
         self.part_bytes = rng.choice([1 << 20, 1 << 20, 900])
         self.rules = _rules(rng)
         self.policy = Policy(
@@ -211,15 +210,15 @@ class World:
         assert state is not None
         found = (text.sha256(raw), state.digest)
         if self.history.setdefault(state.version, found) != found:
-            raise Violation("one history", f"version {state.version} is made twice, from other bytes or to others")
+            raise ViolationError("one history", f"version {state.version} is made twice, from other bytes or to others")
         for one in applied.used:
             if one.inc not in before.members:
-                raise Violation("once", f"{one.inc}-{one.seq} was used in {before.version} and is of no member")
+                raise ViolationError("once", f"{one.inc}-{one.seq} was used in {before.version} and is of no member")
             if self.used.setdefault((one.inc, one.seq), before.version) != before.version:
-                raise Violation("once", f"{one.inc}-{one.seq} was used in {before.version} and before")
+                raise ViolationError("once", f"{one.inc}-{one.seq} was used in {before.version} and before")
             for block in one.blocks:
                 if self.counted.setdefault(block, before.version) != before.version:
-                    raise Violation("blocks", f"block {block} counts again in {before.version}")
+                    raise ViolationError("blocks", f"block {block} counts again in {before.version}")
         self.check_weights(state)
 
     def check_weights(self, state: ChainState) -> None:
@@ -232,7 +231,7 @@ class World:
                 if version < state.version and self.made[key][0] == f:
                     total -= self.made[key][1]
             if not torch.allclose(fragment.weights, total, atol=1e-3):
-                raise Violation("once", f"the weights of version {state.version} are not the sum of what was used")
+                raise ViolationError("once", f"the weights of version {state.version} are not the sum of what was used")
 
     def contributed(self, toy: ToyIsland) -> None:
         """After a contribution was made."""
@@ -249,21 +248,23 @@ class World:
         for f in range(len(toy.local)):
             departed = sum((d for (inc, _), (g, d) in self.made.items() if inc == work.inc and g == f), torch.zeros(1))
             if not torch.allclose(toy.delta(f) + departed, toy.trained[f], atol=1e-3):
-                raise Violation("the equation", f"{work.inc} at {state.version}: {toy.delta(f)} is unsent")
+                raise ViolationError("the equation", f"{work.inc} at {state.version}: {toy.delta(f)} is unsent")
         if self.rules.blocks is not None:
             held = {*toy.unsent, *work.blocks()}
             late = {b for b in held if self.counted.get(b, state.version) < state.version}
             if late:
-                raise Violation("blocks", f"{work.inc} holds {sorted(late)}, which the global weights have already")
+                raise ViolationError(
+                    "blocks", f"{work.inc} holds {sorted(late)}, which the global weights have already"
+                )
 
     def check_end(self, state: ChainState) -> None:
         """After everybody has left."""
         if self.rules.blocks is not None and set(self.counted) != set(range(self.rules.blocks)):
-            raise Violation("blocks", f"counted at the end: {sorted(self.counted)}")
+            raise ViolationError("blocks", f"counted at the end: {sorted(self.counted)}")
         for version in range(state.version):
             raw = self.heap.objects.get(keys.commit(version))
             if raw is None or text.sha256(raw) != self.history[version + 1][0]:
-                raise Violation("one history", f"commit {version} was replaced after it was applied")
+                raise ViolationError("one history", f"commit {version} was replaced after it was applied")
         self.check_replay(state)
 
     def check_replay(self, end: ChainState) -> None:
@@ -282,11 +283,11 @@ class World:
                 if held is None:
                     lost = set(valid.keys_of(state, raw, self.rules)) & self.lost
                     if not lost:
-                        raise Violation("replay", f"from {key} the payloads of commit {state.version} are gone")
+                        raise ViolationError("replay", f"from {key} the payloads of commit {state.version} are gone")
                     break
                 state = fold.fold(state, raw, held, self.rules).state
                 if state.digest != self.history[state.version][1]:
-                    raise Violation("replay", f"from {key} version {state.version} is another one")
+                    raise ViolationError("replay", f"from {key} version {state.version} is another one")
 
     # --------------------------------------------------------------------------------------------------- scheduler
 
@@ -385,10 +386,10 @@ class World:
             if process.ended:
                 state = process.toy.island.state
         versions = [p.toy.island.follower.state and p.toy.island.version for p in self.processes if p.started]
-        raise Violation("liveness", f"no end: {len(self.processes)} islands alive, versions {versions}")
+        raise ViolationError("liveness", f"no end: {len(self.processes)} islands alive, versions {versions}")
 
     def run(self) -> dict[str, int]:
-        """The whole history. Raises Violation."""
+        """The whole history. Raises ViolationError."""
         with ExitStack() as stack:
             stack.enter_context(self.observed())
             try:
@@ -421,20 +422,11 @@ class World:
         def hasty(*arguments: Any) -> bool:
             return due(*arguments) or (self.heap.chaos and self.rng.random() < 0.1)
 
-        def equal(state: ChainState, used: Sequence[Contribution], rules: ChainRules, policy: Policy) -> list[float]:
-            per = [sum(o.header.fragment == c.header.fragment for o in used) for c in used]
-            return [1 / max(per) for _ in used]
-
-        def whole(used: Sequence[Contribution], policy: Policy) -> float:
-            fragments = [c.header.fragment for c in used]
-            return float(max((fragments.count(f) for f in fragments), default=1))
-
         with (
             patch.object(Follower, "apply", watched),
             patch.object(policy, "removals", suspicious),
             patch.object(policy, "_due", hasty),
-            patch.object(judge, "weights_of", equal),
-            patch.object(judge, "scale_of", whole),
+            whole_counts(),
         ):
             yield
 

@@ -19,7 +19,7 @@ from lowcomm.store.objects import Answer, Objects
 from lowcomm.store.own_work import OwnWork, Work
 from lowcomm.store.payloads import Payloads
 from lowcomm.store.rules import ChainRules
-from tests.support.store_checker import Violation, World
+from tests.support.store_checker import ViolationError, World
 from tests.support.store_toy import ToyIsland
 
 
@@ -38,7 +38,7 @@ class Found(NamedTuple):
     histories: int
     seed: int | None
     """Of the first history that breaks; None: it was not noticed."""
-    violation: Violation | None
+    violation: ViolationError | None
 
 
 def hunt(name: str, histories: int, first_seed: int = 0) -> Found:
@@ -48,7 +48,7 @@ def hunt(name: str, histories: int, first_seed: int = 0) -> Found:
         try:
             with mutant.applied():
                 World(first_seed + k, exact=mutant.exact).run()
-        except Violation as violation:
+        except ViolationError as violation:
             return Found(k + 1, first_seed + k, violation)
     return Found(histories, None, None)
 

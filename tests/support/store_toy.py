@@ -4,21 +4,26 @@ as 2 and one that is lost as 0. Used by the checker, the tests of a member and t
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from lowcomm.codec import Codec, Fp32
-from lowcomm.outer import SGD
-from lowcomm.store import local_weights
+from lowcomm.outer import SGD, Outer
+from lowcomm.store import judge, local_weights
 from lowcomm.store.applied import Applied
-from lowcomm.store.chain_state import first_state
+from lowcomm.store.chain_state import ChainState, first_state
+from lowcomm.store.contribution import Contribution
 from lowcomm.store.island import StoreIsland
 from lowcomm.store.layout import Layout
+from lowcomm.store.memory import Heap, MemoryObjects
 from lowcomm.store.objects import Objects
 from lowcomm.store.rules import ChainRules, Policy
 from lowcomm.store.run_file import RunFile
+from lowcomm.store.simulation import Outcome, Simulation
 from lowcomm.store.snapshot import SnapshotWriter
 from lowcomm.store.start import start_run
 from lowcomm.store.surroundings import Phase, Surroundings
@@ -34,26 +39,27 @@ def toy_rules(
     keep: int = 2,
     lease_blocks: int = 2,
     target_tokens: int | None = None,
+    outer: Outer | None = None,
 ) -> ChainRules:
     """One vector per fragment, an element for each block; outer SGD of rate 1."""
     size = 12 if blocks is None else blocks
     layouts = tuple(Layout(names=(f"w{i}",), shapes=((size,),)) for i in range(fragments))
     return ChainRules(
-        run_id=RUN_ID, layouts=layouts, codec=codec or Fp32(), outer=SGD(lr=1.0), stale=stale, keep=keep,
+        run_id=RUN_ID, layouts=layouts, codec=codec or Fp32(), outer=outer or SGD(lr=1.0), stale=stale, keep=keep,
         blocks=blocks, lease_blocks=lease_blocks, target_tokens=target_tokens,
     )  # fmt: skip
 
 
 def toy_run(objects: Objects, rules: ChainRules, back_off: Callable[[int], None] = lambda k: None) -> RunFile:
     """Start it: all weights are 0."""
-    state = first_state([{n: torch.zeros(s) for n, s in zip(lay.names, lay.shapes)} for lay in rules.layouts], rules)
+    state = first_state([lay.views(torch.zeros(lay.numel)) for lay in rules.layouts], rules)
 
     def make(writer: SnapshotWriter) -> RunFile:
         kind = {"kind": "own"} if rules.blocks is None else {"kind": "shared", "blocks": rules.blocks}
         return RunFile(
             run_id=RUN_ID, configuration={},
             fragments=tuple(
-                tuple((n, s, "float32") for n, s in zip(lay.names, lay.shapes)) for lay in rules.layouts
+                tuple((n, s, "float32") for n, s in zip(lay.names, lay.shapes, strict=True)) for lay in rules.layouts
             ),
             codec=rules.codec_name, snapshot=writer.announced, data=kind, stale=rules.stale, keep=rules.keep,
             lease_blocks=rules.lease_blocks, target_tokens=rules.target_tokens,
@@ -167,3 +173,61 @@ class ToyIsland:
                 self.train(free[0])
             elif self.wants():
                 self.contribute()
+
+
+class Village:
+    """Toy islands on one virtual clock over one heap."""
+
+    def __init__(self, rules: ChainRules, policy: Policy, islands: int, heap: Heap | None = None) -> None:
+        self.rules, self.policy, self.heap = rules, policy, Heap() if heap is None else heap
+        self.simulation = Simulation()
+        self.run_file = toy_run(MemoryObjects(self.heap), rules)
+        self.toys: list[ToyIsland] = []
+        self.period_s: list[float] = []
+        self.dead: set[int] = set()
+        for _ in range(islands):
+            self.add()
+
+    def add(self, period_s: float = 0.1) -> ToyIsland:
+        """One more process, which takes a turn every so often."""
+        k = len(self.toys)
+        self.period_s.append(period_s)
+        self.toys.append(
+            ToyIsland(
+                MemoryObjects(self.heap), self.run_file, self.rules, self.policy, self.simulation.clock,
+                random.Random(k), f"n{k}",
+            )
+        )  # fmt: skip
+        return self.toys[-1]
+
+    def turn(self, k: int) -> float | None:
+        """What the simulation calls."""
+        if k in self.dead:
+            return None
+        self.toys[k].step()
+        return None if self.toys[k].left else self.period_s[k]
+
+    def go(self, most_turns: int = 20_000, until: Callable[[], bool] = lambda: False) -> Outcome:
+        """All of them, until they have left or something is so."""
+        turns = [lambda k=k: None if until() else self.turn(k) for k in range(len(self.toys))]
+        return self.simulation.run(turns, most_turns)
+
+    @property
+    def alive(self) -> list[ToyIsland]:
+        return [toy for k, toy in enumerate(self.toys) if k not in self.dead]
+
+
+@contextmanager
+def whole_counts() -> Iterator[None]:
+    """Commits count each contribution once and whole, so that weights are counts."""
+
+    def equal(state: ChainState, used: Sequence[Contribution], rules: ChainRules, policy: Policy) -> list[float]:
+        per = [sum(o.header.fragment == c.header.fragment for o in used) for c in used]
+        return [1 / max(per) for _ in used]
+
+    def whole(used: Sequence[Contribution], policy: Policy) -> float:
+        fragments = [c.header.fragment for c in used]
+        return float(max((fragments.count(f) for f in fragments), default=1))
+
+    with patch.object(judge, "weights_of", equal), patch.object(judge, "scale_of", whole):
+        yield
