@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import itertools
 import re
@@ -24,6 +25,9 @@ lowcomm {__version__}: train language models when the links between the machines
   lowcomm train RECIPE.py:FUNCTION [--islands N] [--steps N] [--sync.every H] ...   train; --help lists every field
   lowcomm simulate RECIPE.py:FUNCTION ...      the same run with all islands in one process (same bits)
   lowcomm federation keys | register | check | client | run ...   the same run across organisations, over Flower
+  lowcomm train RECIPE.py:FUNCTION --store URL a run that islands join and leave; a directory, s3://, gs://, az://
+  lowcomm join URL                             become a member of it, from anywhere, at any time
+  lowcomm status | log | verify | stop URL     who is in it, its commits, the proof of its history, its end
   lowcomm plan --parameters N --islands N ...  H, fragments, codec and streams for a link, with what they cost
   lowcomm sweep RECIPE.py:FUNCTION --sizes 32,48,nano --islands 1,2,4 --every 16,64   a scaling law through small runs
   lowcomm report RUN [RUN ...] [--out FILE]    one HTML page of one or several runs
@@ -51,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {
         "train": lambda a: _train(a, []),
         "simulate": lambda a: _train(a, ["--transport", "simulated"]),
+        "join": _join,
+        **{name: functools.partial(_look, name) for name in ("status", "log", "verify", "stop")},
         "federation": _federation,
         "plan": _plan,
         "sweep": _sweep,
@@ -91,6 +97,10 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
     overrides = [*extra, *arguments[1:]]
     default = load(arguments[0])
     config = _parse(default, overrides, f"lowcomm train {arguments[0]}")
+    if config.store is not None:
+        from lowcomm.storerun.commands.start import start
+
+        return start(config, _after)
     world = World.from_environment()
     if world.under_torchrun or config.transport == "simulated":
         return _train_here(config, world.rank)
@@ -115,12 +125,28 @@ def _train_here(config: RunConfig, rank: int) -> int:
         code = train(config)
     except ConfigError as error:
         return _fail(str(error), 2)  # in every process: torchrun ends the others, rank 0 too, when the first has left
-    return _after(config.directory, code) if rank == 0 else code
+    return _after([config.directory], code) if rank == 0 else code
 
 
-def _after(directory: Path, code: int) -> int:
+def _join(arguments: Sequence[str]) -> int:
+    from lowcomm.run.ranks import follow_supervisor
+
+    follow_supervisor()
+    from lowcomm.storerun.commands.join import join
+
+    return join(arguments, _parse, _after)
+
+
+def _look(name: str, arguments: Sequence[str]) -> int:
+    from lowcomm.storerun.commands.look import look
+
+    return look(name, arguments)
+
+
+def _after(directories: Sequence[Path], code: int) -> int:
     """Show the table and write the report of a run that is done."""
-    if code != 0:
+    directories = [d for d in directories if (d / "summary.json").exists()]
+    if code != 0 or not directories:
         return code
     from rich.console import Console
 
@@ -128,11 +154,11 @@ def _after(directory: Path, code: int) -> int:
     from lowcomm.report.table import summary_table
 
     console = Console()
-    console.print(summary_table([load_run(directory)]))
+    console.print(summary_table([load_run(directory) for directory in directories]))
     try:
         from lowcomm.report.html import write_report
 
-        console.print(f"report: {write_report([directory])}", soft_wrap=True, highlight=False)
+        console.print(f"report: {write_report(list(directories))}", soft_wrap=True, highlight=False)
     except ConfigError as error:
         console.print(f"no HTML report: {error}", soft_wrap=True, markup=False)
     return code

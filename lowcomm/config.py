@@ -148,6 +148,8 @@ class RunConfig:
     """Device of the models; auto takes the GPU if there is one."""
     threads: int | None = None
     """CPU threads per island process. None: cores / processes on this machine, at least 1."""
+    store: str | None = None
+    """A run that islands join and leave at any time: its address, a directory, s3://, gs:// or az://; None: fixed."""
     run_dir: Path | None = None
     """Directory of everything the run leaves behind. None: runs/NAME."""
     resume: bool | Literal["auto"] = False

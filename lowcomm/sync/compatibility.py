@@ -18,6 +18,7 @@ from lowcomm.codec.error_feedback import ErrorFeedback
 from lowcomm.codec.in_turn import InTurn
 from lowcomm.codec.parts import Parts
 from lowcomm.exchange.buffered import Buffered
+from lowcomm.exchange.store import Store
 from lowcomm.local import RankDecay
 from lowcomm.model import LoRA, Tuning
 from lowcomm.outer import SGD, HeavyBall, Nesterov
@@ -29,6 +30,7 @@ from lowcomm.state.spec import SyncSpec
 from lowcomm.sync.buffered_conflicts import of_buffered
 from lowcomm.sync.neighbours import keeps_state, own_anchors, with_own_anchors
 from lowcomm.sync.robust_conflicts import robust_conflicts, with_buffers, with_factors, with_tuning
+from lowcomm.sync.store_conflicts import of_store
 from lowcomm.typecheck import check_types
 from lowcomm.types import ConfigError, require
 
@@ -81,7 +83,7 @@ def conflicts(spec: SyncSpec) -> Iterator[Conflict]:
     yield from _privacy(spec)
     yield from _secure(spec)
     yield from _clients(spec)
-    yield from _exchange(spec)
+    yield from of_store(spec) if isinstance(spec.exchange, Store) else _exchange(spec)
     yield from robust_conflicts(spec)
     yield from own_anchors(spec)
 

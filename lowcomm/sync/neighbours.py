@@ -48,7 +48,7 @@ def with_own_anchors(spec: SyncSpec, ranks: int, averaged: Sequence[str]) -> Ite
     if spec.exchange is None or spec.exchange.anchors == "shared":
         return
     other = f"sync.exchange = {_name(spec.exchange)}"
-    if ranks > 1:
+    if ranks > 1 and not spec.exchange.whole_islands:
         why = "which neighbours count is decided by each island as a whole"
         yield Conflict("island.size", ranks, other, why, "islands of one rank")
     if averaged:

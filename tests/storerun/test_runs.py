@@ -1,0 +1,142 @@
+"""Whole runs over a directory: members as threads that come and go."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lowcomm.aggregate import Krum
+from lowcomm.aggregate.lora import FFA, FedIT
+from lowcomm.aggregate.lora.rule import LoraRule
+from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, Int8, LocalResidual
+from lowcomm.config import CheckpointConfig, SyncConfig
+from lowcomm.data import TextFiles
+from lowcomm.exchange.store import Store
+from lowcomm.model import LoRA, ModelConfig
+from lowcomm.outer import SGD, Nesterov
+from lowcomm.schedule import Streaming
+from lowcomm.storerun.joining import open_run
+from lowcomm.storerun.verify import verify
+from lowcomm.trainer import train
+from tests.support.members import Lives, leave_without_a_word, make_run, store_config
+from tests.support.runs import metrics, small, summary, write_corpus
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    (tmp_path / "text").mkdir()
+    return write_corpus(tmp_path / "text")
+
+
+def lives(tmp_path: Path, config: Any) -> Lives:
+    make_run(tmp_path / "store", config)
+    return Lives(tmp_path / "store", tmp_path)
+
+
+def test_a_calm_run_is_the_run_of_fixed_islands(tmp_path: Path, corpus: Path) -> None:
+    """Same blocks, same learning rates: only the order of a sum of two is left to chance, and a + b = b + a."""
+    config = store_config(corpus)
+    both = lives(tmp_path, config)
+    both.start("a")
+    both.start("b")
+    assert both.end() == {"a": 0, "b": 0}
+    fixed = small(corpus, tmp_path / "fixed", sync=dataclasses.replace(config.sync, exchange=None))
+    train(fixed)
+    found = [summary(tmp_path / name) for name in ("a", "b", "fixed")]
+    assert found[0]["weights_sha256"] == found[1]["weights_sha256"] == found[2]["weights_sha256"]
+    assert found[0]["val_loss"] == found[1]["val_loss"] == found[2]["val_loss"]
+    lines: list[str] = []
+    assert verify(open_run(str(tmp_path / "store")), lines.append) == 0, lines
+    versions = [m for m in metrics(tmp_path / "a") if m["event"] == "version"]
+    assert [v["members"] for v in versions[-3:]] == [2, 2, 2] and versions[-1]["tokens_done"] == 2 * 12 * 64
+
+
+@pytest.mark.parametrize(
+    ("mode", "codec"),
+    [("synchronous", ErrorFeedback(codec=Int4())), ("buffered", LocalResidual(codec=Int4())), ("buffered", Int8())],
+)
+def test_one_goes_without_a_word_and_another_joins(tmp_path: Path, corpus: Path, mode: Any, codec: Codec) -> None:
+    sync = SyncConfig(
+        every=2, outer=Nesterov(lr=0.5, momentum=0.3), codec=codec, exchange=Store(mode=mode, size=2, patience_s=0.5)
+    )
+    three = lives(tmp_path, store_config(corpus, islands=3, steps=40, sync=sync))
+    first = three.start("a")
+    dying = three.start("b")
+    three.until(lambda: dying.known is not None and dying.known.version >= 4)
+    leave_without_a_word(dying)
+    three.until(lambda: "b" in three.codes or not three.threads[1].is_alive())
+    three.start("c")
+    three.threads[1].join()
+    three.codes.pop("b", None)
+    assert three.end() == {"a": 0, "c": 0}
+    assert first.known is not None and first.known.next_block == 60 and not first.known.returned
+    assert summary(tmp_path / "a")["weights_sha256"] == summary(tmp_path / "c")["weights_sha256"]
+    assert verify(open_run(str(tmp_path / "store")), lambda _: None) == 0
+
+
+def test_fragments_in_turn(tmp_path: Path, corpus: Path) -> None:
+    sync = SyncConfig(
+        every=4, outer=Nesterov(lr=0.7, momentum=0.5), codec=Fp32(), schedule=Streaming(fragments=2),
+        exchange=Store(patience_s=2.0),
+    )  # fmt: skip
+    both = lives(tmp_path, store_config(corpus, sync=sync))
+    both.start("a")
+    both.start("b")
+    assert both.end() == {"a": 0, "b": 0}
+    assert summary(tmp_path / "a")["weights_sha256"] == summary(tmp_path / "b")["weights_sha256"]
+
+
+def test_a_stopped_member_leaves_and_the_export_is_that_of_the_chain(tmp_path: Path, corpus: Path) -> None:
+    config = store_config(corpus, steps=40, checkpoint=CheckpointConfig(export=True))
+    both = lives(tmp_path, config)
+    stays = both.start("a")
+    leaves = both.start("b")
+    both.until(lambda: leaves.known is not None and leaves.known.version >= 2)
+    leaves.hands.run.stop.signal = "SIGTERM"
+    assert both.end() == {"a": 0, "b": 3}
+    assert summary(tmp_path / "b")["status"] == "stopped" and summary(tmp_path / "a")["status"] == "done"
+    assert (tmp_path / "a" / "export" / "model.safetensors").exists()
+    assert stays.known is not None and stays.known.next_block == 20
+
+
+def test_sites_with_text_of_their_own(tmp_path: Path, corpus: Path) -> None:
+    """No leases: the run closes when so many tokens are done, and each site reads its own files."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in sorted(corpus.glob("*.txt"))[::2]:
+        path.rename(other / path.name)
+    config = store_config(corpus)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, sharding="own"))
+    both = lives(tmp_path, config)
+    both.start("a")
+    theirs = dataclasses.replace(config.data, source=TextFiles(glob=str(other / "*.txt")))
+    both.start("b", data=theirs)
+    assert both.end() == {"a": 0, "b": 0}
+    a, b = (summary(tmp_path / name) for name in ("a", "b"))
+    assert a["weights_sha256"] == b["weights_sha256"] and a["val_loss"] != b["val_loss"]
+    assert a["store"]["tokens"] >= 2 * 12 * 64
+
+
+@pytest.mark.parametrize("rule", [FedIT(rank=4), FFA(rank=4)])
+def test_adapters_travel_and_the_base_stays(tmp_path: Path, corpus: Path, rule: LoraRule) -> None:
+    model = ModelConfig(preset="nano", tuning=LoRA(rank=4, train="B" if isinstance(rule, FFA) else "AB"))
+    sync = SyncConfig(every=4, outer=SGD(lr=1.0), aggregator=rule, exchange=Store(patience_s=2.0))
+    config = store_config(corpus, model=model, sync=sync, checkpoint=CheckpointConfig(export=True))
+    both = lives(tmp_path, config)
+    both.start("a")
+    both.start("b")
+    assert both.end() == {"a": 0, "b": 0}
+    assert summary(tmp_path / "a")["weights_sha256"] == summary(tmp_path / "b")["weights_sha256"]
+    assert (tmp_path / "a" / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_a_robust_rule_sees_each_contribution(tmp_path: Path, corpus: Path) -> None:
+    sync = SyncConfig(every=4, aggregator=Krum(faulty=0), exchange=Store(patience_s=2.0), outer=SGD(lr=1.0))
+    three = lives(tmp_path, store_config(corpus, islands=3, sync=sync))
+    for name in "abc":
+        three.start(name)
+    assert three.end() == {"a": 0, "b": 0, "c": 0}
+    assert len({summary(tmp_path / name)["weights_sha256"] for name in "abc"}) == 1
