@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from benchmarks import store_recipes as recipes
 from benchmarks.netlab.lab import Lab, Link
-from benchmarks.store_members import Run
+from benchmarks.store_members import Island, Run
 from benchmarks.store_scenarios import Row, outcome, start
 from tests.support.s3 import BUCKET, Bucket, environment, in_environment
 
@@ -37,15 +37,12 @@ def joined(short: bool) -> Row:
         row = outcome(run, config)
         admitted = next(line["version"] for line in joiner.lines("version") if "joiner" in (line["note"] or ""))
         used = joiner.lines("sync")[0]["version"]
-        waits = [[line["blocked_s"] for line in i.lines("sync")[1:] if line["version"] <= before] for i in first]
-        during = [
-            line["blocked_s"] for i in first for line in i.lines("sync") if before < line["version"] <= used
-        ]  # fmt: skip
-        usual = statistics.median(s for one in waits for s in one)
+        usual = statistics.median(_waits(first, 1, before))
+        healing, together = _waits(first, before, admitted), _waits(first, admitted, used)
         return row | {
             "usual_wait_s": usual,
-            "wait_while_it_joined_s": max(during),
-            "stall_s": max(during) - usual,
+            "stall_while_it_healed_s": max(healing, default=usual) - usual,
+            "wait_in_its_first_rounds_s": max(together, default=usual) - usual,
             "torchft_stall_s": 9.3,
             "rounds_to_first_contribution": used - admitted,
             "start_to_first_contribution_s": first_s,
@@ -70,7 +67,7 @@ def partitioned(short: bool) -> Row:
 
 
 def refused(short: bool) -> Row:
-    """The store answers 403 for 5 s, then each request a second late for 5 s: nobody exits, both causes are told."""
+    """The store answers 403 for 5 s, then each request a second late for 5 s: nobody exits, the refusal is named."""
     config = recipes.run(islands=2, rounds=10 if short else 20)
     run = Run("refused", f"s3://{BUCKET}/run")
     server = Bucket(run.directory)
@@ -92,6 +89,11 @@ def refused(short: bool) -> Row:
         server.stop()
     causes = {line["cause"] for island in run.islands for line in island.lines("note") if line["cause"]}
     return row | {"causes": sorted(causes)}
+
+
+def _waits(islands: list[Island], above: int, to: int) -> list[float]:
+    """Seconds that they waited in each round of these versions."""
+    return [line["blocked_s"] for one in islands for line in one.lines("sync") if above < line["version"] <= to]
 
 
 class LabRun(Run):
