@@ -65,14 +65,14 @@ def test_one_goes_without_a_word_and_another_joins(tmp_path: Path, corpus: Path,
     three = lives(tmp_path, store_config(corpus, islands=3, steps=40, sync=sync))
     first = three.start("a")
     dying = three.start("b")
-    three.until(lambda: dying.known is not None and dying.known.version >= 4)
+    three.until(lambda: dying.chain.known is not None and dying.chain.known.version >= 4)
     leave_without_a_word(dying)
     three.until(lambda: "b" in three.codes or not three.threads[1].is_alive())
     three.start("c")
     three.threads[1].join()
     three.codes.pop("b", None)
     assert three.end() == {"a": 0, "c": 0}
-    assert first.known is not None and first.known.next_block == 60 and not first.known.returned
+    assert first.chain.known is not None and first.chain.known.next_block == 60 and not first.chain.known.returned
     assert summary(tmp_path / "a")["weights_sha256"] == summary(tmp_path / "c")["weights_sha256"]
     assert verify(open_run(str(tmp_path / "store")), lambda _: None) == 0
 
@@ -94,12 +94,12 @@ def test_a_stopped_member_leaves_and_the_export_is_that_of_the_chain(tmp_path: P
     both = lives(tmp_path, config)
     stays = both.start("a")
     leaves = both.start("b")
-    both.until(lambda: leaves.known is not None and leaves.known.version >= 2)
+    both.until(lambda: leaves.chain.known is not None and leaves.chain.known.version >= 2)
     leaves.hands.run.stop.signal = "SIGTERM"
     assert both.end() == {"a": 0, "b": 3}
     assert summary(tmp_path / "b")["status"] == "stopped" and summary(tmp_path / "a")["status"] == "done"
     assert (tmp_path / "a" / "export" / "model.safetensors").exists()
-    assert stays.known is not None and stays.known.next_block == 20
+    assert stays.chain.known is not None and stays.chain.known.next_block == 20
 
 
 def test_sites_with_text_of_their_own(tmp_path: Path, corpus: Path) -> None:
