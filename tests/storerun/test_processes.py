@@ -59,6 +59,7 @@ def member_of(name: str, store: Path) -> int:
     raise AssertionError(name)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_one_of_two_islands_is_killed_and_the_run_ends(tmp_path: Path) -> None:
     store, runs = tmp_path / "store", tmp_path / "runs"
