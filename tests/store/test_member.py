@@ -276,7 +276,7 @@ def test_a_payload_that_nobody_has_ends_the_run() -> None:
         if key.startswith("deltas/") or keys.version_of_snapshot(key) != 0:
             del here.heap.objects[key]
     here.dead.add(0)
-    here.add()
+    here.add(period_s=5.0)
     with pytest.raises(BrokenRunError, match="can't be made"):
         here.go()
 
