@@ -172,6 +172,7 @@ def test_a_loss_that_is_no_number_costs_its_own_round(tmp_path: Path, corpus: Pa
     assert summary(tmp_path / "a")["weights_sha256"] == summary(tmp_path / "b")["weights_sha256"]
 
 
+@pytest.mark.long
 def test_a_site_whose_privacy_budget_is_spent_trains_no_more(tmp_path: Path, corpus: Path) -> None:
     private = ExampleGaussian(clip=1.0, noise_multiplier=1.0, budget=4.6)
     sync = SyncConfig(every=2, outer=SGD(lr=1.0), privacy=private, exchange=Store(patience_s=0.5))
