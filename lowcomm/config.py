@@ -14,6 +14,7 @@ from lowcomm.codec import Codec, Fp32
 from lowcomm.data import DataConfig
 from lowcomm.exchange.base import ExchangeChoice
 from lowcomm.exchange.buffered import Buffered
+from lowcomm.exchange.store import Store
 from lowcomm.island import InnerConfig, IslandConfig
 from lowcomm.local import Objective
 from lowcomm.model import Full, ModelConfig
@@ -223,7 +224,8 @@ def _check_own_data(config: RunConfig) -> None:
     require(ok, "eval.clients", True, legal, "pass --data.sharding by_folder")
     ok = not own or not config.eval.baselines
     require(ok, "eval.baselines", True, "False, as data.sharding own keeps text where it is", "leave it out")
-    ok = not own or config.sync.privacy is None or config.sync.privacy.level == "client"
+    alone = isinstance(config.sync.exchange, Store)  # each member accounts for its own text
+    ok = not own or alone or config.sync.privacy is None or config.sync.privacy.level == "client"
     require(ok, "data.sharding", "own", "another with ExampleGaussian, whose epsilon needs all sizes", "use iid")
     for more in ("baselines", "membership"):
         ok = config.eval.clients or not getattr(config.eval, more)

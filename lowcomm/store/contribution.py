@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from lowcomm.store import keys, text
+from lowcomm.store import keys, parts, text
 from lowcomm.types import PayloadError
 
 MAGIC = b"LCSC"
@@ -41,8 +41,8 @@ class Section(NamedTuple):
     sha256: str
 
 
-class Part(NamedTuple):
-    """An object with a part of the body."""
+class Listed(NamedTuple):
+    """A part of the body, an object of its own."""
 
     size: int
     sha256: str
@@ -71,7 +71,7 @@ class Header:
     expected_s: float = 0.0
     """Seconds until its author's next."""
     sections: tuple[Section, ...] = ()
-    parts: tuple[Part, ...] = ()
+    parts: tuple[Listed, ...] = ()
     """None: the sections follow the header."""
 
     @property
@@ -155,27 +155,33 @@ def pack(header: Header, sections: Mapping[str, bytes], part_bytes: int) -> tupl
     """The header with its sections, and the objects to create, in this order."""
     listed = tuple(Section(name, len(data), text.sha256(data)) for name, data in sections.items())
     body = b"".join(sections.values())
-    cuts = [body[i : i + part_bytes] for i in range(0, len(body), part_bytes)] if len(body) > part_bytes else []
-    parts = tuple(Part(len(cut), text.sha256(cut)) for cut in cuts)
-    whole = dataclasses.replace(header, sections=listed, parts=parts)
-    objects = [(keys.part(whole.key, i), cut) for i, cut in enumerate(cuts)]
+    cuts = parts.cut(header.key, body, part_bytes) if len(body) > part_bytes else []
+    named = tuple(Listed(part.size, part.sha256) for part, _ in cuts)
+    whole = dataclasses.replace(header, sections=listed, parts=named)
+    objects = [(part.key, piece) for part, piece in cuts]
     return whole, [*objects, (whole.key, whole.write() + (b"" if cuts else body))]
 
 
-def unpack(key: str, data: bytes, parts: Sequence[bytes]) -> Contribution:
-    """What lies under a key. Raises PayloadError for anything that `pack` can't have made."""
+def parts_of(header: Header) -> list[parts.Part]:
+    """The objects that hold its body; none where it follows the header."""
+    count = len(header.parts)
+    return [
+        parts.Part(key=parts.part_key(header.key, k, count), size=p.size, sha256=p.sha256)
+        for k, p in enumerate(header.parts)
+    ]
+
+
+def unpack(key: str, data: bytes, apart: bytes | None = None) -> Contribution:
+    """What lies under a key. Raises PayloadError for anything that `pack` can't have made.
+
+    apart: the body from its parts, each of which was checked (`parts.Download`); None: it follows the header.
+    """
     header, start = Header.read(data)
     if header.key != key:
         raise PayloadError(f"the contribution under {key} says that it is {header.key}")
-    if len(parts) != len(header.parts):
-        raise PayloadError(f"{key} has {len(header.parts)} parts, {len(parts)} were read")
-    for part, held in zip(header.parts, parts, strict=True):
-        if (len(held), text.sha256(held)) != part:
-            raise PayloadError(f"a part of {key} is not what its header names")
-    inline = data[start:]
-    if header.parts and inline:
-        raise PayloadError(f"{key} has a body beside its parts")
-    body = b"".join(parts) if header.parts else inline
+    if (apart is None) == bool(header.parts) or (header.parts and len(data) > start):
+        raise PayloadError(f"{key} has {len(header.parts)} parts and {len(data) - start} bytes beside them")
+    body = data[start:] if apart is None else apart
     if len(body) != header.body_bytes:
         raise PayloadError(f"{key} has a body of {len(body)} bytes, its header says {header.body_bytes}")
     sections: dict[str, bytes] = {}
@@ -187,7 +193,7 @@ def unpack(key: str, data: bytes, parts: Sequence[bytes]) -> Contribution:
             raise PayloadError(f"section {name} of {key} is not what its header names")
     if len(sections) != len(header.sections):
         raise PayloadError(f"{key} names a section twice")
-    nbytes = len(data) + sum(len(p) for p in parts)
+    nbytes = len(data) + len(apart or b"")
     return Contribution(header=header, sha256=text.sha256(data), nbytes=nbytes, sections=sections)
 
 
@@ -203,6 +209,6 @@ def _section(row: Any) -> Section:
     return Section(name, text.whole(found, "bytes"), text.string(found, "sha256", text.SHA256))
 
 
-def _part(row: Any) -> Part:
+def _part(row: Any) -> Listed:
     found = _row(row, ("bytes", "sha256"))
-    return Part(text.whole(found, "bytes"), text.string(found, "sha256", text.SHA256))
+    return Listed(text.whole(found, "bytes", 1), text.string(found, "sha256", text.SHA256))

@@ -67,7 +67,7 @@ def fold(state: ChainState, raw: bytes, held: valid.Held, rules: ChainRules) -> 
 
 def decode(contribution: Contribution, layout: Layout, round: Round, rules: ChainRules) -> Delta:
     """The Delta's tensors. Raises PayloadError."""
-    like = layout.views(torch.zeros(layout.numel))
+    like = layout.views(torch.empty(layout.numel))  # for its shapes: nothing reads or writes it
     return rules.codec.at(round).decode(_payload(contribution), like, round)
 
 

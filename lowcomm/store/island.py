@@ -117,7 +117,7 @@ class StoreIsland(MemberView):
         """Apply every commit that can be read. Raises as `poll`, but where something was applied before."""
         found: list[Applied] = []
         try:
-            while self.phase not in (Phase.HEAL, Phase.DONE) and (applied := self.follower.next()) is not None:
+            while self.phase not in (Phase.HEAL, Phase.DONE) and (applied := self._next()) is not None:
                 found.append(self.take(applied))
         except LostError as error:
             self.lose(str(error))
@@ -140,8 +140,9 @@ class StoreIsland(MemberView):
     ) -> None:
         """Encode a Delta for each of these fragments (fp32, flat: `local_weights.delta_of`) and queue it for `send`.
 
-        From here on it is out, whatever the store answers. Tokens and blocks count with fragment 0. A Delta that can't
-        be encoded (NaN, infinity) makes the island heal: its local weights are as bad.
+        From here on it is out, whatever the store answers. A Delta that can't be encoded (NaN, infinity) makes the
+        island heal: its local weights are as bad. tokens: trained since the last contribution to these fragments, by
+        which their Deltas weigh; what the run counts are those of fragment 0, and its blocks.
         """
         self.expected_s = self.expected_s if expected_s is None else expected_s
         work = Work(
@@ -158,18 +159,14 @@ class StoreIsland(MemberView):
 
     def send(self) -> None:
         """Send contributions that are out. Raises StoreError."""
-        start = self.around.clock()
-        arrived = self.work.send(self.objects)
-        self.follower.payloads.held.update(arrived)
-        if arrived:
-            self.watch.took((self.around.clock() - start) / len(arrived))
+        self.follower.payloads.held.update(self.work.send(self.objects))
 
     def propose(self) -> bool:
         """Try to create the next commit if the policy says so; what is there then, `follow` applies."""
         now = self.around.clock()
         if self.done or self.follower.stuck or not self._may_propose(now):
             return False
-        decision = policy.decide(self.lookout.view(self.state, self.watch, self.inc, now), self.watch)
+        decision = self._decide(now)
         if decision is None:
             return False
         commit = Commit(
@@ -179,7 +176,6 @@ class StoreIsland(MemberView):
             waited_s=decision.waited_s, wall=self.around.wall(),
         )  # fmt: skip
         self.put_commit(commit)
-        self.watch.took(max(0.0, self.around.clock() - now) / 4)
         return True
 
     def put_commit(self, commit: Commit) -> None:
@@ -210,6 +206,20 @@ class StoreIsland(MemberView):
         elif self.phase == Phase.MEMBER:
             self.lose(f"it was removed by commit {state.version - 1}: {removed.get(self.inc, 'no reason')}")
         return dataclasses.replace(applied, departed=departed)
+
+    def _next(self) -> Applied | None:
+        """Another commit, with a look at how long requests and folding take."""
+        start = self.around.clock()
+        applied = self.follower.next()
+        self.watch.took(self.around.clock() - start, folded=applied is not None)
+        return applied
+
+    def _decide(self, now: float) -> policy.Decision | None:
+        """What the next commit is to hold, of contributions that can be decoded."""
+        while True:
+            decision = policy.decide(self.lookout.view(self.state, self.watch, self.inc, now), self.watch)
+            if decision is None or not self.lookout.refuses(self.state, [u.key for u in decision.used]):
+                return decision
 
     def _may_propose(self, now: float) -> bool:
         """Who asks to join proposes only where nobody else does."""

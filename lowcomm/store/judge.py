@@ -51,7 +51,7 @@ def weights_of(state: ChainState, used: Sequence[Contribution], rules: ChainRule
     weights = [0.0] * len(used)
     for fragment in {c.header.fragment for c in used}:
         here = [k for k, c in enumerate(used) if c.header.fragment == fragment]
-        tokens = [float(used[k].header.tokens) for k in here]
+        tokens = tokens_of([used[k] for k in here], rules)
         if not any(tokens):
             continue
         raw = rules.aggregator.weights(tokens)
@@ -59,6 +59,16 @@ def weights_of(state: ChainState, used: Sequence[Contribution], rules: ChainRule
         for k, w in zip(here, damped, strict=True):
             weights[k] = w / math.fsum(damped)
     return weights
+
+
+def tokens_of(used: Sequence[Contribution], rules: ChainRules) -> list[float]:
+    """What contributions to one fragment weigh by: their tokens; the mean of the others' for a last one without any
+    that holds what a codec had held back."""
+    tokens = [float(c.header.tokens) for c in used]
+    trained = [t for t in tokens if t > 0]
+    usual = math.fsum(trained) / len(trained) if trained else 1.0
+    rest = [c.header.last and rules.codec.holds_back for c in used]
+    return [usual if t == 0 and held else t for t, held in zip(tokens, rest, strict=True)]
 
 
 def damping(state: ChainState, one: Contribution, policy: Policy) -> float:

@@ -34,11 +34,6 @@ def delta(base: int, inc: str, seq: int) -> str:
     return f"{DELTAS}{base:012d}/{inc}-{seq:012d}"
 
 
-def part(key: str, index: int) -> str:
-    """A part of a large body."""
-    return f"{key}.p{index:02d}"
-
-
 def join(base: int, inc: str) -> str:
     """A request to join."""
     return f"{JOINS}{base:012d}/{inc}"

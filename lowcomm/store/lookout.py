@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lowcomm.store import judge, keys, snapshot, text, valid
 from lowcomm.store.chain_state import ChainState
 from lowcomm.store.commit import Announced
@@ -59,6 +61,17 @@ class Lookout:
                 held.append(one)
                 seq += 1
         return held, bad
+
+    def refuses(self, state: ChainState, chosen: Sequence[str]) -> bool:
+        """Decode what a commit is to use; whether something can't be used, so that it must be decided again.
+
+        Only who is about to commit does so, as it costs as much as using it.
+        """
+        for key in chosen:
+            one = self.payloads.held.get(key)
+            if key not in self._verdicts and isinstance(one, Contribution):
+                self._verdicts[key] = judge.refusal(state, one, self.rules)
+        return any(self._verdicts.get(key) is not None for key in chosen)
 
     def requests(self, state: ChainState, watch: Watch, now: float) -> list[JoinRequest]:
         """Of those who may be admitted, in the order of incarnations."""
@@ -118,9 +131,7 @@ class Lookout:
             valid.check_blocks({one.header.inc: set(lease)}, one.header, self.rules)
         except PayloadError as error:
             return str(error)
-        if key not in self._verdicts:
-            self._verdicts[key] = judge.refusal(state, one, self.rules)
-        return self._verdicts[key]
+        return self._verdicts.get(key)
 
 
 def may_join(state: ChainState, inc: str) -> bool:

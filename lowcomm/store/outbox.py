@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
+from lowcomm.store.create import create_own_once
 from lowcomm.store.objects import Objects
 
 
 class Outbox:
-    """Creates objects one after the other; what an answer says does not count, only that the key can be read."""
+    """Creates objects one after the other."""
 
     def __init__(self) -> None:
         self.left: deque[tuple[str, bytes]] = deque()
@@ -24,8 +25,7 @@ class Outbox:
         arrived: list[str] = []
         while self.left:
             key, data = self.left[0]
-            objects.put_new(key, data)
-            if objects.get_range(key, 0, 1) is None:
+            if not create_own_once(objects, key, data):
                 break
             arrived.append(key)
             self.left.popleft()

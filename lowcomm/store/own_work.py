@@ -67,8 +67,8 @@ class OwnWork:
         """Encode and queue the next contribution. Raises PayloadError, and then nothing has departed."""
         header, sections = self.encode(state, fragment, delta, work)
         whole, objects = contribution.pack(header, sections, part_bytes)
-        parts = [data for _, data in objects[:-1]]
-        self._sent[whole.key] = contribution.unpack(whole.key, objects[-1][1], parts)
+        apart = b"".join(data for _, data in objects[:-1]) if len(objects) > 1 else None
+        self._sent[whole.key] = contribution.unpack(whole.key, objects[-1][1], apart)
         self.outbox.add(objects)
 
     def send(self, objects: Objects) -> dict[str, Contribution]:

@@ -20,12 +20,16 @@ class Part:
     sha256: str
 
 
+def part_key(key: str, index: int, count: int) -> str:
+    """`KEY.p00`: with as many digits as all `count` of them need, so that a listing has them in order."""
+    return f"{key}.p{index:0{max(2, len(str(count - 1)))}d}"
+
+
 def cut(key: str, data: bytes, part_bytes: int) -> list[tuple[Part, bytes]]:
     """A body as parts `KEY.p00`, `KEY.p01` ... of at most `part_bytes`; none for an empty one."""
     pieces = [data[start : start + part_bytes] for start in range(0, len(data), part_bytes)]
-    width = max(2, len(str(len(pieces) - 1)))
     return [
-        (Part(key=f"{key}.p{n:0{width}d}", size=len(piece), sha256=hashlib.sha256(piece).hexdigest()), piece)
+        (Part(key=part_key(key, n, len(pieces)), size=len(piece), sha256=hashlib.sha256(piece).hexdigest()), piece)
         for n, piece in enumerate(pieces)
     ]
 

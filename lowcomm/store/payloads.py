@@ -9,8 +9,9 @@ import torch
 from lowcomm.codec import wire
 from lowcomm.codec.packed import most_bytes
 from lowcomm.store import keys, text
-from lowcomm.store.contribution import MOST_HEAD_BYTES, Contribution, Damaged, Header, unpack
+from lowcomm.store.contribution import MOST_HEAD_BYTES, Contribution, Damaged, Header, parts_of, unpack
 from lowcomm.store.objects import Objects
+from lowcomm.store.parts import Download
 from lowcomm.store.rules import ChainRules
 from lowcomm.types import PayloadError
 
@@ -60,14 +61,16 @@ class Payloads:
             return Damaged(sha256=digest, why=f"it has more than {most} bytes")
         try:
             header, _ = Header.read(data)
-            if max(header.body_bytes, sum(p.size for p in header.parts)) > self.most_body_bytes:
+            if header.body_bytes > self.most_body_bytes:
                 raise PayloadError(f"its body has {header.body_bytes} bytes, {self.most_body_bytes} at most")
-            parts: list[bytes] = []
-            for index, part in enumerate(header.parts):
-                held = self.objects.get_range(keys.part(key, index), 0, part.size + 1)
-                if held is None:
+            if not header.parts:
+                return unpack(key, data)
+            if header.key != key:
+                raise PayloadError(f"it says that it is {header.key}")
+            download = Download(parts_of(header), most_bytes=self.most_body_bytes)
+            while (body := download.body) is None:
+                if not download.step(self.objects):
                     return None
-                parts.append(held)
-            return unpack(key, data, parts)
+            return unpack(key, data, body)
         except PayloadError as error:
             return Damaged(sha256=digest, why=str(error))

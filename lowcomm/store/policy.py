@@ -69,7 +69,7 @@ def decide(view: View, watch: Watch) -> Decision | None:
     if not used and not (members_only and (patient or first or _nobody_else(view, remove))):
         watch.ready_since = None
         return None
-    if watch.ready(view.now) < turn(view) * 2 * watch.request_s:
+    if watch.ready(view.now) < turn(view) * watch.turn_s:
         return None
     weights = judge.weights_of(view.state, used, view.rules, view.policy)
     return Decision(

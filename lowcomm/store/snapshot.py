@@ -18,6 +18,7 @@ from lowcomm.store import keys, text
 from lowcomm.store.chain_state import MOST_REST_BYTES, ChainState, FragmentState
 from lowcomm.store.commit import Announced
 from lowcomm.store.objects import Objects
+from lowcomm.store.parts import Upload
 from lowcomm.store.rules import ChainRules
 from lowcomm.types import PayloadError
 
@@ -72,18 +73,14 @@ class SnapshotWriter:
             state=state.digest,
             files=tuple((name, len(data), text.sha256(data)) for name, data in files),
         ).write()
-        self.left = [(folder + name, data) for name, data in files] + [(folder + keys.MANIFEST, manifest)]
-        self.nbytes = sum(len(data) for _, data in self.left)
+        self._upload = Upload([*((folder + name, data) for name, data in files), (folder + keys.MANIFEST, manifest)])
         self.announced = Announced(version=state.version, key=folder + keys.MANIFEST, sha256=text.sha256(manifest))
 
     def go(self, objects: Objects) -> bool:
         """Create what is left; False: something was not seen to arrive, call it again. Raises StoreError."""
-        while self.left:
-            key, data = self.left[0]
-            objects.put_new(key, data)
-            if objects.get_range(key, 0, 1) is None:
+        while not self._upload.done:
+            if not self._upload.step(objects):
                 return False
-            self.left.pop(0)
         return True
 
 

@@ -10,7 +10,7 @@ from lowcomm.store.chain_state import ChainState
 from lowcomm.store.create import create
 from lowcomm.store.objects import Objects
 from lowcomm.store.rules import ChainRules
-from lowcomm.store.run_file import RunFile
+from lowcomm.store.run_file import ARITHMETIC, RunFile
 from lowcomm.store.snapshot import SnapshotWriter
 from lowcomm.types import ConfigError, PayloadError
 
@@ -69,8 +69,13 @@ def _other(where: str, which: str) -> str:
 def rules_of(run: RunFile, like: ChainRules) -> ChainRules:
     """The rules of a stored run; codec, aggregator and outer optimizer are those of `like`, as they are code.
 
-    Raises ConfigError where the codec's settings are not those of the run.
+    Raises ConfigError where the codec's settings or the arithmetic are not those of the run.
     """
+    if run.arithmetic != ARITHMETIC:
+        raise ConfigError(
+            f"arithmetic = {run.arithmetic!r} of the run is not {ARITHMETIC!r}, which this version has. Fix: take the "
+            "version of lowcomm that started it"
+        )
     found = dataclasses.replace(
         like,
         run_id=run.run_id,

@@ -11,6 +11,7 @@ from lowcomm.store.rules import Policy
 SPREADS = 5
 """Commits whose spread of arrivals counts."""
 LEAST_GRACE_S = 1.0
+MOST_TURN_S = 5.0
 SILENT = "silent"
 """What the reason of a removal begins with where nothing was heard."""
 
@@ -30,7 +31,9 @@ class Watch:
         """Since when the next commit could be made."""
         self.ready_of: tuple[int, ...] = ()
         self.request_s = 0.0
-        """Seconds that a request takes, of late."""
+        """Seconds that a small request takes, of late."""
+        self.fold_s = 0.0
+        """Seconds that a commit takes to be applied, of late: about as long as checking what the next one uses."""
         self.refused: dict[str, tuple[int, int]] = {}
         """By name: how often its contributions were refused, and the version of the last time."""
 
@@ -42,9 +45,19 @@ class Watch:
         """A member has contributed."""
         self.news[inc] = now
 
-    def took(self, seconds: float) -> None:
-        """A request is over."""
-        self.request_s = seconds if self.request_s == 0 else 0.8 * self.request_s + 0.2 * seconds
+    def took(self, seconds: float, *, folded: bool) -> None:
+        """A look for the next commit is over. folded: it was there, and was applied."""
+        before = self.fold_s if folded else self.request_s
+        after = seconds if before == 0 else 0.8 * before + 0.2 * seconds
+        if folded:
+            self.fold_s = after
+        else:
+            self.request_s = after
+
+    @property
+    def turn_s(self) -> float:
+        """Seconds for which a committer leaves the next commit to the one before it."""
+        return min(2 * (self.request_s + self.fold_s), MOST_TURN_S)
 
     def applied(self, state: ChainState, used: Iterable[str], now: float) -> None:
         """A commit was applied, which used these."""

@@ -38,7 +38,9 @@ class Hands:
 
     def __init__(self, run: Run, *, blocks: BlockReader | None, own: Shard | None) -> None:
         self.run, self.blocks, self.own = run, blocks, own
-        self.weights = LocalWeights(run.sync.state)
+        schedule = run.sync.spec.schedule
+        self.weights = LocalWeights(run.sync.state, schedule.alpha if schedule.overlaps else None)
+        self._private = self._own_names()
         self._batches: list[Batch] = []
         self._block: int | None = None
 
@@ -47,11 +49,19 @@ class Hands:
         self._block = None
         for fragment, flat in enumerate(weights):
             self.weights.take(fragment, self.cut(fragment, flat))
+        self.weights.private = self._private  # from the first weights on
         inner = self.run.sync.replicas[0].inner
         held = [t for values in inner.state.values() for t in values.values() if isinstance(t, Tensor)]
         if not all(bool(t.isfinite().all()) for t in held):
             inner.state.clear()
         inner.zero_grad()
+
+    def _own_names(self) -> frozenset[str]:
+        """Tensors that the codec leaves to each island for good."""
+        state = self.run.sync.state
+        now = state.round_of(0)
+        named = [state.anchor_of(f, 0).named for f in range(len(state.fragments))]
+        return frozenset().union(*(state.spec.codec.private(like, now) for like in named))
 
     def rebase(self, weights: Vectors, outstanding: Sequence[Tensor | None], version: int) -> None:
         """The chain went on. version: outer steps of the first fragment, which rules that alternate go by."""

@@ -59,7 +59,7 @@ def serve(hands: Hands) -> int:
 def _finish(member: Member) -> int:
     """Evaluate and export what the chain has come to: the same bits on every member."""
     run, journal = member.hands.run, member.journal
-    result = member.hands.evaluate([f.weights for f in member.island.state.fragments])
+    result = member.hands.evaluate(member.chain.weights())
     journal.evaluated({"val_loss": result.loss, "val_bpb": result.bits_per_byte})
     failure: str | None = None
     try:
@@ -75,8 +75,8 @@ def _finish(member: Member) -> int:
 
 
 def _summarise(member: Member, status: str, result: Evaluation | None = None) -> None:
-    run, known = member.hands.run, member.known
-    run.sync.state.blocked_s = member.blocked_s
+    run, known = member.hands.run, member.chain.known
+    run.sync.state.blocked_s = member.chain.blocked_s
     member.hands.summarise(status, member.journal.lines.time_s(), result)
     if not run.world.writes:
         return

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lowcomm.aggregate.lora.rolora import RoLoRA
 from lowcomm.aggregate.lora.rule import LoraRule
-from lowcomm.codec import Rqm
+from lowcomm.codec import EitherFactor, Rqm
 from lowcomm.codec.dense import Dense
 from lowcomm.exchange.store import Store
 from lowcomm.schedule import EveryH, Streaming
@@ -40,6 +40,9 @@ def of_store(spec: SyncSpec) -> Iterator[Conflict]:
         yield Conflict("sync.schedule", type(spec.schedule).__name__, OTHER, why, "use EveryH or Streaming")
     if isinstance(bare, Rqm):
         yield Conflict("sync.codec", "Rqm", OTHER, "its noise is that of one sum of all islands", "use Int4")
+    if isinstance(bare, EitherFactor):
+        why = "what a client keeps to itself is drawn by its number, and members have none"
+        yield Conflict("sync.codec", "EitherFactor", OTHER, why, "use Shared with FedSA")
     if isinstance(bare, Dense) and bare.only_sums:
         why = "its contributions mean something in a sum on the way only, and a store adds nothing up"
         fix = "use Sign(vote=False), or exchange='gather'"

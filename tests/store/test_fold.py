@@ -56,7 +56,7 @@ def contribute(state: ChainState, work: OwnWork, fragment: int = 0, seed: int = 
     blocks = (held if fragment == 0 else ()) if blocks is None else blocks
     header, sections = work.encode(state, fragment, delta, Work(tokens=10 + seed, steps=1, blocks=blocks))
     whole, objects = pack(header, sections, 1 << 20)
-    return unpack(whole.key, objects[-1][1], [])
+    return unpack(whole.key, objects[-1][1])
 
 
 def using(state: ChainState, ones: list[Contribution], weights: list[float] | None = None, **fields: Any) -> Commit:
@@ -130,7 +130,7 @@ def no_ops(state: ChainState, law: ChainRules) -> dict[str, tuple[bytes, dict[st
     payload[64:68] = b"\x00\x00\xc0\x7f"
     sections = {"delta": bytes(payload)}
     whole, objects = pack(dataclasses.replace(nan.header, sections=(), parts=()), sections, 1 << 20)
-    nan = unpack(whole.key, objects[-1][1], [])
+    nan = unpack(whole.key, objects[-1][1])
     shot = Announced(version=99, key=keys.snapshot(99, A) + "manifest.json", sha256="0" * 64)
     good = using(state, [one, two])
     return {

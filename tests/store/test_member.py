@@ -213,6 +213,27 @@ def test_a_refused_contribution_removes_its_author() -> None:
     assert len(reasons) == 1 and "begins with b'nons'" in reasons[0]
 
 
+def test_a_payload_that_can_not_be_decoded_removes_its_author() -> None:
+    """It fits its header and its author sent it: a broken encoder."""
+    here = village(blocks=24)
+    here.go(until=lambda: any(t.island.phase == Phase.MEMBER and t.unsent for t in here.toys))
+    toy = next(t for t in here.toys if t.unsent)
+    bad, encode = toy.island.inc, OwnWork.encode
+
+    def broken(work: OwnWork, *arguments: Any) -> Any:
+        header, sections = encode(work, *arguments)
+        data = bytearray(sections["delta"])
+        data[70] ^= 1
+        return header, {**sections, "delta": bytes(data)}
+
+    with patch.object(OwnWork, "encode", broken):
+        toy.contribute()
+    assert here.go().ended
+    check_ended(here)
+    commits = [Commit.read(here.heap.objects[keys.commit(v)]) for v in range(toy.island.version)]
+    assert ["checksum" in r.reason for c in commits for r in c.remove if r.inc == bad] == [True]
+
+
 def test_a_commit_of_nonsense_is_passed_over() -> None:
     here = village(blocks=24)
     here.go(until=lambda: any(t.island.follower.state is not None and t.island.version >= 2 for t in here.toys))
@@ -276,7 +297,7 @@ def test_a_payload_that_nobody_has_ends_the_run() -> None:
         if key.startswith("deltas/") or keys.version_of_snapshot(key) != 0:
             del here.heap.objects[key]
     here.dead.add(0)
-    here.add()
+    here.add(period_s=5.0)
     with pytest.raises(BrokenRunError, match="can't be made"):
         here.go()
 
@@ -355,6 +376,8 @@ def test_a_second_run_under_one_prefix_is_refused() -> None:
     assert rules_of(run, toy_rules()) == law
     with pytest.raises(ConfigError, match="codec"):
         rules_of(run, toy_rules(codec=Int4()))
+    with pytest.raises(ConfigError, match="arithmetic"):
+        rules_of(dataclasses.replace(run, arithmetic="gpu-bf16"), toy_rules())
     heap.objects[keys.RUN] = b"{}"
     with pytest.raises(ConfigError, match="can't be read"):
         read_run(objects)

@@ -13,6 +13,7 @@ import pytest
 from lowcomm.store import contribution, keys, text
 from lowcomm.store.commit import Admitted, Announced, Commit, Removed, Used
 from lowcomm.store.contribution import Header
+from lowcomm.store.parts import part_key
 from lowcomm.store.run_file import JoinRequest, RunFile
 from lowcomm.store.snapshot import Manifest
 from lowcomm.types import PayloadError
@@ -85,13 +86,17 @@ def test_texts_have_limits() -> None:
             text.write(value)
 
 
+def apart(objects: list[tuple[str, bytes]]) -> bytes | None:
+    return b"".join(data for _, data in objects[:-1]) if len(objects) > 1 else None
+
+
 @pytest.mark.parametrize("part_bytes", [1 << 20, 50])
 def test_contributions_come_back(part_bytes: int) -> None:
     sections = {"delta": bytes(range(120)), "ranks": b"8"}
     header, objects = contribution.pack(HEADER, sections, part_bytes)
     assert [key for key, _ in objects][-1] == HEADER.key
     assert len(objects) == (1 if part_bytes > 121 else 4)
-    found = contribution.unpack(HEADER.key, objects[-1][1], [data for _, data in objects[:-1]])
+    found = contribution.unpack(HEADER.key, objects[-1][1], apart(objects))
     assert (found.header, dict(found.sections)) == (header, sections)
     assert found.nbytes == sum(len(data) for _, data in objects)
     assert Header.read(objects[-1][1])[0] == header
@@ -101,23 +106,25 @@ def test_contributions_come_back(part_bytes: int) -> None:
 def test_a_damaged_contribution_is_refused(part_bytes: int) -> None:
     """Truncated at every byte, one bit flipped anywhere, a part or key of another: our error, or all as it was."""
     _, objects = contribution.pack(HEADER, {"delta": bytes(range(120))}, part_bytes)
-    data, parts, rng = objects[-1][1], [d for _, d in objects[:-1]], random.Random(0)
+    data, body, rng = objects[-1][1], apart(objects), random.Random(0)
     for at in range(len(data)):
         with pytest.raises(PayloadError):
-            contribution.unpack(HEADER.key, data[:at], parts)
+            contribution.unpack(HEADER.key, data[:at], body)
     for _ in range(200):
         at = rng.randrange(len(data))
         flipped = data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
         try:
-            found = contribution.unpack(HEADER.key, flipped, parts)
+            found = contribution.unpack(HEADER.key, flipped, body)
         except PayloadError:
             continue
         assert found.sha256 != text.sha256(data)  # another text of the same form: the commit's digest tells them apart
     with pytest.raises(PayloadError):
-        contribution.unpack(keys.delta(6, "d" * 32, 2), data, parts)
-    if parts:
+        contribution.unpack(keys.delta(6, "d" * 32, 2), data, body)
+    with pytest.raises(PayloadError):
+        contribution.unpack(HEADER.key, data, b"x" if body is None else None)
+    if body is not None:
         with pytest.raises(PayloadError):
-            contribution.unpack(HEADER.key, data, [*parts[:-1], b"x"])
+            contribution.unpack(HEADER.key, data, body[:-1] + b"x")
 
 
 def test_a_header_of_two_gigabytes_is_not_read() -> None:
@@ -134,8 +141,8 @@ def test_blocks_ascend() -> None:
 
 def test_keys_say_what_they_are_of() -> None:
     assert keys.read_delta(keys.delta(4, INC, 9)) == (4, INC, 9)
-    assert keys.read_delta(keys.part(keys.delta(4, INC, 9), 0)) is None
-    assert keys.base_of(keys.part(keys.delta(4, INC, 9), 0)) == keys.base_of(keys.join(4, INC)) == 4
+    assert keys.read_delta(part_key(keys.delta(4, INC, 9), 0, 1)) is None
+    assert keys.base_of(part_key(keys.delta(4, INC, 9), 0, 1)) == keys.base_of(keys.join(4, INC)) == 4
     assert keys.read_join(keys.join(4, INC)) == (4, INC)
     assert keys.version_of_commit(keys.commit(12)) == 12
     assert keys.version_of_snapshot(keys.snapshot(5, INC) + "state.json") == 5

@@ -65,7 +65,10 @@ class Lives:
 
     def start(self, name: str, **own: Any) -> Member:
         """Another member begins."""
-        member = make_member(self.store, self.root / name, name, **own)
+        return self.begin(name, make_member(self.store, self.root / name, name, **own))
+
+    def begin(self, name: str, member: Member) -> Member:
+        """One that was made begins."""
 
         def run() -> None:
             try:

@@ -40,7 +40,7 @@ from lowcomm.store.surroundings import Phase
 from lowcomm.types import DivergenceError, PayloadError
 from tests.support.store_toy import ToyIsland, toy_rules, toy_run, whole_counts
 
-BLOCKS, CALM_STEPS = 16, 60_000
+BLOCKS, CALM_STEPS = 16, 30_000
 PATIENCE = 150.0
 SWITCHES = 0.35
 """Share of requests before which another process may go on."""
@@ -170,17 +170,18 @@ class SteppedObjects(MemoryObjects):
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
             self.process.pause()
+            self.process.world.check_deleted(key)
             super().delete([key])
 
 
 class World:
-    """One random history."""
+    """One random history. own: whether each site has data of its own; None: drawn."""
 
-    def __init__(self, seed: int, *, exact: bool = True) -> None:
+    def __init__(self, seed: int, *, exact: bool = True, own: bool | None = None) -> None:
         self.rng = rng = random.Random(seed)
         self.heap = FaultyHeap(rng, Faults(failed=0.02), exact=exact)
         self.part_bytes = rng.choice([1 << 20, 1 << 20, 900])
-        self.rules = _rules(rng)
+        self.rules = _rules(rng, own)
         self.policy = Policy(
             mode=rng.choice(["synchronous", "buffered", "timed"]), size=2, every_s=40.0, islands=2, patience_s=PATIENCE,
             expected_s=80.0, norm_bound=None, snapshot_every_s=300.0,
@@ -232,6 +233,13 @@ class World:
                     total -= self.made[key][1]
             if not torch.allclose(fragment.weights, total, atol=1e-3):
                 raise ViolationError("once", f"the weights of version {state.version} are not the sum of what was used")
+
+    def check_deleted(self, key: str) -> None:
+        """What is deleted is behind a snapshot that the chain confirms."""
+        parts = keys.read_delta(key)
+        version = None if parts is None else self.used.get((parts.inc, parts.seq))
+        if version is not None and version >= self.covered():
+            raise ViolationError("replay", f"{key}, which commit {version} uses, is deleted: no snapshot covers it")
 
     def contributed(self, toy: ToyIsland) -> None:
         """After a contribution was made."""
@@ -431,8 +439,8 @@ class World:
             yield
 
 
-def _rules(rng: random.Random) -> ChainRules:
+def _rules(rng: random.Random, own: bool | None) -> ChainRules:
     codec: Codec = rng.choice([Fp32(), Fp32(), Fp32(), ErrorFeedback(codec=Int8()), LocalResidual(codec=Int8())])
-    if rng.random() < 0.3:
+    if rng.random() < 0.3 if own is None else own:
         return toy_rules(None, rng.choice([1, 2]), codec, target_tokens=2 * BLOCKS)
     return toy_rules(BLOCKS, rng.choice([1, 1, 2]), codec)

@@ -30,6 +30,8 @@ class Mutant(NamedTuple):
     applied: Callable[[], AbstractContextManager[Any]]
     exact: bool = True
     """Whether the store creates each key once."""
+    own: bool | None = None
+    """The kind of data with which the rule is needed most; None: either."""
 
 
 class Found(NamedTuple):
@@ -47,7 +49,7 @@ def hunt(name: str, histories: int, first_seed: int = 0) -> Found:
     for k in range(histories):
         try:
             with mutant.applied():
-                World(first_seed + k, exact=mutant.exact).run()
+                World(first_seed + k, exact=mutant.exact, own=mutant.own).run()
         except ViolationError as violation:
             return Found(k + 1, first_seed + k, violation)
     return Found(histories, None, None)
@@ -202,8 +204,8 @@ MUTANTS = {
     "skip_missing": Mutant("an island leaves out a committed payload that it cannot read", skip_missing),
     "no_fence": Mutant("contributions of incarnations that were removed are used", no_fence),
     "no_seq": Mutant("a contribution may be used by two commits", no_seq),
-    "readmit": Mutant("an incarnation that was removed may be admitted again", readmit),
+    "readmit": Mutant("an incarnation that was removed may be admitted again", readmit, own=True),
     "resend": Mutant("work of a late contribution is sent again in the next one, and no ledger refuses it", resend),
-    "keep_work": Mutant("an island that was removed keeps its unsent work when it joins again", keep_work),
+    "keep_work": Mutant("an island that was removed keeps its unsent work when it joins again", keep_work, own=False),
     "early_gc": Mutant("payloads are deleted before a snapshot that covers them was announced", early_gc),
 }
