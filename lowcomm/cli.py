@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ lowcomm {__version__}: train language models when the links between the machines
   lowcomm train RECIPE.py:FUNCTION [--islands N] [--steps N] [--sync.every H] ...   train; --help lists every field
   lowcomm simulate RECIPE.py:FUNCTION ...      the same run with all islands in one process (same bits)
   lowcomm federation keys | register | check | client | run ...   the same run across organisations, over Flower
+  lowcomm train RECIPE.py:FUNCTION --store URL a run that islands join and leave; a directory, s3://, gs://, az://
+  lowcomm join URL                             become a member of it, from anywhere, at any time
+  lowcomm status | log | verify | stop URL     who is in it, its commits, the proof of its history, its end
   lowcomm plan --parameters N --islands N ...  H, fragments, codec and streams for a link, with what they cost
   lowcomm sweep RECIPE.py:FUNCTION --sizes 32,48,nano --islands 1,2,4 --every 16,64   a scaling law through small runs
   lowcomm report RUN [RUN ...] [--out FILE]    one HTML page of one or several runs
@@ -48,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {
         "train": lambda a: _train(a, []),
         "simulate": lambda a: _train(a, ["--transport", "simulated"]),
+        "join": _join,
+        **{name: functools.partial(_look, name) for name in ("status", "log", "verify", "stop")},
         "federation": _federation,
         "plan": _plan,
         "sweep": _sweep,
@@ -90,6 +96,10 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
     overrides = [*extra, *arguments[1:]]
     default = load(arguments[0])
     config = parse_flags(default, overrides, f"lowcomm train {arguments[0]}")
+    if config.store is not None:
+        from lowcomm.storerun.commands.start import start
+
+        return start(config)
     world = World.from_environment()
     if world.under_torchrun or config.transport == "simulated":
         return _train_here(config)
@@ -115,6 +125,21 @@ def _train_here(config: RunConfig) -> int:
         return train(config, show=show_run)
     except ConfigError as error:
         return _fail(str(error), 2)  # in every process: torchrun ends the others, rank 0 too, when the first has left
+
+
+def _join(arguments: Sequence[str]) -> int:
+    from lowcomm.run.ranks import follow_supervisor
+
+    follow_supervisor()
+    from lowcomm.storerun.commands.join import join
+
+    return join(arguments)
+
+
+def _look(name: str, arguments: Sequence[str]) -> int:
+    from lowcomm.storerun.commands.look import look
+
+    return look(name, arguments)
 
 
 def _federation(arguments: Sequence[str]) -> int:

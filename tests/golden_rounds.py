@@ -35,6 +35,7 @@ from lowcomm.codec.parts import Parts
 from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig
 from lowcomm.data.source import Corpus, Document, Source
+from lowcomm.exchange.store import Store
 from lowcomm.island import AdamW
 from lowcomm.local import RankDecay, SelectLayers
 from lowcomm.model import LoRA, ModelConfig
@@ -315,6 +316,8 @@ def recipes() -> dict[str, Recipe]:
     seen: dict[tuple[Any, ...], tuple[str, Recipe]] = {}
     for found in packaged():
         config = _cut(load(found.name))
+        if isinstance(config.sync.exchange, Store):
+            continue  # tests/storerun: its rounds are those of a chain, which has members and no islands
         rated = dataclasses.replace(config.sync, outer=SGD(lr=1.0), on_late="wait", late_tolerance_s=1.0)
         kinds = [type(x) for x in (config.sync.outer, config.inner.optimizer, config.model.tuning)]
         seen.setdefault((rated, config.model.tuning, *kinds), (f"recipe {found.name}", Recipe(config=config)))

@@ -1,0 +1,71 @@
+"""The checker's long run: random histories of the protocol over a faulty store, then each rule left out in its turn.
+
+python -m benchmarks.store_model [--histories N] [--mutant-histories N] [--first-seed S]
+
+-> benchmarks/results/store_model.json: rows with mutant (None: the product as it is), histories, caught, first_seed,
+invariant, seconds; for the product also what the histories held. Exit code 1 if an invariant broke in the product, or
+a mutant was not noticed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from benchmarks.common import write_result
+from tests.support.store_checker import ViolationError, World
+from tests.support.store_mutants import MUTANTS, hunt
+
+
+def product(histories: int, first_seed: int) -> dict[str, Any]:
+    """All of these histories, as long as no invariant breaks."""
+    start, held = time.monotonic(), dict[str, int]()
+    row: dict[str, Any] = {"mutant": None, "meaning": "the product", "histories": 0, "caught": False}
+    for seed in range(first_seed, first_seed + histories):
+        try:
+            counts = World(seed).run()
+        except ViolationError as error:
+            row |= {"caught": True, "first_seed": seed, "invariant": error.name, "text": str(error)}
+            break
+        held = {name: held.get(name, 0) + n for name, n in counts.items()}
+        row["histories"] += 1
+        if row["histories"] % 100 == 0:
+            print(f"{row['histories']} histories, {held}, {time.monotonic() - start:.0f} s", flush=True)
+    return {**row, **held, "seconds": round(time.monotonic() - start, 1)}
+
+
+def mutated(name: str, histories: int, first_seed: int) -> dict[str, Any]:
+    """Histories without a rule until an invariant breaks."""
+    start = time.monotonic()
+    found = hunt(name, histories, first_seed)
+    row = {
+        "mutant": name,
+        "meaning": MUTANTS[name].meaning,
+        "histories": found.histories,
+        "caught": found.violation is not None,
+        "first_seed": found.seed,
+        "invariant": None if found.violation is None else found.violation.name,
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    print(row, flush=True)
+    return row
+
+
+def main() -> int:
+    """Run, write the result, say whether all is as it should be."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--histories", type=int, default=1000)
+    parser.add_argument("--mutant-histories", type=int, default=400)
+    parser.add_argument("--first-seed", type=int, default=0)
+    args = parser.parse_args()
+    rows = [product(args.histories, args.first_seed)]
+    rows += [mutated(name, args.mutant_histories, args.first_seed) for name in MUTANTS]
+    command = "python -m benchmarks.store_model " + " ".join(sys.argv[1:])
+    print(write_result("store_model", command.strip(), rows))
+    return int(rows[0]["caught"] or not all(row["caught"] for row in rows[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
