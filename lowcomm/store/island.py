@@ -91,8 +91,8 @@ class StoreIsland(MemberView):
             self.watch = Watch(self.around.clock())
             self._loaded = True
         try:
-            while self.follower.next() is not None:
-                pass
+            while (applied := self.follower.next()) is not None:
+                self.upkeep.applied(applied, self.state, self.around.clock())
         except LostError as error:
             self.lose(str(error))
             return False
