@@ -20,7 +20,6 @@ from benchmarks.common import write_result
 from tests.support.store_checker import ViolationError, World
 from tests.support.store_mutants import MUTANTS, hunt
 
-
 CHUNK = 25
 """Histories that a process runs in a row."""
 
