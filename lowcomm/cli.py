@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ lowcomm {__version__}: train language models when the links between the machines
   lowcomm train RECIPE.py:FUNCTION [--islands N] [--steps N] [--sync.every H] ...   train; --help lists every field
   lowcomm simulate RECIPE.py:FUNCTION ...      the same run with all islands in one process (same bits)
   lowcomm federation keys | register | check | client | run ...   the same run across organisations, over Flower
+  lowcomm train RECIPE.py:FUNCTION --store URL a run that islands join and leave; a directory, s3://, gs://, az://
+  lowcomm join URL                             become a member of it, from anywhere, at any time
+  lowcomm status | log | verify | stop URL     who is in it, its commits, the proof of its history, its end
   lowcomm plan --parameters N --islands N ...  H, fragments, codec and streams for a link, with what they cost
   lowcomm sweep RECIPE.py:FUNCTION --sizes 32,48,nano --islands 1,2,4 --every 16,64   a scaling law through small runs
   lowcomm report RUN [RUN ...] [--out FILE]    one HTML page of one or several runs
@@ -48,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {
         "train": lambda a: _train(a, []),
         "simulate": lambda a: _train(a, ["--transport", "simulated"]),
+        "join": _join,
+        **{name: functools.partial(_look, name) for name in ("status", "log", "verify", "stop")},
         "federation": _federation,
         "plan": _plan,
         "sweep": _sweep,
@@ -76,18 +82,24 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
         from lowcomm.config import RunConfig
 
         parse_flags(RunConfig(), ["--help"], "lowcomm train FILE.py:FUNCTION")
+    from lowcomm.flags.early import refuse_early
+    from lowcomm.recipe import find, load
     from lowcomm.run.ranks import follow_supervisor
 
     follow_supervisor()
+    refuse_early(find(arguments[0])[0], arguments[1:])
     import torch
 
     from lowcomm.model import Full, Scratch
-    from lowcomm.recipe import load
     from lowcomm.run.assembly import World, build_models, preflight
 
     overrides = [*extra, *arguments[1:]]
     default = load(arguments[0])
     config = parse_flags(default, overrides, f"lowcomm train {arguments[0]}")
+    if config.store is not None:
+        from lowcomm.storerun.commands.start import start
+
+        return start(config)
     world = World.from_environment()
     if world.under_torchrun or config.transport == "simulated":
         return _train_here(config)
@@ -115,6 +127,21 @@ def _train_here(config: RunConfig) -> int:
         return _fail(str(error), 2)  # in every process: torchrun ends the others, rank 0 too, when the first has left
 
 
+def _join(arguments: Sequence[str]) -> int:
+    from lowcomm.run.ranks import follow_supervisor
+
+    follow_supervisor()
+    from lowcomm.storerun.commands.join import join
+
+    return join(arguments)
+
+
+def _look(name: str, arguments: Sequence[str]) -> int:
+    from lowcomm.storerun.commands.look import look
+
+    return look(name, arguments)
+
+
 def _federation(arguments: Sequence[str]) -> int:
     from lowcomm.federation.command import run_command
 
@@ -128,9 +155,15 @@ def _plan(arguments: Sequence[str]) -> int:
 
 
 def _sweep(arguments: Sequence[str]) -> int:
+    from lowcomm.flags.early import refuse_early
+    from lowcomm.recipe import find
+    from lowcomm.sweep.options import read_options
+
+    options, rest = read_options(arguments)
+    refuse_early(find(options.recipe)[0], rest)
     from lowcomm.sweep.command import sweep
 
-    return sweep(arguments, parse_flags)
+    return sweep(options, rest, arguments, parse_flags)
 
 
 def _report(arguments: Sequence[str]) -> int:
@@ -166,9 +199,12 @@ def _recipes(arguments: Sequence[str]) -> int:
 
 
 def _check_recipe(arguments: Sequence[str]) -> int:
+    from lowcomm.flags.early import refuse_early
+    from lowcomm.recipe import find, load
+
+    refuse_early(find(arguments[0])[0], arguments[1:])
     from lowcomm.config import check
     from lowcomm.membership import DEFAULT_ISLANDS
-    from lowcomm.recipe import load
 
     config = parse_flags(load(arguments[0]), arguments[1:], f"lowcomm train {arguments[0]}")
     islands = DEFAULT_ISLANDS if config.islands is None else config.islands

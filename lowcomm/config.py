@@ -15,6 +15,7 @@ from lowcomm.codec import Codec, Fp32
 from lowcomm.data import DataConfig
 from lowcomm.exchange.base import ExchangeChoice
 from lowcomm.exchange.buffered import Buffered
+from lowcomm.exchange.store import Store
 from lowcomm.island import InnerConfig, IslandConfig
 from lowcomm.local import Objective
 from lowcomm.model import Full, ModelConfig
@@ -155,6 +156,8 @@ class RunConfig:
     """Device of the models; auto takes the GPU if there is one."""
     threads: int | None = None
     """CPU threads per island process. None: cores / processes on this machine, at least 1."""
+    store: str | None = None
+    """A run that islands join and leave at any time: its address, a directory, s3://, gs:// or az://; None: fixed."""
     run_dir: Path | None = None
     """Directory of everything the run leaves behind. None: runs/NAME."""
     resume: bool | Literal["auto"] = False
@@ -226,7 +229,8 @@ def _check_own_data(config: RunConfig) -> None:
     ok = not config.eval.clients or own or config.data.sharding == "by_folder" or config.data.partition is not None
     legal = "False, unless data.sharding is by_folder or data.partition is set"
     require(ok, "eval.clients", True, legal, "pass --data.sharding by_folder")
-    ok = not own or config.sync.privacy is None or config.sync.privacy.level == "client"
+    alone = isinstance(config.sync.exchange, Store)  # each member accounts for its own text
+    ok = not own or alone or config.sync.privacy is None or config.sync.privacy.level == "client"
     require(ok, "data.sharding", "own", "another with ExampleGaussian, whose epsilon needs all sizes", "use iid")
     for more in ("baselines", "membership"):
         ok = config.eval.clients or not getattr(config.eval, more)

@@ -35,6 +35,7 @@ from lowcomm.codec.parts import Parts
 from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig
 from lowcomm.data.source import Corpus, Document, Source
+from lowcomm.exchange.store import Store
 from lowcomm.island import AdamW
 from lowcomm.local import RankDecay, SelectLayers
 from lowcomm.model import LoRA, ModelConfig
@@ -221,7 +222,7 @@ def loops() -> dict[str, Loop]:
         for o in OBJECTIVES
         if not isinstance(o, RankDecay | SelectLayers)
     }
-    return plain | tuned() | together()
+    return plain | tuned() | combined()
 
 
 def _fitting(schedule: Any) -> Any:
@@ -254,7 +255,7 @@ def _rule_of(codec: Parts) -> Any:
     return {InTurn: RoLoRA(rank=4), Shared: FedRand(rank=4)}.get(type(codec), SenderMean(rank=4))
 
 
-def together() -> dict[str, Loop]:
+def combined() -> dict[str, Loop]:
     """Features that meet in one round."""
     int4, sparse = ErrorFeedback(codec=Int4()), TopK(chunk=64, k=8)
     streaming = Streaming(fragments=2, delay=0, by="size")
@@ -315,6 +316,8 @@ def recipes() -> dict[str, Recipe]:
     seen: dict[tuple[Any, ...], tuple[str, Recipe]] = {}
     for found in packaged():
         config = _cut(load(found.name))
+        if isinstance(config.sync.exchange, Store):
+            continue  # tests/storerun: its rounds are those of a chain, which has members and no islands
         rated = dataclasses.replace(config.sync, outer=SGD(lr=1.0), on_late="wait", late_tolerance_s=1.0)
         kinds = [type(x) for x in (config.sync.outer, config.inner.optimizer, config.model.tuning)]
         seen.setdefault((rated, config.model.tuning, *kinds), (f"recipe {found.name}", Recipe(config=config)))

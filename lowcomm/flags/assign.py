@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-from lowcomm.flags.parts import bases, build, is_part_field, known
+from lowcomm.flags.parts import bases, build, fields_of, is_part_field, known, shown_fields
 from lowcomm.flags.spec import parse
 from lowcomm.types import ConfigError
 
@@ -49,6 +49,27 @@ def part_hint(config: object, path: Sequence[str]) -> Any:
             return hint if is_part_field(hint) else None
         config = getattr(config, name)
     return None
+
+
+def refuse_foreign(config: object, arguments: Sequence[str]) -> None:
+    """Raise ConfigError for a flag of a field that the part which is there does not have."""
+    for word in arguments:
+        path = word.partition("=")[0].removeprefix("--").replace("-", "_").split(".")
+        part: Any = config
+        for depth, name in enumerate(path if word.startswith("--") else ()):
+            hint = part_hint(config, path[:depth])
+            names = {f.name for f in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else set[str]()
+            if hint is not None and name.removeprefix("no_") not in names:
+                raise ConfigError(_foreign(".".join(path[:depth]), hint, part, name))
+            part = getattr(part, name, None)
+
+
+def _foreign(place: str, hint: Any, part: object, name: str) -> str:
+    others = [n for base in bases(hint) for n, cls in known(base).items() if name in {f.name for f in fields_of(cls)}]
+    now = "None" if part is None else f"{type(part).__name__}, which has {shown_fields(type(part))}"
+    more = f", or {', '.join(others[1:4])}" if others[1:] else ""
+    fix = f"--{place} '{others[0]}({name}=...)'{more}" if others else "use one of its fields"
+    return f"--{place}.{name} is not allowed: {place} is {now}. Fix: {fix}"
 
 
 def part_fields(config: object, prefix: str = "") -> Iterator[tuple[str, Any, object]]:

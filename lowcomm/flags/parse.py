@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import TypeVar
 
-from lowcomm.flags.assign import assign_parts, help_of_parts
+from lowcomm.flags.assign import assign_parts, help_of_parts, refuse_foreign
 from lowcomm.types import ConfigError
 
 Config = TypeVar("Config")
@@ -24,6 +24,7 @@ def parse_flags(default: Config, arguments: Sequence[str], prog: str) -> Config:
     check_home()  # fields have paths below it
     default, rest = assign_parts(default, arguments)
     caught, rest = io.StringIO(), _with_values(rest)
+    refuse_foreign(default, rest)
     try:
         with contextlib.redirect_stderr(caught):
             plain = (tyro.conf.AvoidSubcommands,)  # `Mechanism | None` is what the recipe makes it
@@ -37,9 +38,14 @@ def parse_flags(default: Config, arguments: Sequence[str], prog: str) -> Config:
 
 
 def _with_values(arguments: Sequence[str]) -> list[str]:
-    """`--resume` alone, which is a field of three values, as `--resume True`; `--no-resume` as `--resume False`."""
+    """`--resume` alone, which is a field of three values, as `--resume True`; `--no-resume` as `--resume False`.
+
+    `--no-checkpoint.export` is `--checkpoint.no-export`, as `--no-tensorboard` is for a field that lies in no section.
+    """
     given: list[str] = []
-    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+    for word, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        above, dot, last = word.removeprefix("--no-").rpartition(".")
+        argument = f"--{above}.no-{last}" if dot and word.startswith("--no-") else word
         if argument == "--no-resume":
             given += ["--resume", "False"]
             continue

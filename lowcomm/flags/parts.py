@@ -118,9 +118,14 @@ def _belongs(wanted: str, hint: Any) -> str | None:
     return next((b for m in packages if (b := getattr(getattr(m, wanted, None), "belongs", None))), None)
 
 
+def fields_of(cls: type) -> list[dataclasses.Field[Any]]:
+    """Those that a spec may set, required ones first."""
+    return sorted((f for f in dataclasses.fields(cls) if f.init), key=lambda f: not _is_required(f))
+
+
 def shown_fields(cls: type) -> str:
     """Its fields with their defaults on one line."""
-    fields = sorted((f for f in dataclasses.fields(cls) if f.init), key=lambda f: not _is_required(f))
+    fields = fields_of(cls)
     if not fields:
         return "no fields"
     return "the fields " + ", ".join(f"{f.name} (required)" if _is_required(f) else _default(f) for f in fields)

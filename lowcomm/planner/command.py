@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from lowcomm.flags.early import literals
 from lowcomm.plan.choose import Choice, choose
 from lowcomm.plan.codecs import CODECS, USUAL, Coded
 from lowcomm.plan.machines import Machines, machines_for
@@ -158,6 +159,9 @@ def _check(options: argparse.Namespace) -> None:
     given = [s for s in sources if getattr(options, s[2:]) is not None]
     fix = "--parameters 1e9, or --measure RECIPE.py:FUNCTION"
     require(len(given) == 1, "the model", ", ".join(given) or None, f"given by one of {', '.join(sources)}", fix)
+    presets = literals("model.preset")
+    ok = options.preset is None or options.preset in presets
+    require(ok, "--preset", options.preset, f"one of {', '.join(presets)}", "--preset 150m")
     size = options.parameters
     require(size is None or 1e3 <= size <= 1e14, "--parameters", size, "1e3 to 1e14", "--parameters 1e9")
     require(options.islands >= 2, "--islands", options.islands, "2 or more", "one island needs no plan: --islands 2")

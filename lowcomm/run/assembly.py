@@ -17,6 +17,7 @@ from torch import nn
 from lowcomm.config import RunConfig, check
 from lowcomm.config_file import check_resumable
 from lowcomm.data import Data, Shard, build_data
+from lowcomm.exchange.store import Store
 from lowcomm.island import BatchedIslands, PlainIsland
 from lowcomm.island_kinds import build_island
 from lowcomm.membership import Membership, World, count_islands, join
@@ -79,6 +80,10 @@ def preflight(config: RunConfig, world: World) -> tuple[RunConfig, Data]:
     islands, size = count_islands(config, world)
     config = dataclasses.replace(config, islands=islands, island=dataclasses.replace(config.island, size=size))
     check(config, islands)
+    if isinstance(config.sync.exchange, Store):
+        raise ConfigError(
+            "sync.exchange = Store(...) is not allowed without a store. Fix: pass --store DIR, or s3://BUCKET/RUN"
+        )
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device = 'cuda' is not allowed: torch sees no GPU here. Fix: pass --device cpu")
     check_directory(config.directory, config.resume)

@@ -96,8 +96,8 @@ def run_ranks(
 
 
 def follow_supervisor() -> None:
-    """In a rank: be asked to save and leave when what started it is gone, torchrun too. Nothing in other processes."""
-    if "RANK" not in os.environ or not sys.platform.startswith("linux"):
+    """In a rank or an island: be asked to save and leave when what started it is gone, torchrun too. Else nothing."""
+    if not {"RANK", SUPERVISOR} & set(os.environ) or not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     expected = os.environ.get(SUPERVISOR)

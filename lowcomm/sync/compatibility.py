@@ -219,7 +219,7 @@ def _clients(spec: SyncSpec) -> Iterator[Conflict]:
 def _exchange(spec: SyncSpec) -> Iterator[Conflict]:
     """What needs all islands in one round, where the exchange is another than lockstep."""
     choice, clients, rule = spec.exchange, spec.clients, spec.aggregator
-    if choice is None:
+    if choice is None or choice.whole_islands:  # a store's are in `store_conflicts`
         return
     other, fix = f"sync.exchange = {_name(choice)}", "leave one of them out"
     if clients.secure is not None:

@@ -238,7 +238,7 @@ def _fork(function: Callable[..., int | None], args: tuple[Any, ...], environmen
         os._exit(code or 0)
 
 
-def wait(child: ForkServerProcess, log: Path, timeout_s: float = 60) -> int:
+def wait(child: ForkServerProcess, log: Path, timeout_s: float = 180) -> int:
     """The exit code; a child that hangs is killed and fails the test."""
     child.join(timeout_s)
     if child.exitcode is None:
