@@ -9,9 +9,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-from lowcomm.config import RunConfig
 from lowcomm.types import ConfigError
+
+if TYPE_CHECKING:
+    from lowcomm.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,23 +37,10 @@ def packaged_directory() -> Path:
 
 def load(reference: str) -> RunConfig:
     """The configuration of `FILE.py:FUNCTION`; a file that isn't there is looked for among the packaged recipes."""
-    path_text, separator, function_name = reference.rpartition(":")
-    if not separator:
-        path_text, function_name = reference, "smoke"
-    path = _find(path_text)
-    if path.suffix != ".py":
-        raise ConfigError(f"recipe file {path_text!r} is not a Python file. Fix: give FILE.py:FUNCTION")
-    module_name = f"lowcomm_recipe_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except ConfigError:
-        raise
-    except Exception as error:  # it is a user's code: anything may happen in it
-        raise ConfigError(f"recipe {path} does not load: {type(error).__name__}: {error}. Fix: correct it") from error
+    path, function_name = find(reference)
+    from lowcomm.config import RunConfig
+
+    module = _module(path)
     function: Callable[[], object] | None = getattr(module, function_name, None)
     if not inspect.isfunction(function) or function_name.startswith("_"):
         known = ", ".join(n for n, _ in _functions(path)) or "none"
@@ -63,6 +54,28 @@ def load(reference: str) -> RunConfig:
     if not isinstance(config, RunConfig):
         raise ConfigError(f"recipe {reference} returned {type(config).__name__}. Fix: return a RunConfig")
     return config
+
+
+def class_of_packaged(stem: str, name: str) -> object:
+    """What a packaged recipe file calls `name`; None where there is no such file, or it has no such thing of its own."""
+    path = packaged_directory() / f"{stem}.py"
+    if path.stem != stem or not path.is_file():
+        return None
+    known = sys.modules.get(_module_name(path))
+    module = known if known is not None and getattr(known, "__file__", None) == str(path) else _module(path)
+    found = getattr(module, name, None)
+    return found if getattr(found, "__module__", None) == _module_name(path) else None
+
+
+def find(reference: str) -> tuple[Path, str]:
+    """The file and the function that a reference names; runs nothing. Raises ConfigError where there is no file."""
+    path_text, separator, function_name = reference.rpartition(":")
+    if not separator:
+        path_text, function_name = reference, "smoke"
+    path = _find(path_text)
+    if path.suffix != ".py":
+        raise ConfigError(f"recipe file {path_text!r} is not a Python file. Fix: give FILE.py:FUNCTION")
+    return path, function_name
 
 
 def packaged() -> list[RecipeInfo]:
@@ -86,6 +99,26 @@ def copy(name: str, directory: Path) -> Path:
         raise ConfigError(f"{target} exists already. Fix: move it away first")
     target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     return target
+
+
+def _module_name(path: Path) -> str:
+    return f"lowcomm_recipe_{path.stem}"
+
+
+def _module(path: Path) -> ModuleType:
+    """A recipe file, run."""
+    name = _module_name(path)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except ConfigError:
+        raise
+    except Exception as error:  # it is a user's code: anything may happen in it
+        raise ConfigError(f"recipe {path} does not load: {type(error).__name__}: {error}. Fix: correct it") from error
+    return module
 
 
 def _find(path_text: str) -> Path:

@@ -27,13 +27,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import lowcomm as lc
-from lowcomm.aggregate import Krum, Mean
+from lowcomm.aggregate import NNM, Krum, Mean, Median, TrimmedMean
 from lowcomm.aggregate.lora import FFA, FedIT, FedRand, FedSB, HetLoRA, RoLoRA, SenderMean
+from lowcomm.attack import LabelNoise
 from lowcomm.codec import ErrorFeedback, Fp32, Int4, Int8, InTurn, LocalResidual, Shared, TopK
 from lowcomm.codec.parts import Parts
 from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig
 from lowcomm.data.source import Corpus, Document, Source
+from lowcomm.exchange.store import Store
 from lowcomm.island import AdamW
 from lowcomm.local import RankDecay, SelectLayers
 from lowcomm.model import LoRA, ModelConfig
@@ -45,6 +47,7 @@ from lowcomm.trainer import train
 from lowcomm.transport import Collective, Simulated, Transport
 from tests.methods import (
     AGGREGATORS,
+    ATTACKS,
     CODECS,
     INNERS,
     LORA_RULES,
@@ -199,6 +202,11 @@ def loops() -> dict[str, Loop]:
     plain |= {f"codec {name(c)}": Loop(settings={"codec": c}) for c in whole_codecs()}
     plain |= {f"inner {name(i)}": Loop(settings={}, inner=i) for i in INNERS}
     plain |= {f"aggregator {name(a)}": Loop(settings={"aggregator": a}) for a in AGGREGATORS}
+    plain |= {
+        f"attack {name(a)}": Loop(settings={"aggregator": Median()}, clients=SyncConfig(attack=a, allow_attack=True))
+        for a in ATTACKS
+        if not isinstance(a, LabelNoise)
+    }
     mean = Mean(by="uniform")
     plain |= {
         f"privacy {name(m)}": Loop(settings={"privacy": m, "quorum": 1.0, "aggregator": mean})
@@ -214,7 +222,7 @@ def loops() -> dict[str, Loop]:
         for o in OBJECTIVES
         if not isinstance(o, RankDecay | SelectLayers)
     }
-    return plain | tuned() | together()
+    return plain | tuned() | combined()
 
 
 def _fitting(schedule: Any) -> Any:
@@ -247,7 +255,7 @@ def _rule_of(codec: Parts) -> Any:
     return {InTurn: RoLoRA(rank=4), Shared: FedRand(rank=4)}.get(type(codec), SenderMean(rank=4))
 
 
-def together() -> dict[str, Loop]:
+def combined() -> dict[str, Loop]:
     """Features that meet in one round."""
     int4, sparse = ErrorFeedback(codec=Int4()), TopK(chunk=64, k=8)
     streaming = Streaming(fragments=2, delay=0, by="size")
@@ -308,6 +316,8 @@ def recipes() -> dict[str, Recipe]:
     seen: dict[tuple[Any, ...], tuple[str, Recipe]] = {}
     for found in packaged():
         config = _cut(load(found.name))
+        if isinstance(config.sync.exchange, Store):
+            continue  # tests/storerun: its rounds are those of a chain, which has members and no islands
         rated = dataclasses.replace(config.sync, outer=SGD(lr=1.0), on_late="wait", late_tolerance_s=1.0)
         kinds = [type(x) for x in (config.sync.outer, config.inner.optimizer, config.model.tuning)]
         seen.setdefault((rated, config.model.tuning, *kinds), (f"recipe {found.name}", Recipe(config=config)))
@@ -373,6 +383,9 @@ def _cut(config: RunConfig) -> RunConfig:
         sync = dataclasses.replace(sync, privacy=dataclasses.replace(sync.privacy, seed=1))  # pyright: ignore
     if isinstance(sync.aggregator, Krum):
         sync = dataclasses.replace(sync, aggregator=dataclasses.replace(sync.aggregator, faulty=0))
+    if sync.attack is not None:
+        rule, attack = NNM() | TrimmedMean(), dataclasses.replace(sync.attack, islands=(3,))
+        sync = dataclasses.replace(sync, aggregator=rule, attack=attack, allow_attack=True)
     return dataclasses.replace(
         config,
         name="golden",

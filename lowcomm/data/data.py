@@ -82,6 +82,11 @@ class Data:
         self._make_shard = make_shard
         self._own_validation = own_validation
 
+    @property
+    def tokenizer_name(self) -> str:
+        """Names text-to-ids exactly: equal on machines that make the same tokens of a text."""
+        return self._tokenizer.key or f"{type(self._tokenizer).__name__} {self.vocab_size}"
+
     def shard(self, island: int) -> Shard:
         """A new reader of the island's training text, at its beginning."""
         if not 0 <= island < self._islands:

@@ -102,6 +102,8 @@ class ExchangeChoice(ABC):
     """Whether all islands exchange in the same round."""
     hears_all: ClassVar[bool] = False
     """Whether every island hears every other in each round, as hooks that exchange again need it."""
+    whole_islands: ClassVar[bool] = False
+    """Whether the first rank of an island speaks for all of its ranks."""
 
     @abstractmethod
     def build(self, parts: ExchangeParts) -> Exchange:

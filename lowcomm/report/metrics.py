@@ -14,6 +14,7 @@ KEYS = (
     *("fragment", "launched_s", "launch_s", "start_s", "exchange_s", "transfer_s", "exchanged_bytes"),
     *("needed_bytes_per_s", "waited_s", "cause", "aggregation_error", "epsilon", "epsilon_total", "rank"),
     "consensus_distance",
+    *("version", "members", "contributions", "staleness", "requests", "tokens_done"),
 )
 
 

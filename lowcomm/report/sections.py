@@ -27,6 +27,7 @@ from lowcomm.report.units import (
 
 _STATUSES = ("done", "running", "stopped", "failed")
 """Those with a colour of their own."""
+NOTED = ("note", "deadline", "lost", "version")
 _NOTES_SHOWN = 200
 _MISSING = object()
 
@@ -246,7 +247,7 @@ def notes(runs: Sequence[Run], names: Sequence[str]) -> str:
     """What happened during the runs: resumed, contribution dropped and so on; the last ones of each run."""
     rows, left_out = [], 0
     for run, name in zip(runs, names, strict=True):
-        lines = [event for event in run.events if event.get("event") in ("note", "deadline", "lost")]
+        lines = [event for event in run.events if event.get("event") in NOTED and event.get("note")]
         left_out += max(0, len(lines) - _NOTES_SHOWN)
         for line in lines[-_NOTES_SHOWN:]:
             first = f'<td class="name">{text(name)}</td>' if len(runs) > 1 else ""

@@ -323,6 +323,7 @@ def test_left_over_files_go_after_a_day(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["young"]
 
 
+@pytest.mark.long
 def test_writers_that_are_killed_leave_whole_objects_only(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLED_WRITERS, str(tmp_path)], check=True, cwd=Path.cwd())
     objects = DirectoryObjects(tmp_path)

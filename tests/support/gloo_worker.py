@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from lowcomm.outer import SGD
-from lowcomm.run.clock import start_together
+from lowcomm.run.clock import agree_on_start
 from lowcomm.schedule import EveryH, Streaming
 from lowcomm.state.deadlines import Late
 from lowcomm.sync import LocalSGD
@@ -120,7 +120,7 @@ def late() -> dict[str, object]:
     told: list[Late] = []
     sync.deadlines.listeners.append(told.append)
     time.sleep(0.5 * rank)  # processes never start at once
-    seen: dict[str, object] = {"clock_start": start_together(wire, 2.0 + rank)}
+    seen: dict[str, object] = {"clock_start": agree_on_start(wire, 2.0 + rank)}
     for step in range(3 * toy.EVERY + 1):
         if step == toy.EVERY - 1 and rank == 1:
             subprocess.Popen(["sh", "-c", f"sleep 1; kill -CONT {os.getpid()}"])
@@ -191,15 +191,15 @@ JOBS = {
 }
 
 
-def main() -> None:
+def run(job: str, out: str) -> None:
     """Run one job in this rank."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     rank = dist.get_rank()
-    result = JOBS[sys.argv[1]]()
-    (Path(sys.argv[2]) / f"{rank}.json").write_text(json.dumps(result), encoding="utf-8")
+    result = JOBS[job]()
+    (Path(out) / f"{rank}.json").write_text(json.dumps(result), encoding="utf-8")
     os._exit(0)  # a group with a dead member can't be left in good order
 
 
 if __name__ == "__main__":
-    main()
+    run(sys.argv[1], sys.argv[2])

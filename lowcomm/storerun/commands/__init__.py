@@ -1,0 +1,1 @@
+"""Commands of runs that live in a store."""

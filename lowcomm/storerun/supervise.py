@@ -1,0 +1,97 @@
+"""Islands of one machine, each a process of its own: one that dies takes no other with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowcomm.run.ranks import SUPERVISOR
+from lowcomm.run.signals import STOPPING
+
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Island:
+    """One island to start."""
+
+    name: str
+    directory: Path
+    arguments: list[str]
+    """Of `lowcomm`."""
+    threads: int
+
+
+def supervise(islands: Sequence[Island]) -> int:
+    """Run them to their ends; signals are passed on. 0: one of them saw the run's end."""
+    processes: list[subprocess.Popen[bytes]] = []
+    with _caught() as signals:
+        try:
+            for island in islands:
+                processes.append(_start(island))
+            codes = _watch(islands, processes, signals)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+    if 0 in codes:
+        return 0
+    if set(codes) == {2}:
+        return 2
+    return 3 if set(codes) <= {3} else 1
+
+
+def _start(island: Island) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-u", "-m", "lowcomm.cli", *island.arguments]
+    env = {**os.environ, "OMP_NUM_THREADS": str(island.threads), SUPERVISOR: str(os.getpid())}
+    return subprocess.Popen(command, env=env, start_new_session=True)
+
+
+def _watch(
+    islands: Sequence[Island], processes: Sequence[subprocess.Popen[bytes]], signals: Sequence[int]
+) -> list[int]:
+    passed, told = 0, set[int]()
+    while True:
+        codes = [process.poll() for process in processes]
+        for number, code in enumerate(codes):
+            if code is not None and code < 0 and number not in told:
+                told.add(number)
+                cause = signal.Signals(-code).name
+                print(
+                    f"lowcomm: {islands[number].name} was killed by {cause}: the run goes on without it, and what "
+                    "it had contributed stays",
+                    file=sys.stderr,
+                )
+        if all(code is not None for code in codes):
+            return [code for code in codes if code is not None]
+        for _ in signals[passed:]:
+            for process in processes:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGTERM)
+            passed += 1
+        time.sleep(POLL_S)
+
+
+@contextlib.contextmanager
+def _caught() -> Iterator[list[int]]:
+    """Signals that have come, in their order."""
+    came: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {n: signal.getsignal(n) for n in STOPPING if signal.getsignal(n) != signal.SIG_IGN}
+        for number in before:
+            signal.signal(number, lambda n, _: came.append(n))
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

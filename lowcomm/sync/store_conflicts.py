@@ -1,0 +1,70 @@
+"""The part of the table of conflicts for runs over a store: one message per contribution, members without numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lowcomm.aggregate.lora.rolora import RoLoRA
+from lowcomm.aggregate.lora.rule import LoraRule
+from lowcomm.codec import EitherFactor, Rqm
+from lowcomm.codec.dense import Dense
+from lowcomm.exchange.store import Store
+from lowcomm.schedule import EveryH, Streaming
+from lowcomm.state.conflict import Conflict
+from lowcomm.state.spec import SyncSpec
+
+OTHER = "sync.exchange = Store"
+
+
+def of_store(spec: SyncSpec) -> Iterator[Conflict]:
+    """What needs all islands at once, several phases, islands with numbers, or weights that no snapshot holds."""
+    if not isinstance(spec.exchange, Store):
+        return
+    clients, bare, leave = spec.clients, spec.codec.bare, "leave one of them out"
+    if clients.secure is not None:
+        yield Conflict("sync.secure", None, OTHER, "masks need every island in one sum", leave)
+    if spec.noises_deltas:
+        why = (
+            "its noise is shared by the islands of one sum, and each contribution can be read by all who read the store"
+        )
+        yield Conflict("sync.privacy", type(spec.privacy).__name__, OTHER, why, "use ExampleGaussian")
+    if clients.sampling is not None:
+        why = "who takes part is seen in the log, and members come and go by themselves"
+        yield Conflict("sync.sampling", type(clients.sampling).__name__, OTHER, why, leave)
+    if clients.local_steps is not None:
+        why = "members have no numbers"
+        yield Conflict("sync.local_steps", clients.local_steps, OTHER, why, "mode='buffered' for unequal islands")
+    if clients.objective is not None and clients.objective.sends:
+        why = "control variates are a second exchange in a round"
+        yield Conflict("sync.objective", type(clients.objective).__name__, OTHER, why, "use FedProx")
+    if not isinstance(spec.schedule, EveryH | Streaming):
+        why = "rounds are whole blocks of text, and what a member sends goes into a commit when it is there"
+        yield Conflict("sync.schedule", type(spec.schedule).__name__, OTHER, why, "use EveryH or Streaming")
+    if isinstance(bare, Rqm):
+        yield Conflict("sync.codec", "Rqm", OTHER, "its noise is that of one sum of all islands", "use Int4")
+    if isinstance(bare, EitherFactor):
+        why = "what a client keeps to itself is drawn by its number, and members have none"
+        yield Conflict("sync.codec", "EitherFactor", OTHER, why, "use Shared with FedSA")
+    if isinstance(bare, Dense) and bare.only_sums:
+        why = "its contributions mean something in a sum on the way only, and a store adds nothing up"
+        fix = "use Sign(vote=False), or exchange='gather'"
+        yield Conflict("sync.codec", type(bare).__name__, OTHER, why, fix)
+    yield from _lora(spec)
+
+
+def _lora(spec: SyncSpec) -> Iterator[Conflict]:
+    rule, choice = spec.aggregator, spec.exchange
+    if not isinstance(rule, LoraRule):
+        return
+    name = type(rule).__name__
+    if rule.moves_base:
+        why = "it changes base weights, which no snapshot holds"
+        yield Conflict("sync.aggregator", name, OTHER, why, "use FedIT, FFA or RoLoRA")
+    if rule.regauges:
+        why = "its new factors have another basis, which late contributions do not fit"
+        yield Conflict("sync.aggregator", name, OTHER, why, "use FedIT, FFA or RoLoRA")
+    if rule.ranks is not None or rule.shrinks:
+        yield Conflict("sync.aggregator.ranks", rule.ranks, OTHER, "members have no numbers", "use equal ranks")
+    if isinstance(rule, RoLoRA) and isinstance(choice, Store) and choice.mode != "synchronous":
+        why = "factors take turns by the round, and late contributions are of the other one"
+        yield Conflict("sync.aggregator", name, f"{OTHER}(mode={choice.mode!r})", why, "mode='synchronous', or FFA")
