@@ -1,4 +1,4 @@
-"""Put measured tables and values into README.md, between its markers. `--check` only compares.
+"""Put measured tables and values between the markers of README.md and the page of results. `--check` only compares.
 
 python -m benchmarks.readme [--check]
 """
@@ -15,13 +15,14 @@ from benchmarks.codecs_report import codecs_table
 from benchmarks.common import RESULTS, ROOT
 from benchmarks.fedlora_table import fedlora_summary
 from benchmarks.headline_summary import headline_summary
+from benchmarks.summary import summary_table
 from benchmarks.tables import quality_table, streams_table
 
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "pages" / "results.md")
 
 
 def filled(text: str) -> str:
-    """README text with every marked table and value made anew from its result file."""
+    """A page with every marked table and value made anew from its result file."""
     text = re.sub(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", _table, text, flags=re.DOTALL)
     return re.sub(
         r"(<!-- value: (\w+) (\w+) -->)\n[^\n]*?( times as long| beyond| s;|$)", _value, text, flags=re.MULTILINE
@@ -33,6 +34,8 @@ def _load(name: str) -> dict[str, Any]:
 
 
 def _table(match: re.Match[str]) -> str:
+    if match[2] == "summary":
+        return f"{match[1]}{summary_table(_load('codecs'), _load('headline'))}{match[3]}"
     tables = {
         "codecs": codecs_table,
         "streams": streams_table,
@@ -51,15 +54,17 @@ def _value(match: re.Match[str]) -> str:
 
 
 def main() -> None:
-    """Rewrite README.md, or exit with 1 if it is not up to date."""
+    """Rewrite the pages, or exit with 1 if one is not up to date."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    now = README.read_text(encoding="utf-8")
-    then = filled(now)
-    if options.check:
-        sys.exit(0 if now == then else "README.md is not what benchmarks/results say: run python -m benchmarks.readme")
-    README.write_text(then, encoding="utf-8")
+    for page in PAGES:
+        now = page.read_text(encoding="utf-8")
+        then = filled(now)
+        if options.check and now != then:
+            sys.exit(f"{page.name} is not what benchmarks/results say: run python -m benchmarks.readme")
+        if not options.check:
+            page.write_text(then, encoding="utf-8")
 
 
 if __name__ == "__main__":

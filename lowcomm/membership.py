@@ -14,6 +14,8 @@ import torch.distributed as dist
 from lowcomm.config import RunConfig
 from lowcomm.island import Mesh
 from lowcomm.island.mesh import check_divides, divisors
+from lowcomm.rendezvous.nodes import read_meeting
+from lowcomm.rendezvous.store import RunStore
 from lowcomm.transport import Collective, Simulated, Transport
 from lowcomm.transport.listeners import close_listeners
 from lowcomm.types import ConfigError, require
@@ -32,7 +34,10 @@ class World:
     relayed: bool = False
     """Whether each process is an island that a relay joins (lowcomm/federation), rather than torch.distributed."""
     store: Path | None = None
-    """File by which the ranks of one machine find each other, in a directory of mode 0700; None: torchrun's address."""
+    """File by which our own ranks find each other, in a directory of mode 0700; None: torchrun's address.
+
+    Of one machine it is a FileStore, of several it says where their rendezvous is (rendezvous.json).
+    """
 
     @classmethod
     def from_environment(cls) -> World:
@@ -74,7 +79,7 @@ class Membership:
     mesh: Mesh | None
     """None: islands of one rank."""
     store: dist.Store | None = None
-    """By which the ranks of one machine have found each other, where nothing listens for it."""
+    """By which the ranks have found each other, unless torchrun started them: nobody else can write it."""
 
     def share(self, tokens: int) -> int:
         """This rank's share of the tokens of its island's batch; the shares of its ranks sum to `tokens`."""
@@ -82,7 +87,7 @@ class Membership:
         return tokens if mesh is None else tokens // mesh.size + (mesh.rank < tokens % mesh.size)
 
     def close_listeners(self, what: str) -> None:
-        """On one machine, let no process but the run's ranks connect to this one; all ranks call it alike.
+        """Let no process but the run's ranks connect to this one, unless torchrun started it; all ranks call it alike.
 
         what: names the call. Raises TransportError if another process has connected.
         """
@@ -167,8 +172,9 @@ def join(config: RunConfig, world: World, device: torch.device, transport: Trans
     except (RuntimeError, ValueError, OSError) as error:  # what torch raises here is of all three kinds
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"rank {world.rank} could not join the other {world.size - 1}: {cause}. "
-            "Fix: correct MASTER_ADDR, MASTER_PORT (another program may use it) or GLOO_SOCKET_IFNAME"
+            f"rank {world.rank} could not join the other {world.size - 1}: {cause}. Fix: correct "
+            + ("MASTER_ADDR, MASTER_PORT (another program may use it) or " if store is None else "")
+            + "GLOO_SOCKET_IFNAME"
         ) from error
     if alone:
         members = Membership(transport=everyone, everyone=everyone, mesh=None, store=store)
@@ -183,7 +189,7 @@ def join(config: RunConfig, world: World, device: torch.device, transport: Trans
 
 
 def open_store(path: Path, timeout_s: float) -> dist.Store:
-    """The store by which the ranks of one machine find each other. Raises ConfigError if others could write it."""
+    """The store by which our own ranks find each other. Raises ConfigError if others could write or read it."""
     here = path.parent
     try:
         facts = here.lstat()
@@ -192,6 +198,8 @@ def open_store(path: Path, timeout_s: float) -> dist.Store:
     private = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077
     legal = "a file in a directory of this user with mode 0700"
     require(private, "LOWCOMM_STORE", str(path), legal, f"unset it, or chmod 700 {here}")
+    if path.suffix == ".json":
+        return RunStore(read_meeting(path), timeout_s)
     store = dist.FileStore(str(path), -1)  # -1: whoever made the directory removes it
     store.set_timeout(timedelta(seconds=timeout_s))
     return store

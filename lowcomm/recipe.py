@@ -10,9 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from lowcomm.config import RunConfig
 from lowcomm.types import ConfigError
+
+if TYPE_CHECKING:
+    from lowcomm.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +37,9 @@ def packaged_directory() -> Path:
 
 def load(reference: str) -> RunConfig:
     """The configuration of `FILE.py:FUNCTION`; a file that isn't there is looked for among the packaged recipes."""
-    path_text, separator, function_name = reference.rpartition(":")
-    if not separator:
-        path_text, function_name = reference, "smoke"
-    path = _find(path_text)
-    if path.suffix != ".py":
-        raise ConfigError(f"recipe file {path_text!r} is not a Python file. Fix: give FILE.py:FUNCTION")
+    path, function_name = find(reference)
+    from lowcomm.config import RunConfig
+
     module = _module(path)
     function: Callable[[], object] | None = getattr(module, function_name, None)
     if not inspect.isfunction(function) or function_name.startswith("_"):
@@ -57,7 +57,7 @@ def load(reference: str) -> RunConfig:
 
 
 def class_of_packaged(stem: str, name: str) -> object:
-    """What a packaged recipe file calls `name`; None where there is no such file, or it has no such thing of its own."""
+    """What a packaged recipe file calls `name`; None where there is no such file, or nothing of its own."""
     path = packaged_directory() / f"{stem}.py"
     if path.stem != stem or not path.is_file():
         return None
@@ -65,6 +65,17 @@ def class_of_packaged(stem: str, name: str) -> object:
     module = known if known is not None and getattr(known, "__file__", None) == str(path) else _module(path)
     found = getattr(module, name, None)
     return found if getattr(found, "__module__", None) == _module_name(path) else None
+
+
+def find(reference: str) -> tuple[Path, str]:
+    """The file and the function that a reference names; runs nothing. Raises ConfigError where there is no file."""
+    path_text, separator, function_name = reference.rpartition(":")
+    if not separator:
+        path_text, function_name = reference, "smoke"
+    path = _find(path_text)
+    if path.suffix != ".py":
+        raise ConfigError(f"recipe file {path_text!r} is not a Python file. Fix: give FILE.py:FUNCTION")
+    return path, function_name
 
 
 def packaged() -> list[RecipeInfo]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from lowcomm import checkpoint
 from lowcomm.config import RunConfig
 from lowcomm.federated import report_clients
+from lowcomm.report.privacy import spent_in_words
 from lowcomm.run.assembly import Run, World, assemble, preflight
 from lowcomm.run.cadence import Cadence
 from lowcomm.run.clock import start_together
@@ -17,7 +20,7 @@ from lowcomm.run.divergence import set_aside
 from lowcomm.run.export import export
 from lowcomm.run.finale import Evaluation, evaluate, holding_global_weights, write_summary
 from lowcomm.run.journal import Journal
-from lowcomm.run.privacy_spent import Counts
+from lowcomm.run.privacy_spent import Counts, privacy_spent
 from lowcomm.run.resume import is_finite, load_newest, save_now, start_files
 from lowcomm.run.signals import tell_stopped, who_stopped
 from lowcomm.transport.base import Transport
@@ -27,11 +30,17 @@ DONE, FAILED, STOPPED = 0, 1, 3
 """Exit codes; 2 (bad input) is given by the command line before anything starts."""
 
 
-def train(config: RunConfig, world: World | None = None, transport: Transport | None = None) -> int:
+def train(
+    config: RunConfig,
+    world: World | None = None,
+    transport: Transport | None = None,
+    show: Callable[[Path], None] | None = None,
+) -> int:
     """Run to the end (0) or to a stop with everything saved (3). Raises LowcommError when it fails.
 
     Under torchrun, call it in every process; alone, it simulates all islands if transport is "simulated". transport:
-    what joins this process, one island of a `relayed` world, to the others.
+    what joins this process, one island of a `relayed` world, to the others. show: called with the run directory of a
+    run that is done, where this process wrote its summary.
     """
     world = World.from_environment() if world is None else world
     config, data = preflight(config, world)
@@ -43,7 +52,7 @@ def train(config: RunConfig, world: World | None = None, transport: Transport | 
         if not (config.resume and load_newest(run)):
             run.start = start_together(run.members.everyone, 0.0)
             run.progress.note(data.described())
-        return Loop(run).run_to_end()
+        code = Loop(run).run_to_end()
     finally:
         run.stop.restore(leaving=world.under_torchrun)
         run.progress.close()
@@ -51,6 +60,9 @@ def train(config: RunConfig, world: World | None = None, transport: Transport | 
         run.members.close()
         if run.lock is not None:
             run.lock.close()
+    if show is not None and run.writes and code == DONE:
+        show(run.directory)
+    return code
 
 
 class Loop:
@@ -103,6 +115,8 @@ class Loop:
         except CheckpointError as error:
             self.save_failure = str(error)
         write_summary(run, "done" if sync.step >= run.config.steps else "budget spent", wall_s, result)
+        if (spent := privacy_spent(sync.state, run.ledger)) is not None:
+            run.progress.note(spent_in_words(spent))
         if self.save_failure is not None:
             raise CheckpointError(f"the run is done, but a save failed on the way: {self.save_failure}")
         if run.metrics.failure is not None:
@@ -279,7 +293,7 @@ class Loop:
         with holding_global_weights(run.sync.state):
             result = evaluate(run)
         run.progress.evaluated(bits_per_byte=result.bits_per_byte)
-        if run.world.writes:
+        if run.writes:
             losses = {"val_loss": result.loss, "val_bpb": result.bits_per_byte, **result.consensus}
             self.journal.write(None, "eval", {**losses, "start_s": start_s})
         return result

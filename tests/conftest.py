@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -67,6 +68,14 @@ def long(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture
 def regenerate_golden(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--regenerate-golden"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_core() -> Iterator[None]:
+    """Runs in this process that ask for no number of threads take one: two of them spin when others use the cores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lowcomm.run.assembly.available_cores", lambda: 1)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -139,7 +139,7 @@ def test_the_flag(flags: list[str], resume: object, monkeypatch: pytest.MonkeyPa
     import lowcomm.trainer
 
     seen: list[RunConfig] = []
-    monkeypatch.setattr(lowcomm.trainer, "train", lambda config: seen.append(config) or 3)
+    monkeypatch.setattr(lowcomm.trainer, "train", lambda config, show: seen.append(config) or 3)
     assert main(["simulate", "diloco.py:smoke", *flags]) == 3
     assert seen[0].resume == resume
 

@@ -18,6 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+HEADS = ("```diff", "$ make train", "## What it buys", "![", "## When not", "1. ", "9. ", "## Where to go")
+
+
 class ToyModel(nn.Module):
     """Takes a batch by keyword and returns something with a loss, as transformers models do."""
 
@@ -47,6 +50,20 @@ def test_the_diff_needs_what_it_adds() -> None:
     assert diff is not None
     added = [line for line in diff[1].splitlines() if line.startswith("+") and line.strip("+ ")]
     assert len(added) == 3
+
+
+def test_a_stranger_reads_it_to_the_end() -> None:
+    """Its first screen says what it is, how it is tried, what it buys and costs; results lie on pages of their own."""
+    lines = README.splitlines()
+    assert len(lines) <= 120
+    where = [next(i for i, line in enumerate(lines) if line.startswith(word)) for word in HEADS]
+    assert where == sorted(where) and where[2] < 40
+    assert len(re.findall("<!-- table: ", README)) == len(re.findall(r"^!\[", README, re.MULTILINE)) == 1
+
+
+def test_links_lead_to_files() -> None:
+    for target in re.findall(r"\]\(([\w./-]+)\)", README):
+        assert (ROOT / target).is_file(), target
 
 
 def test_numbers_are_those_of_the_result_files() -> None:

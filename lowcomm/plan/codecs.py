@@ -13,10 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lowcomm_kernels.bits import block_count, packed_bytes
-from lowcomm_kernels.elias_fano import layout as elias_fano
-from lowcomm_kernels.topk.layout import Chunks
-
 HEADER_BYTES = 64
 """In front of each payload."""
 
@@ -52,6 +48,10 @@ class Coded:
 
     def body_bytes(self, numel: int) -> int:
         """Bytes of a payload of `numel` elements without its header."""
+        from lowcomm_kernels.bits import block_count, packed_bytes  # they import torch
+        from lowcomm_kernels.elias_fano import layout as elias_fano
+        from lowcomm_kernels.topk.layout import Chunks
+
         if self.chunk is not None:
             chunks = Chunks(numel, self.chunk, self.k)
             scales = 2 * chunks.scale_count(self.bits)

@@ -9,7 +9,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowcomm.model.presets import SHAPES
 from lowcomm.plan.runtime import Link
 from lowcomm.types import ConfigError, require
 
@@ -41,6 +40,8 @@ class Measured:
 def model_of(parameters: float | None, preset: str | None, directory: Path | None) -> Model:
     """The model of whichever is given. Raises ConfigError. Only a directory loads transformers."""
     if preset is not None:
+        from lowcomm.model.presets import SHAPES
+
         require(preset in SHAPES, "--preset", preset, f"one of {', '.join(SHAPES)}", "--preset 150m")
         return Model(parameters=preset_parameters(preset), layers=SHAPES[preset].layers, preset=preset)
     if directory is not None:
@@ -51,6 +52,8 @@ def model_of(parameters: float | None, preset: str | None, directory: Path | Non
 
 def preset_parameters(preset: str) -> int:
     """Of the Llama with this shape, tied embeddings counted once."""
+    from lowcomm.model.presets import SHAPES
+
     s = SHAPES[preset]
     vocabulary = LARGE_VOCABULARY if preset == "1b" else BYTE_VOCABULARY
     embeddings = vocabulary * s.hidden * (2 if preset == "1b" else 1)
@@ -112,6 +115,7 @@ def doctor_link(path: Path) -> Link:
 def measure(reference: str) -> Measured:
     """A few inner steps of the recipe's model on one island, here, without a sync: its step time, size and tokens."""
     from lowcomm.config import CheckpointConfig, EvalConfig, SyncConfig
+    from lowcomm.model.presets import SHAPES
     from lowcomm.recipe import load
     from lowcomm.trainer import train
 

@@ -11,6 +11,7 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
+from lowcomm.hooks.attack import Corruption
 from lowcomm.hooks.lora import at_server_scale
 from lowcomm.island.part import gather_texts
 from lowcomm.run.assembly import Run
@@ -115,7 +116,7 @@ def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation |
     table = torch.stack(rows)
     if evaluation is not None:
         table = transport.gather(rows)[transport.present]
-    if not run.world.writes:
+    if not run.writes:
         return
     tokens, sent, received, blocked_s, sync_s, wall, _, waited_s, _, _ = table.mean(dim=0).tolist()
     misses, peak, link = int(table[:, 6].sum()), float(table[:, 8].max()), float(table[:, 9].min())
@@ -146,6 +147,7 @@ def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation |
             "weights_sha256": weights_sha256 or None,
             **(evaluation.consensus if evaluation else {}),
             "privacy": privacy_spent(sync.state, run.ledger),
+            "attack": next((h.summary() for h in sync.state.hooks if isinstance(h, Corruption)), None),
         },
     )
 

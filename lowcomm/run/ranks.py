@@ -1,7 +1,8 @@
 """Ranks of one machine: starts a process for each, passes signals on, and leaves none behind.
 
-No rendezvous listens: the ranks find each other through a FileStore in a directory that only this user can enter. One
-rank that fails ends the others, which save. `python -m lowcomm.run.ranks COUNT ARGUMENTS` runs `lowcomm ARGUMENTS`.
+No rendezvous listens: the ranks find each other through a FileStore in a directory that only this user can enter; of
+several machines (lowcomm/run/node.py) the directory has the address and the secret of theirs. One rank that fails ends
+the others, which save. `python -m lowcomm.run.ranks COUNT ARGUMENTS` runs `lowcomm ARGUMENTS`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ STOP_S = 120.0
 SUPERVISOR = "LOWCOMM_SUPERVISOR"
 """Variable with the process id of what started a rank."""
 STORE = "LOWCOMM_STORE"
-"""Variable with the path of the ranks' FileStore."""
+"""Variable with the path of the ranks' FileStore, or of the file that names the rendezvous of several machines."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -46,24 +47,47 @@ class Ended:
     def code(self) -> int:
         """One for all: 0 done, 2 bad input, 3 stopped with everything saved, else 1."""
         codes = set(self.codes.values())
+        if not codes:
+            return 3  # the signal came before there was a rank
         if self.failed and set(self.failed.values()) == {2}:
             return 2  # the others may have been asked to stop before they had come as far
         return 0 if codes <= {0} else 3 if codes <= {0, 3} else 1
 
 
-def run_ranks(count: int, arguments: Sequence[str], settings: Mapping[str, str]) -> Ended:
-    """Run `lowcomm ARGUMENTS` in `count` processes to their end. settings: environment variables for them."""
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """How the ranks of this machine find all others."""
+
+    first_rank: int
+    ranks: int
+    """Of all machines."""
+    store: Path
+
+
+Prepare = Callable[[Path, Sequence[int]], Start | None]
+"""Finds the other machines, given a private directory and the signals that have come; None: one came first."""
+
+
+def run_ranks(
+    count: int, arguments: Sequence[str], settings: Mapping[str, str], prepare: Prepare | None = None
+) -> Ended:
+    """Run `lowcomm ARGUMENTS` in `count` processes to their end. settings: environment variables for them.
+
+    prepare: where this is one of several machines; what it raises is passed on.
+    """
     command = [sys.executable, "-u", "-m", "lowcomm.cli", *arguments]
     processes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="lowcomm-") as directory, _caught() as signals:  # mode 0700
         try:
+            alone = Start(first_rank=0, ranks=count, store=Path(directory) / "store")
+            start = alone if prepare is None else prepare(Path(directory), signals)
             for rank in range(count):
-                if signals:
+                if signals or start is None:
                     break
-                env = {**os.environ, **settings, **_rank_variables(rank, count, Path(directory))}
+                env = {**os.environ, **settings, **_rank_variables(rank, count, start)}
                 # a session of its own: Ctrl-C reaches the ranks from here only, once
                 processes.append(subprocess.Popen(command, env=env, start_new_session=True))
-            return _watch(processes, signals)
+            return _watch(processes, signals, 0 if start is None else start.first_rank)
         finally:
             for process in processes:
                 if process.poll() is None:
@@ -81,9 +105,10 @@ def follow_supervisor() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _rank_variables(rank: int, count: int, directory: Path) -> dict[str, str]:
-    here = {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
-    return {**here, STORE: str(directory / "store"), SUPERVISOR: str(os.getpid()), "TORCH_GLOO_LAZY_INIT": "0"}
+def _rank_variables(rank: int, count: int, start: Start) -> dict[str, str]:
+    world = {"RANK": str(start.first_rank + rank), "WORLD_SIZE": str(start.ranks)}
+    here = {**world, "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
+    return {**here, STORE: str(start.store), SUPERVISOR: str(os.getpid()), "TORCH_GLOO_LAZY_INIT": "0"}
 
 
 @contextlib.contextmanager
@@ -102,12 +127,12 @@ def _caught() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _watch(processes: Sequence[subprocess.Popen[bytes]], signals: Sequence[int]) -> Ended:
+def _watch(processes: Sequence[subprocess.Popen[bytes]], signals: Sequence[int], first_rank: int) -> Ended:
     failed: dict[int, int] = {}
     came: int | None = None
     deadline: float | None = None
     while True:
-        codes = {rank: process.poll() for rank, process in enumerate(processes)}
+        codes = {rank: process.poll() for rank, process in enumerate(processes, first_rank)}
         ended = {rank: code for rank, code in codes.items() if code is not None}
         if deadline is None:
             failed = {rank: code for rank, code in ended.items() if code != 0}

@@ -116,7 +116,7 @@ def load_newest(run: Run) -> bool:
 
 def _note(run: Run, note: str) -> None:
     run.progress.note(note)
-    if run.world.writes:
+    if run.writes:
         line: dict[str, Any] = {"event": "note", "note": note, "step": run.sync.step, "time_s": run.base_time_s}
         run.metrics.write(line)
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,30 +15,23 @@ from lowcomm.config import RunConfig
 from lowcomm.plan.scaling_law import Law, Point, fit
 from lowcomm.report.units import format_count, format_seconds
 from lowcomm.run.run_dir import write_json
-from lowcomm.sweep.grid import Grid, SweepCell, check_data, plan_cells, refuse_own_flags, row, run_cell
+from lowcomm.sweep.grid import Grid, SweepCell, check_data, plan_cells, row, run_cell
 from lowcomm.types import ConfigError
 
 Row = dict[str, Any]
 Parse = Callable[[RunConfig, Sequence[str], str], RunConfig]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}. Fix: see lowcomm sweep --help")
-
-
-def sweep(arguments: Sequence[str], parse: Parse) -> int:
-    """Run the command; returns the exit code. `parse` reads the recipe's own flags."""
+def sweep(options: argparse.Namespace, rest: Sequence[str], arguments: Sequence[str], parse: Parse) -> int:
+    """Run the command; returns the exit code. rest: the recipe's own flags, which `parse` reads; arguments: all."""
     from lowcomm.recipe import load
 
-    options, rest = _parser().parse_known_args(list(arguments))
-    refuse_own_flags(rest)
     grid = Grid(
-        sizes=_words(options.sizes),
-        hold_out=_words(options.hold_out),
-        islands=_numbers("islands", options.islands),
-        every=_numbers("every", options.every),
-        seeds=_numbers("seeds", options.seeds),
+        sizes=options.sizes,
+        hold_out=options.hold_out,
+        islands=options.islands,
+        every=options.every,
+        seeds=options.seeds,
         batch=options.batch,
         out=options.out,
     )
@@ -165,44 +156,3 @@ def _table(title: str, caption: str) -> Table:
     return Table(
         title=title, title_justify="left", caption=caption, caption_justify="left", box=SIMPLE_HEAD, pad_edge=False
     )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="lowcomm sweep",
-        description="Run a grid of sizes, islands and H on this machine and fit the local-SGD scaling law.",
-        epilog="Other flags are the recipe's. Cells that are done are not repeated.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("recipe", help="RECIPE.py:FUNCTION")
-    parser.add_argument("--sizes", required=True, help="hidden widths of the recipe's preset, or presets: 32,48,nano")
-    parser.add_argument("--hold-out", default="", help="sizes to predict and to measure, outside of the fit")
-    parser.add_argument("--islands", default="1,2,4", help="numbers of islands")
-    parser.add_argument("--every", default="16,64", help="inner steps per round (H)")
-    parser.add_argument("--seeds", default="0", help="seeds; several narrow the intervals")
-    parser.add_argument("--batch", type=int, default=None, help="sequences per step over all islands")
-    parser.add_argument("--confidence", type=_confidence, default=0.95, help="level of the intervals (0.95)")
-    parser.add_argument("--out", type=Path, default=Path("runs/sweep"), help="where cells and sweep.json go")
-    parser.add_argument("--dry-run", action="store_true", help="print the cells and stop")
-    return parser
-
-
-def _confidence(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and below 1")
-    return value
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def _numbers(name: str, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in _words(text))
-    except ValueError:
-        raise ConfigError(f"{name} = {text!r} is not allowed: whole numbers. Fix: pass --{name} 1,2,4") from None

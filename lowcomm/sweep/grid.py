@@ -21,21 +21,6 @@ from lowcomm.island import IslandConfig
 from lowcomm.model import SHAPES
 from lowcomm.types import ConfigError, require
 
-OWN_FLAGS = {
-    "--seed": "--seeds",
-    "--sync.every": "--every",
-    "--data.batch-size": "--batch",
-    "--model.preset": "--sizes",
-    "--model.width": "--sizes",
-    "--model.directory": "--sizes",
-    "--transport": None,
-    "--batched": None,
-    "--run-dir": "--out",
-    "--name": "--out",
-    "--resume": None,
-}
-"""Flags of a recipe that a sweep sets itself, and which of its own say so."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
@@ -173,13 +158,3 @@ def row(cell: SweepCell) -> dict[str, Any]:
         "seed": cell.config.seed,
         **{k: summary[k] for k in keys},
     }
-
-
-def refuse_own_flags(arguments: Sequence[str]) -> None:
-    """Raise ConfigError for a recipe's flag that the sweep sets: it would be ignored."""
-    for argument in arguments:
-        flag = argument.split("=", 1)[0].replace("_", "-").replace("--no-", "--", 1)
-        if flag in OWN_FLAGS:
-            instead = OWN_FLAGS[flag]
-            fix = f"use {instead}" if instead else "leave it out"
-            raise ConfigError(f"{flag} is set by the sweep for each cell. Fix: {fix}")

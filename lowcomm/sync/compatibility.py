@@ -18,7 +18,6 @@ from lowcomm.codec.error_feedback import ErrorFeedback
 from lowcomm.codec.in_turn import InTurn
 from lowcomm.codec.parts import Parts
 from lowcomm.exchange.buffered import Buffered
-from lowcomm.exchange.store import Store
 from lowcomm.local import RankDecay
 from lowcomm.model import LoRA, Tuning
 from lowcomm.outer import SGD, HeavyBall, Nesterov
@@ -27,10 +26,10 @@ from lowcomm.state.conflict import Conflict, refuse
 from lowcomm.state.deadlines import check_late
 from lowcomm.state.norms import check_bound
 from lowcomm.state.spec import SyncSpec
+from lowcomm.sync.attack_conflicts import attack_conflicts, check_attackers
 from lowcomm.sync.buffered_conflicts import of_buffered
 from lowcomm.sync.neighbours import keeps_state, own_anchors, with_own_anchors
-from lowcomm.sync.robust_conflicts import robust_conflicts, with_buffers, with_factors, with_tuning
-from lowcomm.sync.store_conflicts import of_store
+from lowcomm.sync.robust_conflicts import robust_conflicts, with_model, with_tuning
 from lowcomm.typecheck import check_types
 from lowcomm.types import ConfigError, require
 
@@ -72,8 +71,8 @@ def check_islands(
     refuse(with_own_anchors(spec, ranks, averaged))
     refuse(_with_ranks(spec, ranks))
     refuse(_with_buffers(spec, averaged))
-    refuse(with_buffers(spec, averaged))
-    refuse(with_factors(spec, trained))
+    refuse(with_model(spec, ranks, averaged, trained))
+    check_attackers(spec, islands, ranks)
 
 
 def conflicts(spec: SyncSpec) -> Iterator[Conflict]:
@@ -83,9 +82,10 @@ def conflicts(spec: SyncSpec) -> Iterator[Conflict]:
     yield from _privacy(spec)
     yield from _secure(spec)
     yield from _clients(spec)
-    yield from of_store(spec) if isinstance(spec.exchange, Store) else _exchange(spec)
+    yield from _exchange(spec)
     yield from robust_conflicts(spec)
     yield from own_anchors(spec)
+    yield from attack_conflicts(spec)
 
 
 def _name(part: object) -> str:
@@ -219,7 +219,7 @@ def _clients(spec: SyncSpec) -> Iterator[Conflict]:
 def _exchange(spec: SyncSpec) -> Iterator[Conflict]:
     """What needs all islands in one round, where the exchange is another than lockstep."""
     choice, clients, rule = spec.exchange, spec.clients, spec.aggregator
-    if choice is None:
+    if choice is None or choice.whole_islands:  # a store's are in `store_conflicts`
         return
     other, fix = f"sync.exchange = {_name(choice)}", "leave one of them out"
     if clients.secure is not None:

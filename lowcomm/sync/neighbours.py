@@ -14,11 +14,13 @@ from lowcomm.exchange.gossip import Gossip
 from lowcomm.exchange.public_copies import contraction
 from lowcomm.state.conflict import Conflict
 from lowcomm.state.spec import SyncSpec
+from lowcomm.sync.store_conflicts import of_store
 
 
 def own_anchors(spec: SyncSpec) -> Iterator[Conflict]:
     """What needs one set of weights that all islands share, or can't go to neighbours."""
     choice, codec = spec.exchange, spec.codec
+    yield from of_store(spec)
     if choice is None or choice.anchors == "shared":
         return
     other, name, bare = f"sync.exchange = {_name(choice)}", _name(codec), codec.bare

@@ -16,7 +16,7 @@ import torch
 from lowcomm.aggregate import Mean
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, LocalResidual, Rqm, Sign, TopK
 from lowcomm.config import CheckpointConfig, check
-from lowcomm.data import DataConfig
+from lowcomm.data import DataConfig, TextFiles
 from lowcomm.exchange.base import ExchangeChoice
 from lowcomm.exchange.buffered import Buffered
 from lowcomm.exchange.entry import Entry, Kind
@@ -36,6 +36,7 @@ from lowcomm.trainer import train as run
 from lowcomm.types import ConfigError, SyncError
 from tests.methods import EXCHANGES, name, whole_codecs
 from tests.support import buffered_worker, toy
+from tests.support.runs import write_corpus
 
 UNEQUAL = (1.0, 0.5, 0.3)
 FED_BACK = [ErrorFeedback(codec=Int4()), ErrorFeedback(codec=TopK(chunk=64, k=8), beta=0.95)]
@@ -354,10 +355,16 @@ def test_processes_without_a_log_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_of_the_recipe_is_an_unbroken_one(tmp_path: Path) -> None:
+    source = TextFiles(glob=str(write_corpus(tmp_path) / "*.txt"))
     base = dataclasses.replace(
         load("recipes/asynchronous.py:smoke"),
         steps=24,
-        data=DataConfig(seq_len=16, batch_size=2, validation_sequences=4),
+        data=DataConfig(
+            source=source,
+            seq_len=16,
+            batch_size=2,
+            validation_sequences=4,
+        ),
         model=ModelConfig(preset="nano", width=8),
         checkpoint=CheckpointConfig(every_rounds=None, export=False),
     )
@@ -371,8 +378,8 @@ def test_a_resumed_run_of_the_recipe_is_an_unbroken_one(tmp_path: Path) -> None:
     for n in ("whole", "broken"):
         lines = (tmp_path / n / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         order = [str(row.get("note", "")).partition(": ")[2] for row in map(json.loads, lines)]
-        (tmp_path / f"{n}.txt").write_text("\n".join(dict.fromkeys(x for x in order if x.startswith("log "))))
-    assert (tmp_path / "whole.txt").read_text() == (tmp_path / "broken.txt").read_text() != ""
+        (tmp_path / f"{n}.order").write_text("\n".join(dict.fromkeys(x for x in order if x.startswith("log "))))
+    assert (tmp_path / "whole.order").read_text() == (tmp_path / "broken.order").read_text() != ""
 
 
 def test_islands_of_several_ranks_and_averaged_buffers_are_refused() -> None:

@@ -513,7 +513,7 @@ from pathlib import Path
 from lowcomm.secure import SecureSum
 from tests.support.runs import small
 
-def three():
+def few():
     return small(Path({corpus!r}), None, islands=None, transport="collective", steps=8)
 
 def endless():
@@ -564,17 +564,18 @@ def prepare(directory: Path) -> Path:
 
 @needs_flower
 @pytest.mark.slow
-def test_three_organisations_train_what_torchrun_would(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)  # eight processes import torch or flwr, on a machine that may be busy
+def test_two_organisations_train_what_torchrun_would(tmp_path: Path) -> None:
     prepare(tmp_path)
-    with federation(tmp_path, 3, free_port(5), "three") as process:
-        out, _ = process.communicate(timeout=220)
+    with federation(tmp_path, 2, free_port(4), "few") as process:
+        out, _ = process.communicate(timeout=400)
     logs = "\n".join(path.read_text() for path in (tmp_path / "runs").glob("*.log"))
     assert process.returncode == 0, out + logs
-    arguments = ["train", f"{tmp_path / 'recipe.py'}:three", "--run-dir", str(tmp_path / "one")]
-    assert run_islands(arguments, 3, tmp_path / "log") == [0, 0, 0], (tmp_path / "log").read_text()
+    arguments = ["train", f"{tmp_path / 'recipe.py'}:few", "--run-dir", str(tmp_path / "one")]
+    assert run_islands(arguments, 2, tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
     expected = summary(tmp_path / "one")
-    assert f"done: 3 clients, weights_sha256 {expected['weights_sha256']}" in out
-    for k in range(3):
+    assert f"done: 2 clients, weights_sha256 {expected['weights_sha256']}" in out
+    for k in range(2):
         found = summary(tmp_path / "runs" / f"client-{k}")
         for key in ("status", "weights_sha256", "val_loss", "val_bpb", "tokens", "steps", "rounds"):
             assert found[key] == expected[key], key
@@ -600,11 +601,12 @@ def events(run_dir: Path, event: str) -> int:
 
 @needs_flower
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_strangers_are_refused_and_a_masked_run_goes_on_while_it_can(tmp_path: Path) -> None:
     """A node that the server does not know is turned away; then two of three trainers are killed, one by one."""
     runs, port = prepare(tmp_path) / "runs", free_port(7)
     with federation(tmp_path, 3, port, "endless") as process:
-        until(lambda: process.poll() is not None or events(runs / "client-0", "sync") > 0, 150)
+        until(lambda: process.poll() is not None or events(runs / "client-0", "sync") > 0, 300)
         assert process.poll() is None, process.communicate()[0]
         assert events(runs / "client-0", "sync") > 0, "the first round took too long"
         assert main(["federation", "node", "--directory", str(tmp_path / "stranger")]) == 0
@@ -613,11 +615,11 @@ def test_strangers_are_refused_and_a_masked_run_goes_on_while_it_can(tmp_path: P
         refused = launch("launch/federation/client.sh", *map(str, [*server, *own]), f"{tmp_path / 'recipe.py'}:endless")
         is_refusal(refused, f"--keys = '{tmp_path / 'stranger'}'")
         kill_trainer(runs / "client-0")
-        until(lambda: process.poll() is not None or events(runs / "client-2", "lost") > 0, 100)
+        until(lambda: process.poll() is not None or events(runs / "client-2", "lost") > 0, 200)
         assert process.poll() is None, process.communicate()[0]
         assert events(runs / "client-2", "lost") > 0, "the next round took too long"
         kill_trainer(runs / "client-1")
-        out, _ = process.communicate(timeout=100)
+        out, _ = process.communicate(timeout=200)
     assert process.returncode == 1, out
     assert "client 0 is lost, the others go on without it: " in out
     assert "lowcomm: error: all clients are lost, client 0 first: " in out

@@ -6,12 +6,14 @@ sees that configuration, data, evaluation, checkpoints and summary fit islands o
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lowcomm.cli import main
+from lowcomm.run.ranks import Ended
 from tests.support import runs
 
 COMMON = ("--model.tied-embeddings", "False", "--seed", "3")
@@ -47,18 +49,29 @@ def assert_trained_alike(found: dict[str, Any], plain: dict[str, Any]) -> None:
     assert found["val_bpb"] == pytest.approx(plain["val_bpb"], abs=2e-4)
 
 
-@pytest.mark.parametrize("kind", ["pipeline", "tensor", pytest.param("zero3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["pipeline", "tensor", "zero3"])
 def test_a_run_of_islands_of_two_ranks(tmp_path: Path, recipe: str, plain: dict[str, Any], kind: str) -> None:
     assert train(recipe, tmp_path / "run", kind) == [0] * 4, (tmp_path / "run.log").read_text(encoding="utf-8")
     assert_trained_alike(runs.summary(tmp_path / "run"), plain)
 
 
-@pytest.mark.slow
-def test_the_command_starts_the_ranks_itself(tmp_path: Path, recipe: str, plain: dict[str, Any]) -> None:
-    """Without torchrun: four processes for two islands of the default kind, DDP."""
+def test_the_command_asks_for_the_ranks_that_train(
+    tmp_path: Path, recipe: str, plain: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without torchrun: four processes for two islands of the default kind, DDP. They are forked here, to save imports;
+    that `run_ranks` starts processes is seen in run/test_resume.py and transport/test_listeners.py."""
+    asked: list[tuple[int, list[str], dict[str, str]]] = []
+
+    def run_ranks(count: int, arguments: Sequence[str], settings: Mapping[str, str]) -> Ended:
+        asked.append((count, list(arguments), dict(settings)))
+        codes = runs.run_islands(arguments, count, tmp_path / "log", dict(settings))
+        return Ended(failed={}, codes=dict(enumerate(codes)), signal=None)
+
+    monkeypatch.setattr("lowcomm.run.launch.run_ranks", run_ranks)
     command = ["train", recipe, *COMMON, *WIDE, "--run-dir", str(tmp_path / "run")]
-    log = tmp_path / "log"
-    assert runs.wait(runs.start(main, (command,), log), log, 120) == 0, log.read_text(encoding="utf-8")
+    assert main(command) == 0, (tmp_path / "log").read_text(encoding="utf-8")
+    ((count, _, settings),) = asked
+    assert (count, settings["GLOO_SOCKET_IFNAME"], settings["OMP_NUM_THREADS"]) == (4, "lo", "1")
     assert_trained_alike(runs.summary(tmp_path / "run"), plain)
 
 

@@ -122,10 +122,25 @@ def global_weights(home: Path, name: str) -> list[str]:
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
 
 
+def programs_without(name: str, into: Path) -> None:
+    """A directory for PATH with links to all that is on this one's, but for one program."""
+    into.mkdir()
+    for folder in os.environ["PATH"].split(os.pathsep):
+        for program in Path(folder).glob("*"):
+            if program.name != name and not (into / program.name).exists():
+                (into / program.name).symlink_to(program)
+
+
 def test_two_hosts_train_to_the_end_with_equal_weights(base: Path) -> None:
-    process = start(base)
-    out, _ = process.communicate(timeout=200)
+    """Host south has no rsync, host north has: each gets the checkout in its way."""
+    programs_without("rsync", base / "home2" / "programs")
+    try:
+        process = start(base)
+        out, _ = process.communicate(timeout=200)
+    finally:
+        shutil.rmtree(base / "home2" / "programs")
     assert process.returncode == 0, out
+    assert "[south] launch: no rsync there, so tar copies" in out and "[north] launch: no rsync" not in out
     runs = [base / f"home{k}" / "lowcomm-launch" / "runs" / "lab" for k in (1, 2)]
     summary = json.loads((runs[0] / "summary.json").read_text())
     assert (summary["status"], summary["islands"], summary["rounds"]) == ("done", 2, 3)
@@ -152,32 +167,6 @@ def test_a_wheel_is_what_runs_whatever_lies_there(base: Path) -> None:
     assert process.returncode == 0, out
     for k, name in enumerate(("north", "south"), 1):
         assert f"[{name}] lowcomm is that of {base}/home{k}/lowcomm-launch/site/lowcomm/__init__.py" in out
-    weights = [global_weights(base / f"home{k}", "000001") for k in (1, 2)]
-    assert len(weights[0]) == 1
-    assert weights[0] == weights[1]
-
-
-def programs_without(name: str, into: Path) -> None:
-    """A directory for PATH with links to all that is on this one's, but for one program."""
-    into.mkdir()
-    for folder in os.environ["PATH"].split(os.pathsep):
-        for program in Path(folder).glob("*"):
-            if program.name != name and not (into / program.name).exists():
-                (into / program.name).symlink_to(program)
-
-
-def test_a_host_without_rsync_gets_the_code_by_tar(base: Path) -> None:
-    """Host south has none, host north has: each gets the checkout in its way."""
-    for k in (1, 2):
-        shutil.rmtree(base / f"home{k}" / "lowcomm-launch", ignore_errors=True)
-    programs_without("rsync", base / "home2" / "programs")
-    try:
-        process = start(base, "--steps", "4")
-        out, _ = process.communicate(timeout=200)
-    finally:
-        shutil.rmtree(base / "home2" / "programs")
-    assert process.returncode == 0, out
-    assert "[south] launch: no rsync there, so tar copies" in out and "[north] launch: no rsync" not in out
     weights = [global_weights(base / f"home{k}", "000001") for k in (1, 2)]
     assert len(weights[0]) == 1
     assert weights[0] == weights[1]

@@ -191,15 +191,15 @@ JOBS = {
 }
 
 
-def main() -> None:
+def run(job: str, out: str) -> None:
     """Run one job in this rank."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     rank = dist.get_rank()
-    result = JOBS[sys.argv[1]]()
-    (Path(sys.argv[2]) / f"{rank}.json").write_text(json.dumps(result), encoding="utf-8")
+    result = JOBS[job]()
+    (Path(out) / f"{rank}.json").write_text(json.dumps(result), encoding="utf-8")
     os._exit(0)  # a group with a dead member can't be left in good order
 
 
 if __name__ == "__main__":
-    main()
+    run(sys.argv[1], sys.argv[2])

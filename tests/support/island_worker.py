@@ -40,6 +40,16 @@ from lowcomm.types import IGNORED, SyncError, TransportError
 
 KINDS = ("ddp", "fsdp", "zero1", "zero2", "zero2-offload", "zero3", "pipeline", "tensor")
 EVERY, STEPS, BATCH, SEQ, VOCAB = 4, 10, 8, 12, 32
+HEAVY = (
+    "torch.distributed.fsdp",
+    "torch.distributed.pipelining",
+    "transformers.models.llama.modeling_llama",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.superoffload",
+    "functorch.compile",
+    "networkx",
+)
+"""What the first island of a kind would import, in each of four ranks."""
 COMBINATIONS: dict[str, tuple[Codec, Schedule]] = {
     "fp32": (Fp32(), EveryH()),
     "int4": (ErrorFeedback(codec=Int4()), EveryH()),
@@ -261,7 +271,7 @@ def rank_main(rank: int, out: Path, long: bool, kinds: Sequence[str]) -> None:
 def main() -> None:
     """Fork the ranks and wait for them. No thread runs yet, and no group or autograd was used."""
     torch.set_num_threads(1)
-    for heavy in ("deepspeed", "torch.distributed.fsdp", "torch.distributed.pipelining", "transformers.models.llama"):
+    for heavy in HEAVY:
         importlib.import_module(heavy)
     children: list[int] = []
     for rank in range(4):

@@ -16,42 +16,40 @@ from typing import Any
 
 import pytest
 
-from tests.support.runs import free_port
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support import gloo_worker
+from tests.support.runs import ROOT, islands_environment, start, wait
 
 
 def run_job(job: str, processes: int, out: Path, prefix: tuple[str, ...] = ()) -> dict[int, Any]:
-    """Start the ranks by hand (no agent that would stop the others), wait, return what each wrote."""
-    port = free_port()
-    started = []
-    command = [sys.executable, "-m", "tests.support.gloo_worker", job, str(out)]
-    for rank in range(processes):
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "WORLD_SIZE": str(processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-            "NUMBA_NUM_THREADS": "1",
-            "GLOO_SOCKET_IFNAME": "lo",
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
-        }
-        started.append((command, environment))
+    """Start the ranks by hand (no agent that would stop the others), wait, return what each wrote.
+
+    prefix: a command that runs the ranks, all of them, in a place of their own.
+    """
+    variables = [{**one, "NUMBA_NUM_THREADS": "1"} for one in islands_environment(processes)]
     if prefix:
-        lines = [" ".join([*(f"{k}={e[k]}" for k in ("RANK",)), *c, "&"]) for c, e in started]
-        shared = {k: v for k, v in started[0][1].items() if k != "RANK"}
-        script = "ip link set lo up; " + " ".join(lines) + " wait"
-        done = subprocess.run(
-            [*prefix, "sh", "-c", script], env=shared, cwd=ROOT, capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
+        _run_behind(prefix, [sys.executable, "-m", "tests.support.gloo_worker", job, str(out)], variables)
     else:
-        children = [subprocess.Popen(c, env=e, cwd=ROOT, stderr=subprocess.PIPE, text=True) for c, e in started]
-        errors = [child.communicate(timeout=200)[1] for child in children]
-        assert any(p.is_file() for p in out.glob("*.json")), errors
+        log = out / "log"
+        started = [start(gloo_worker.run, (job, str(out)), log, one) for one in variables]
+        for child in started:
+            wait(child, log)
+        assert any(p.is_file() for p in out.glob("*.json")), log.read_text(encoding="utf-8")
     return {int(p.stem): json.loads(p.read_text(encoding="utf-8")) for p in out.glob("*.json")}
+
+
+def _run_behind(prefix: tuple[str, ...], command: list[str], variables: list[dict[str, str]]) -> None:
+    shared = {
+        **os.environ,
+        **variables[0],
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
+    }
+    ranks = " ".join(f"RANK={one['RANK']} {' '.join(command)} &" for one in variables)
+    script = f"ip link set lo up; {ranks} wait"
+    done = subprocess.run(
+        [*prefix, "sh", "-c", script], env=shared, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_processes_with_unequal_numbers_of_batches_end_together(tmp_path: Path) -> None:

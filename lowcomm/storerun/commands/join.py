@@ -5,25 +5,24 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lowcomm.config import RunConfig
+from lowcomm.flags.parse import parse_flags
 from lowcomm.membership import World
 from lowcomm.run.ranks import SUPERVISOR, run_ranks
 from lowcomm.run.run_dir import available_cores
 from lowcomm.storerun.build import build_hands, build_member, preflight
 from lowcomm.storerun.joining import Opened, check_own, check_paths, check_writable, described, open_run
+from lowcomm.storerun.left_behind import show_left_behind
 from lowcomm.storerun.living import live, serve
 from lowcomm.storerun.names import check_name, default_name
 from lowcomm.types import ConfigError
 
-Parse = Callable[[RunConfig, Sequence[str], str], RunConfig]
-"""Reads flags into a configuration."""
 
-
-def join(arguments: Sequence[str], parse: Parse, after: Callable[[list[Path], int], int]) -> int:
-    """Train as a member until the run is done; returns the exit code. after: shows what is left behind."""
+def join(arguments: Sequence[str]) -> int:
+    """Train as a member until the run is done; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="lowcomm join",
         description="Join a run that lives in a store. Flags of this machine may follow: --run-dir, --device, "
@@ -36,7 +35,7 @@ def join(arguments: Sequence[str], parse: Parse, after: Callable[[list[Path], in
     options, flags = parser.parse_known_args(list(arguments))
     name = check_name(options.name) if options.name is not None else default_name()
     opened = open_run(options.url)
-    config = parse(opened.config, flags, f"lowcomm join {options.url}")
+    config = parse_flags(opened.config, flags, f"lowcomm join {options.url}")
     check_own(opened.config, config)
     check_paths(opened.config, config, options.allow)
     check_writable(opened)
@@ -45,7 +44,7 @@ def join(arguments: Sequence[str], parse: Parse, after: Callable[[list[Path], in
     several = (config.island.size or 1) > 1 and not World.from_environment().under_torchrun
     if not options.quiet and not several and os.environ.get("RANK", "0") == "0":
         print("\n".join(described(opened, config)), flush=True)
-    return _join(opened, config, arguments, name, options.quiet, after)
+    return _join(opened, config, arguments, name, options.quiet)
 
 
 def _join(
@@ -54,12 +53,11 @@ def _join(
     arguments: Sequence[str],
     name: str,
     quiet: bool,
-    after: Callable[[list[Path], int], int],
 ) -> int:
     world = World.from_environment()
     if (config.island.size or 1) > 1 and not world.under_torchrun:
         code = _ranks(config, arguments)
-        return code if quiet or SUPERVISOR in os.environ else after([config.directory], code)
+        return code if quiet or SUPERVISOR in os.environ else show_left_behind([config.directory], code)
     if (config.island.size or 1) != world.size:
         raise ConfigError(
             f"island.size = {config.island.size} is not allowed: {world.size} processes were started. Fix: leave it out"
@@ -69,7 +67,7 @@ def _join(
     if world.rank:
         return serve(hands)
     code = live(build_member(opened, config, hands, name=name))
-    return code if quiet or world.rank or SUPERVISOR in os.environ else after([config.directory], code)
+    return code if quiet or world.rank or SUPERVISOR in os.environ else show_left_behind([config.directory], code)
 
 
 def _ranks(config: RunConfig, arguments: Sequence[str]) -> int:

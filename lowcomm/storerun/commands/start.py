@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
 
 from lowcomm.config import RunConfig
 from lowcomm.data import build_data
@@ -15,12 +13,13 @@ from lowcomm.store.objects import StoreError
 from lowcomm.store.open import open_objects
 from lowcomm.storerun.checks import check_store_run
 from lowcomm.storerun.create_run import create_run, paths_of
+from lowcomm.storerun.left_behind import show_left_behind
 from lowcomm.storerun.plan import shares_data, with_store
 from lowcomm.storerun.supervise import Island, supervise
 from lowcomm.types import ConfigError
 
 
-def start(config: RunConfig, after: Callable[[list[Path], int], int]) -> int:
+def start(config: RunConfig) -> int:
     """Create the run, or take the one that is there, and start its islands; returns the exit code."""
     url, world = config.store, World.from_environment()
     assert url is not None
@@ -43,7 +42,7 @@ def start(config: RunConfig, after: Callable[[list[Path], int], int]) -> int:
         raise ConfigError(str(error)) from error
     print(f"run {config.name} ({run.run_id[:8]}) at {objects.where}; others join with: lowcomm join {url}", flush=True)
     members = [_member(config, url, number, islands) for number in range(islands)]
-    return after([m.directory for m in members], supervise(members))
+    return show_left_behind([m.directory for m in members], supervise(members))
 
 
 def _member(config: RunConfig, url: str, number: int, islands: int) -> Island:
