@@ -51,16 +51,16 @@ class StoreIsland(MemberView):
         self.lose("it starts")
 
     def poll(self) -> list[Applied]:
-        """All that a member does beside training: send, follow, ask to join, propose, snapshots, garbage.
+        """All that a member does beside training: follow, send, ask to join, propose, snapshots, garbage.
 
         Look at `phase` afterwards: HEAL means that the local work is to be dropped. Raises StoreError (back off and
         poll again), DivergenceError (this machine's arithmetic differs) and BrokenRunError: stop.
         """
         if self.phase == Phase.HEAL:
             return []
-        self.send()
         applied = self.follow()
         try:
+            self.send()
             if self.phase == Phase.JOIN:
                 self.ask()
             if self.phase in (Phase.JOIN, Phase.MEMBER) and self.propose():
@@ -91,8 +91,8 @@ class StoreIsland(MemberView):
             self.watch = Watch(self.around.clock())
             self._loaded = True
         try:
-            while self.follower.next() is not None:
-                pass
+            while (applied := self.follower.next()) is not None:
+                self.upkeep.applied(applied, self.state, self.around.clock())
         except LostError as error:
             self.lose(str(error))
             return False
@@ -110,6 +110,7 @@ class StoreIsland(MemberView):
         if self.inc in self.state.gone or self.joining.is_old(self.version):
             self.inc = self.around.draw()  # a joiner has no work that could be lost
             self.work = OwnWork(self.rules, self.inc)
+            self.upkeep.inc = self.inc
             self.joining = Joining(self.objects, self.rules, self.around)
         self.joining.ask(self.inc, self.version, self.expected_s)
 

@@ -116,7 +116,10 @@ def _due(view: View, watch: Watch, here: Sequence[Contribution], remove: Mapping
     missing = _missing(view, here, remove)
     present = {c.header.inc for c in here}
     quorum = len(present) >= policy.quorum * (len(present) + len(missing))
-    late = view.now - first >= watch.grace_s(state, policy)
+    fresh = [c for c in here if state.staleness(c.header.fragment, c.header.base) == 0]
+    times = [watch.first_seen.get(c.header.key, view.now) for c in fresh]
+    # who comes just after a commit is there for the next one, but must not start the others' grace time
+    late = bool(times) and view.now - min(times) >= watch.grace_s(state, policy)
     return not missing or (late and quorum)
 
 
