@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lowcomm.store import keys, policy
 from lowcomm.store.applied import Applied
-from lowcomm.store.commit import Commit
+from lowcomm.store.commit import Announced, Commit
 from lowcomm.store.follower import BrokenRunError, Follower, LostError
 from lowcomm.store.healer import Healer
 from lowcomm.store.joining import Joining
@@ -173,7 +173,7 @@ class StoreIsland(MemberView):
         commit = Commit(
             v=self.version, by=self.inc, nonce=self.around.draw(), prev=self.state.prev, state=self.state.digest,
             used=decision.used, scale=decision.scale, admit=decision.admit, remove=decision.remove,
-            snapshot=self.lookout.newest_snapshot(self.state, self.follower.digests), stop=decision.stop,
+            snapshot=self._new_snapshot(now), stop=decision.stop,
             waited_s=decision.waited_s, wall=self.around.wall(),
         )  # fmt: skip
         self.put_commit(commit)
@@ -218,9 +218,18 @@ class StoreIsland(MemberView):
     def _decide(self, now: float) -> policy.Decision | None:
         """What the next commit is to hold, of contributions that can be decoded."""
         while True:
-            decision = policy.decide(self.lookout.view(self.state, self.watch, self.inc, now), self.watch)
+            view = self.lookout.view(self.state, self.watch, self.inc, now)
+            if not policy.is_time(view, self.watch):
+                return None
+            decision = policy.decide(self.lookout.completed(view, self.watch), self.watch)
             if decision is None or not self.lookout.refuses(self.state, [u.key for u in decision.used]):
                 return decision
+
+    def _new_snapshot(self, now: float) -> Announced | None:
+        """One that is to be announced."""
+        if not self.upkeep.expects(self.state, now):
+            return None
+        return self.lookout.newest_snapshot(self.state, self.follower.digests)
 
     def _may_propose(self, now: float) -> bool:
         """Who asks to join proposes only where nobody else does."""
