@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import itertools
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -115,7 +116,16 @@ def _train_here(config: RunConfig, rank: int) -> int:
         code = train(config)
     except ConfigError as error:
         return _fail(str(error), 2)  # in every process: torchrun ends the others, rank 0 too, when the first has left
-    return _after(config.directory, code) if rank == 0 else code
+    return _after(config.directory, code) if rank == _first_left(config.directory) else code
+
+
+def _first_left(directory: Path) -> int:
+    """The rank that shows how a run ended: 0, or the first that was not lost, for which the summary is there by now."""
+    try:
+        lost = json.loads((directory / "summary.json").read_text(encoding="utf-8"))["lost"]
+    except (OSError, ValueError, KeyError):
+        return 0
+    return next(rank for rank in itertools.count() if str(rank) not in lost)
 
 
 def _after(directory: Path, code: int) -> int:

@@ -113,7 +113,7 @@ def report_clients(run: Run) -> None:
     if config.eval.baselines:
         table["centralised"] = _centralised(run, batches)
     membership = _membership(run, batches, fresh) if config.eval.membership else {}
-    if run.world.writes:
+    if run.writes:
         _write(run, table, membership)
 
 

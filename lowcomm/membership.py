@@ -11,11 +11,16 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from lowcomm.board import GOES_ON, Board, FileBoard, StoreBoard
 from lowcomm.config import RunConfig
 from lowcomm.island import Mesh
 from lowcomm.island.mesh import check_divides, divisors
 from lowcomm.transport import Collective, Simulated, Transport
+from lowcomm.transport.heartbeat import Heartbeat
+from lowcomm.transport.links import sockets
 from lowcomm.transport.listeners import close_listeners
+from lowcomm.transport.regroup import Epoch
+from lowcomm.transport.regrouping import Regrouping
 from lowcomm.types import ConfigError, require
 
 DEFAULT_ISLANDS = 4
@@ -75,6 +80,8 @@ class Membership:
     """None: islands of one rank."""
     store: dist.Store | None = None
     """By which the ranks of one machine have found each other, where nothing listens for it."""
+    heartbeat: Heartbeat | None = None
+    """Tells this process's islands and the others' from each other's silence; None: nothing does."""
 
     def share(self, tokens: int) -> int:
         """This rank's share of the tokens of its island's batch; the shares of its ranks sum to `tokens`."""
@@ -88,6 +95,18 @@ class Membership:
         """
         if self.store is not None:
             close_listeners(self.store, what, dist.get_rank(), dist.get_world_size())
+
+    def may_lose(self) -> None:
+        """All have begun: from now on islands may be lost, where the others can go on without them."""
+        if isinstance(self.transport, Regrouping):
+            self.transport.survives = True
+        if self.heartbeat is not None and goes_on(self.transport):
+            self.heartbeat.board.post(GOES_ON, "")
+
+    def leave(self, why: str) -> None:
+        """Tell the others that this process goes of its own will."""
+        if self.heartbeat is not None:
+            self.heartbeat.stop(why)
 
     def close(self) -> None:
         """Leave all groups; safe to call twice."""
@@ -162,6 +181,11 @@ def join(config: RunConfig, world: World, device: torch.device, transport: Trans
     timeout_s, streams = config.sync.timeout_s, config.sync.streams
     store = None if world.store is None else open_store(world.store, timeout_s)
     alone = config.island.size == 1
+    beats = alone and config.sync.heartbeat_s is not None and world.size > 1
+    board = FileBoard(world.store.parent) if beats and world.store is not None else None
+    if board is not None:
+        board.join(world.rank)
+    before = sockets()
     try:
         everyone = Collective.open(device, timeout_s, streams if alone else 1, store, world.rank, world.size)
     except (RuntimeError, ValueError, OSError) as error:  # what torch raises here is of all three kinds
@@ -171,8 +195,17 @@ def join(config: RunConfig, world: World, device: torch.device, transport: Trans
             "Fix: correct MASTER_ADDR, MASTER_PORT (another program may use it) or GLOO_SOCKET_IFNAME"
         ) from error
     if alone:
-        members = Membership(transport=everyone, everyone=everyone, mesh=None, store=store)
+        heartbeat = _heartbeat(config, world, board) if beats else None
+        transport = everyone
+        if heartbeat is not None and may_regroup(config, device):
+            transport = Regrouping(
+                everyone, heartbeat, sockets() - before, timeout_s=timeout_s, streams=streams, spared=_master_ports(),
+                joined=lambda epoch: _close_again(store, epoch, world.rank),
+            )  # fmt: skip
+        members = Membership(transport=transport, everyone=transport, mesh=None, store=store, heartbeat=heartbeat)
         members.close_listeners("groups")
+        if heartbeat is not None:
+            heartbeat.start()
         return members
     assert config.island.size is not None and dist.is_initialized()
     mesh = Mesh.build(config.island.size, device.type, timeout_s)
@@ -180,6 +213,45 @@ def join(config: RunConfig, world: World, device: torch.device, transport: Trans
     members = Membership(transport=peers, everyone=everyone, mesh=mesh, store=store)
     members.close_listeners("groups")  # NCCL listens later, and knows its own by a secret
     return members
+
+
+def may_regroup(config: RunConfig, device: torch.device) -> bool:
+    """Whether exchanges go on in a group that is made anew: islands in lockstep whose vectors are on the CPU.
+
+    Secure sums and gossip go on without one, each in its own way.
+    """
+    lockstep = config.sync.exchange is None and config.sync.secure is None
+    return lockstep and (device.type == "cpu" or config.sync.outer_device == "cpu")
+
+
+def goes_on(transport: Transport) -> bool:
+    """Whether this run goes on when an island is lost."""
+    return transport.goes_on or isinstance(transport, Regrouping)
+
+
+def _heartbeat(config: RunConfig, world: World, board: Board | None) -> Heartbeat | None:
+    """None: ranks that torchrun has not joined by a TCPStore have no board."""
+    if board is None:
+        store = dist.distributed_c10d._get_default_store()
+        while isinstance(store, dist.PrefixStore):
+            store = store.underlying_store
+        if not isinstance(store, dist.TCPStore):
+            return None
+        board = StoreBoard(store)
+        board.join(world.rank)
+    assert config.sync.heartbeat_s is not None
+    return Heartbeat(board, world.rank, range(world.size), config.sync.heartbeat_s)
+
+
+def _master_ports() -> tuple[int, ...]:
+    port = os.environ.get("MASTER_PORT", "")
+    return (int(port),) if port.isdecimal() else ()
+
+
+def _close_again(store: dist.Store | None, epoch: Epoch, rank: int) -> None:
+    """The listeners of a new group."""
+    if store is not None:
+        close_listeners(store, f"groups {epoch.number}", epoch.members.index(rank), len(epoch.members))
 
 
 def open_store(path: Path, timeout_s: float) -> dist.Store:

@@ -17,11 +17,12 @@ from lowcomm.run.divergence import set_aside
 from lowcomm.run.export import export
 from lowcomm.run.finale import Evaluation, evaluate, holding_global_weights, write_summary
 from lowcomm.run.journal import Journal
+from lowcomm.run.losses import saves_without
 from lowcomm.run.privacy_spent import Counts
 from lowcomm.run.resume import is_finite, load_newest, save_now, start_files
 from lowcomm.run.signals import tell_stopped, who_stopped
 from lowcomm.transport.base import Transport
-from lowcomm.types import CheckpointError, DataError, LowcommError, SyncError, UnusableError
+from lowcomm.types import CheckpointError, DataError, FencedError, LowcommError, SyncError, UnusableError
 
 DONE, FAILED, STOPPED = 0, 1, 3
 """Exit codes; 2 (bad input) is given by the command line before anything starts."""
@@ -43,7 +44,14 @@ def train(config: RunConfig, world: World | None = None, transport: Transport | 
         if not (config.resume and load_newest(run)):
             run.start = start_together(run.members.everyone, 0.0)
             run.progress.note(data.described())
-        return Loop(run).run_to_end()
+        loop = Loop(run)
+        run.members.may_lose()
+        code = loop.run_to_end()
+        run.members.leave("done" if code == DONE else "stopped")
+        return code
+    except BaseException as error:
+        run.members.leave(f"failed: {type(error).__name__}")
+        raise
     finally:
         run.stop.restore(leaving=world.under_torchrun)
         run.progress.close()
@@ -78,6 +86,8 @@ class Loop:
                 if self.should_stop():
                     return self.stop("stopped")
             sync.finish()
+        except FencedError:
+            raise  # nothing is to be written any more
         except SyncError as error:
             if not is_finite(run):  # a checkpoint of these weights would hide the good one before it
                 write_summary(run, "failed", self.journal.time_s())
@@ -184,6 +194,8 @@ class Loop:
     def after_step(self) -> None:
         """Log, evaluate and save where they are due."""
         run, sync = self.run, self.run.sync
+        if sync.transport.fenced is not None:
+            raise sync.transport.fenced
         gradients = sync.state.action_at(sync.step).average_gradients
         boundary = self.journal.synced or (gradients and sync.step % sync.state.spec.every == 0)
         self.journal.synced = False
@@ -194,11 +206,9 @@ class Loop:
             passed, self.boundary = every is not None and sync.step // every > self.boundary // every, sync.step
             if passed and sync.step < run.config.steps:
                 self.evaluate()
-        if 0 in sync.transport.lost and not run.world.relayed:
-            raise SyncError("island 0, which writes what the run leaves behind, is gone: the run stops")
         if gradients:
             self.cadence.synced(sync.wait)  # every step is a sync
-        if not sync.transport.lost:
+        if not sync.transport.lost or saves_without(run):
             self.save_if_due(boundary, gradients)
 
     def save_if_due(self, boundary: bool, gradients: bool) -> None:
@@ -279,7 +289,7 @@ class Loop:
         with holding_global_weights(run.sync.state):
             result = evaluate(run)
         run.progress.evaluated(bits_per_byte=result.bits_per_byte)
-        if run.world.writes:
+        if run.writes:
             losses = {"val_loss": result.loss, "val_bpb": result.bits_per_byte, **result.consensus}
             self.journal.write(None, "eval", {**losses, "start_s": start_s})
         return result

@@ -33,12 +33,14 @@ def call_roll(
     expected: frozenset[int] | None = None,
     sections: Mapping[str, Section] | None = None,
     history: NormHistory | None = None,
+    without: Mapping[int, str] | None = None,
 ) -> Cohort:
     """Exchange (round, arrival, tokens, norm) and what sections say, and decide who takes part.
 
     tokens, norms: one per local island. arrival_s: as in `Cohort.arrivals_s`, of this process. stop: its vote to stop
     the run; None: nobody votes. expected: islands that were sampled (None: all), of which a `quorum` (a fraction) must
     be left, or SyncError is raised. history: norms that rounds before have committed; None: nobody is judged by them.
+    without: islands that all know to be left out, with the reason.
     """
     sections, vote = sections or {}, [] if stop is None else [float(stop)]
     rows = [
@@ -52,6 +54,7 @@ def call_roll(
     said = _split([row[4 + len(vote) :] for row in table], sections)
     wanted = range(len(table)) if expected is None else sorted(expected)
     dropped = _dropped(table, gone, wanted, sections, said)
+    dropped |= {k: why for k, why in (without or {}).items() if k in wanted and k not in dropped}
     all_tokens = [row[2] for row in table]
     if history is not None:
         usable = [k for k in wanted if all_tokens[k] > 0 and k not in dropped]
@@ -126,7 +129,8 @@ def _unusable(row: Sequence[float], round_index: float) -> str | None:
 def gather_rows(transport: Transport, rows: Sequence[torch.Tensor]) -> tuple[list[list[float]], set[int]]:
     """The table, with zeros for islands whose process is gone, and these: who is lost to one is left out by all."""
     if not transport.goes_on:
-        return transport.gather(rows).tolist(), set()
+        table = transport.gather(rows).tolist()
+        return table, set(transport.lost)
     came = transport.gather_present(rows)
     islands = range(transport.islands)
     lost = torch.tensor([k in transport.lost for k in islands], dtype=torch.uint8)

@@ -67,6 +67,20 @@ class Run:
         """The run directory."""
         return self.config.directory
 
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes what a run leaves behind: the first that is left, or a client for itself."""
+        transport = self.sync.transport
+        return self.world.writes or (self.members.mesh is None and transport.present[0] == transport.local[0])
+
+    @property
+    def leads_node(self) -> bool:
+        """Whether this process writes what a node needs once: the first on it that is left."""
+        first = self.world.rank - self.world.local_rank
+        return self.world.local_rank == 0 or (
+            self.members.mesh is None and all(k in self.sync.transport.lost for k in range(first, self.world.rank))
+        )
+
 
 def preflight(config: RunConfig, world: World) -> tuple[RunConfig, Data]:
     """Find bad input: ranges, combinations, run directory, text, tokenizer. Starts nothing and writes no run.

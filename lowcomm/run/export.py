@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 
 
 def export(run: Run) -> None:
-    """Write all that is to be used of a run that is done. Every island takes part; rank 0 writes what is global.
+    """Write all that is to be used of a run that is done. Every island takes part; the first that is left writes what is global.
 
     Raises CheckpointError if something can't be written.
     """
     if not run.config.checkpoint.export:
         return
     personal = _personal_models(run)
-    first = run.sync.transport.local[0] == 0
+    first = run.sync.transport.local[0] == run.sync.transport.present[0]
     with holding_global_weights(run.sync.state):
         state = run.islands[0].whole_state() if first else None
-        if run.world.writes:
+        if run.writes:
             _write_global(run, _whole(run, state))
     for island, model in personal.items():
         with _writing(run.directory / "personal" / f"island-{island}") as directory:

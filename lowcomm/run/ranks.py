@@ -1,13 +1,15 @@
 """Ranks of one machine: starts a process for each, passes signals on, and leaves none behind.
 
 No rendezvous listens: the ranks find each other through a FileStore in a directory that only this user can enter. One
-rank that fails ends the others, which save. `python -m lowcomm.run.ranks COUNT ARGUMENTS` runs `lowcomm ARGUMENTS`.
+rank that fails ends the others, which save; one that a signal kills does not where the others can go on, nor one that
+they have left behind as it was silent. `python -m lowcomm.run.ranks COUNT ARGUMENTS` runs `lowcomm ARGUMENTS`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -16,9 +18,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from lowcomm.board import GOES_ON, Board, FileBoard
 from lowcomm.run.signals import STOPPING
 
 POLL_S = 0.05
@@ -41,11 +44,13 @@ class Ended:
     """Exit codes of all ranks."""
     signal: int | None
     """The signal that came before any rank had failed."""
+    lost: Mapping[int, int] = field(default_factory=dict)
+    """Exit codes, by rank, of those without which the others went on."""
 
     @property
     def code(self) -> int:
         """One for all: 0 done, 2 bad input, 3 stopped with everything saved, else 1."""
-        codes = set(self.codes.values())
+        codes = {code for rank, code in self.codes.items() if rank not in self.lost} or {1}
         if self.failed and set(self.failed.values()) == {2}:
             return 2  # the others may have been asked to stop before they had come as far
         return 0 if codes <= {0} else 3 if codes <= {0, 3} else 1
@@ -63,7 +68,7 @@ def run_ranks(count: int, arguments: Sequence[str], settings: Mapping[str, str])
                 env = {**os.environ, **settings, **_rank_variables(rank, count, Path(directory))}
                 # a session of its own: Ctrl-C reaches the ranks from here only, once
                 processes.append(subprocess.Popen(command, env=env, start_new_session=True))
-            return _watch(processes, signals)
+            return _watch(processes, signals, FileBoard(Path(directory)))
         finally:
             for process in processes:
                 if process.poll() is None:
@@ -102,24 +107,50 @@ def _caught() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _watch(processes: Sequence[subprocess.Popen[bytes]], signals: Sequence[int]) -> Ended:
+def _watch(processes: Sequence[subprocess.Popen[bytes]], signals: Sequence[int], board: Board) -> Ended:
     failed: dict[int, int] = {}
+    lost: dict[int, int] = {}
     came: int | None = None
     deadline: float | None = None
     while True:
         codes = {rank: process.poll() for rank, process in enumerate(processes)}
         ended = {rank: code for rank, code in codes.items() if code is not None}
         if deadline is None:
-            failed = {rank: code for rank, code in ended.items() if code != 0}
+            unknown = {rank: code for rank, code in ended.items() if code != 0 and rank not in lost}
+            lost |= _lost(unknown, board) if unknown else {}
+            failed = {rank: code for rank, code in unknown.items() if rank not in lost}
             came = signals[0] if signals and not failed else None
             if failed or came is not None:
                 deadline = time.monotonic() + STOP_S
                 _send(processes, signal.SIGTERM)
         elif time.monotonic() > deadline:
             _send(processes, signal.SIGKILL)
+        left = [rank for rank, code in codes.items() if code is None]
+        if left and set(left) <= left_behind(board, len(processes)):  # a frozen process hears of nothing
+            lost |= dict.fromkeys(left, -signal.SIGKILL)
+            for rank in left:
+                processes[rank].kill()
+                ended[rank] = processes[rank].wait()
         if len(ended) == len(processes):
-            return Ended(failed=failed, codes=ended, signal=came)
+            return Ended(failed=failed, codes=ended, signal=came, lost=lost)
         time.sleep(POLL_S)
+
+
+def _lost(ended: Mapping[int, int], board: Board) -> dict[int, int]:
+    """Of ranks that ended with a code other than 0 those without which the others go on."""
+    if board.read(GOES_ON) is None:
+        return {}
+    behind = left_behind(board, max(ended) + 1)
+    return {rank: code for rank, code in ended.items() if code < 0 or rank in behind}
+
+
+def left_behind(board: Board, ranks: int) -> set[int]:
+    """Ranks that the others have left behind, dead or frozen."""
+    number, members = 0, set[int]()
+    while (text := board.read(f"members {number + 1}")) is not None:
+        number += 1
+        members = set(json.loads(text))
+    return set(range(ranks)) - members if number else set()
 
 
 def _send(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:

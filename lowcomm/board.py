@@ -1,0 +1,150 @@
+"""The board: short texts by which processes of one run tell each other who is alive and who goes on.
+
+It is apart from the groups that carry exchanges, so that it works when these are broken. On one machine it is the
+directory of mode 0700 in which the ranks have found each other, on several the store of torchrun.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowcomm.private_files import FILE_MODE
+
+if TYPE_CHECKING:  # who starts ranks reads the board without torch
+    import torch.distributed as dist
+
+STORE_S = 10.0
+"""What a store on another machine may take to answer."""
+
+
+GOES_ON = "goes on"
+"""Posted by runs that go on when an island is lost, for whoever started the processes."""
+
+
+class Board(ABC):
+    """Keys and texts. Methods raise OSError where it can't be reached."""
+
+    @abstractmethod
+    def post(self, key: str, text: str) -> None:
+        """Write a text, over one that is there."""
+
+    @abstractmethod
+    def read(self, key: str) -> str | None:
+        """The text; None: there is none."""
+
+    @abstractmethod
+    def decide(self, key: str, text: str) -> str:
+        """The text that was written first for this key, by whomever: the same for all."""
+
+    @abstractmethod
+    def join(self, rank: int) -> None:
+        """Be rank `rank` on it."""
+
+    def is_dead(self, rank: int) -> bool:
+        """Whether another rank's process is known to be gone; False where that can't be told from silence."""
+        return False
+
+    @abstractmethod
+    def meeting(self, number: int) -> dist.Store:
+        """The store through which a new group, the run's `number`-th, finds its ranks."""
+
+
+class FileBoard(Board):
+    """Files of a directory that only this user can enter.
+
+    A rank keeps a lock on its own file, which the system takes away when the process is gone, however it went.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._held: int | None = None
+
+    def post(self, key: str, text: str) -> None:
+        partial = self._partial()
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(self.directory / key)
+
+    def read(self, key: str) -> str | None:
+        try:
+            return (self.directory / key).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
+    def decide(self, key: str, text: str) -> str:
+        partial = self._partial()
+        partial.write_text(text, encoding="utf-8")
+        with contextlib.suppress(FileExistsError):
+            os.link(partial, self.directory / key)
+        partial.unlink()
+        return (self.directory / key).read_text(encoding="utf-8")
+
+    def join(self, rank: int) -> None:
+        partial = self._partial()  # nobody is to see it without its lock
+        self._held = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: children do not inherit it
+        partial.rename(self.directory / f"rank {rank}")
+
+    def is_dead(self, rank: int) -> bool:
+        try:
+            with (self.directory / f"rank {rank}").open("rb") as file:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back with the file
+        except OSError:  # it is held, or the rank has not come yet
+            return False
+        return True
+
+    def meeting(self, number: int) -> dist.Store:
+        import torch.distributed as dist
+
+        return dist.FileStore(str(self.directory / f"store {number}"), -1)
+
+    def _partial(self) -> Path:
+        return self.directory / f"partial {os.getpid()} {threading.get_ident()}"
+
+
+class StoreBoard(Board):
+    """Keys of a TCPStore, by a connection of its own: a rank that waits in the store holds up the others' calls."""
+
+    def __init__(self, store: dist.TCPStore) -> None:
+        import torch.distributed as dist
+
+        self._groups = dist.PrefixStore("lowcomm", store)
+        own = store.clone()
+        own.set_timeout(timedelta(seconds=STORE_S))
+        self._store = dist.PrefixStore("lowcomm", own)
+        self._lock = threading.Lock()
+
+    def post(self, key: str, text: str) -> None:
+        with self._reached():
+            self._store.set(key, text)
+
+    def read(self, key: str) -> str | None:
+        with self._reached():
+            return self._store.get(key).decode() if self._store.check([key]) else None
+
+    def decide(self, key: str, text: str) -> str:
+        with self._reached():
+            return self._store.compare_set(key, "", text).decode()
+
+    def join(self, rank: int) -> None:
+        return None
+
+    def meeting(self, number: int) -> dist.Store:
+        import torch.distributed as dist
+
+        return dist.PrefixStore(f"meeting {number}", self._groups)
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            with self._lock:
+                yield
+        except RuntimeError as error:
+            raise OSError(f"the store of the run does not answer ({str(error).splitlines()[0]})") from error
