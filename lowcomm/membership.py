@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from lowcomm.board import GOES_ON, Board, FileBoard, StoreBoard
 from lowcomm.config import RunConfig
 from lowcomm.island import Mesh
 from lowcomm.island.mesh import check_divides, divisors
 from lowcomm.transport import Collective, Simulated, Transport
+from lowcomm.transport.board import GOES_ON, Board, FileBoard, StoreBoard
 from lowcomm.transport.heartbeat import Heartbeat
 from lowcomm.transport.links import sockets
 from lowcomm.transport.listeners import close_listeners

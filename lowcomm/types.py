@@ -42,7 +42,7 @@ class TransportError(SyncError):
 
 
 class RetryError(SyncError):
-    """The exchange failed alike on every island that is left, nothing has changed, and it may be tried again at once."""
+    """The exchange failed alike on every island that is left; nothing has changed, and it may be tried again now."""
 
 
 class LostError(RetryError, TransportError):

@@ -84,13 +84,13 @@ def sum_present(transport: Transport, vectors: Sequence[Tensor], weights: Sequen
 def sealed(part: Tensor) -> Tensor:
     """The bytes of a part of a vector, and their checksum."""
     data = part.view(torch.uint8)
-    own = xxhash.xxh3_64_digest(data.cpu().numpy())
+    own = xxhash.xxh3_64_digest(data.cpu().numpy().data)
     return torch.cat([data, torch.frombuffer(bytearray(own), dtype=torch.uint8).to(data.device)])
 
 
 def unsealed(row: Tensor, island: int, found: dict[int, str]) -> Tensor:
     """The part; `found` gets the island whose row is not what it sent."""
     data = row[:-CHECKSUM_BYTES]
-    if xxhash.xxh3_64_digest(data.cpu().numpy()) != bytes(row[-CHECKSUM_BYTES:].cpu().numpy()):
+    if xxhash.xxh3_64_digest(data.cpu().numpy().data) != bytes(row[-CHECKSUM_BYTES:].cpu().numpy()):
         found[island] = "its contribution was altered on its way: its checksum differs"
     return data.view(torch.float32)

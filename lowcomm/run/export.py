@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def export(run: Run) -> None:
-    """Write all that is to be used of a run that is done. Every island takes part; the first that is left writes what is global.
+    """Write all that is to be used of a run that is done. All islands take part, the first left writes what is global.
 
     Raises CheckpointError if something can't be written.
     """

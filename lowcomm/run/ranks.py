@@ -21,8 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lowcomm.board import GOES_ON, Board, FileBoard
 from lowcomm.run.signals import STOPPING
+from lowcomm.transport.board import GOES_ON, Board, FileBoard
 
 POLL_S = 0.05
 STOP_S = 120.0

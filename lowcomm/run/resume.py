@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lowcomm import checkpoint
+from lowcomm.checkpoint_pruning import prune
 from lowcomm.config_file import to_dict
 from lowcomm.run.assembly import Run
 from lowcomm.run.clock import start_together
@@ -63,7 +64,7 @@ def save_now(run: Run, name: str, time_s: float, failure: str | None = None) -> 
             parts["global"] = global_part(run.sync.state)
         checkpoint.save(root, name, number, parts, run.session, failure, lost if saves_without(run) else ())
     if run.leads_node:
-        checkpoint.prune(root, run.config.checkpoint.keep)
+        prune(root, run.config.checkpoint.keep)
 
 
 def is_finite(run: Run) -> bool:
@@ -104,9 +105,7 @@ def load_newest(run: Run) -> bool:
     _note(run, note)
     for number, whole in zip(run.members.everyone.local, came, strict=True):
         if not whole:
-            again = (
-                f"island {number} was lost when it was saved: it goes on from the global weights, its text begins anew"
-            )
+            again = f"island {number} was lost when it was saved: it takes the global weights, its text begins anew"
             run.progress.warn(f"newcomer {number}", again)
     return True
 

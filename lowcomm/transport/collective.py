@@ -66,7 +66,7 @@ class Collective(Transport):
 
     @classmethod
     def of_lanes(cls, lanes: Sequence[dist.ProcessGroup]) -> Self:
-        """Over groups of gloo with the same ranks, the first of which carries what is small. Leaves them as they are."""
+        """Over groups of gloo with the same ranks, the first of which carries what is small; they stay as they are."""
         made = cls.__new__(cls)
         made._begin(lanes[0], lanes, None, *size_and_rank(lanes[0]))
         return made

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lowcomm.board import Board
+from lowcomm.transport.board import Board
 from lowcomm.types import require
 
 HEARTBEAT_S = 1.0

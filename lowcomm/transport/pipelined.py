@@ -97,11 +97,11 @@ class Checksums:
 
     def sending(self, k: int, part: Tensor) -> None:
         """The next part of what goes to rank k."""
-        self._out[k].update(part.numpy())
+        self._out[k].update(part.numpy().data)
 
     def received(self, k: int, part: Tensor) -> None:
         """The next part of what came from rank k."""
-        self._in[k].update(part.numpy())
+        self._in[k].update(part.numpy().data)
 
     def send(self) -> None:
         """Tell every peer the checksum of what goes to it."""

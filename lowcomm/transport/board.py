@@ -14,12 +14,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lowcomm.private_files import FILE_MODE
-
-if TYPE_CHECKING:  # who starts ranks reads the board without torch
-    import torch.distributed as dist
+import torch.distributed as dist
 
 STORE_S = 10.0
 """What a store on another machine may take to answer."""
@@ -88,7 +84,7 @@ class FileBoard(Board):
 
     def join(self, rank: int) -> None:
         partial = self._partial()  # nobody is to see it without its lock
-        self._held = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        self._held = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: children do not inherit it
         partial.rename(self.directory / f"rank {rank}")
 
@@ -101,8 +97,6 @@ class FileBoard(Board):
         return True
 
     def meeting(self, number: int) -> dist.Store:
-        import torch.distributed as dist
-
         return dist.FileStore(str(self.directory / f"store {number}"), -1)
 
     def _partial(self) -> Path:
@@ -113,10 +107,8 @@ class StoreBoard(Board):
     """Keys of a TCPStore, by a connection of its own: a rank that waits in the store holds up the others' calls."""
 
     def __init__(self, store: dist.TCPStore) -> None:
-        import torch.distributed as dist
-
         self._groups = dist.PrefixStore("lowcomm", store)
-        own = store.clone()
+        own: dist.TCPStore = store.clone()  # pyright: ignore[reportAttributeAccessIssue]
         own.set_timeout(timedelta(seconds=STORE_S))
         self._store = dist.PrefixStore("lowcomm", own)
         self._lock = threading.Lock()
@@ -137,8 +129,6 @@ class StoreBoard(Board):
         return None
 
     def meeting(self, number: int) -> dist.Store:
-        import torch.distributed as dist
-
         return dist.PrefixStore(f"meeting {number}", self._groups)
 
     @contextlib.contextmanager
