@@ -59,12 +59,7 @@ def pipelined_sum(
     contributions = [expect(i) for i in range(min(slots, len(lanes)))]
     answers = [[dist.irecv(results[k][cut], group=lane, group_src=k, tag=RESULT) for k in peers] for cut, lane in lanes]
     sums = Checksums(peers, groups[0])
-    sent: list[dist.Work | None] = []
-    for cut, lane in lanes:
-        for k in peers:
-            sums.sending(k, mine[k][cut])  # before a result may take its place
-            sent.append(dist.isend(mine[k][cut], group=lane, group_dst=k, tag=CONTRIBUTION))
-    sums.send()
+    sent = _send(mine, lanes, peers, sums)
     for i, (cut, lane) in enumerate(lanes):
         _wait(contributions[i])
         parts = [row[: cut.stop - cut.start] for row in rows[i % slots]]
@@ -82,6 +77,22 @@ def pipelined_sum(
         _wait(waiting)
     _wait(sent)
     return sums.differing()
+
+
+def _send(
+    mine: Sequence[Tensor],
+    lanes: Sequence[tuple[slice, dist.ProcessGroup | None]],
+    peers: Sequence[int],
+    sums: Checksums,
+) -> list[dist.Work | None]:
+    """Start to send every peer its part of the contribution, and then its checksum."""
+    sent: list[dist.Work | None] = []
+    for cut, lane in lanes:
+        for k in peers:
+            sums.sending(k, mine[k][cut])  # before a result may take its place
+            sent.append(dist.isend(mine[k][cut], group=lane, group_dst=k, tag=CONTRIBUTION))
+    sums.send()
+    return sent
 
 
 class Checksums:
