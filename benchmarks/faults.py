@@ -1,6 +1,6 @@
 """Faults in the middle of real runs, one at a time, and what becomes of each.
 
-    python -m benchmarks.faults [--only WORD] [--jobs 1]
+    python -m benchmarks.faults [--only WORD] [--again]
 
 Nano on the standard library's sources, `lowcomm train` with a process per island. Each row: the fault, how the run
 ended, what was noticed when, whether it can be gone on from, and what the final loss is beside that of an unbroken run.
@@ -13,8 +13,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, write_result_and_table
+from benchmarks.faults_processes import Forked, prepare
 from benchmarks.faults_recipe import EVERY, ROUNDS
 from benchmarks.faults_table import table
 
@@ -54,7 +53,7 @@ class Running:
 
     case: Case
     directory: Path
-    process: subprocess.Popen[bytes]
+    process: Forked
     log: Path
     began_s: float | None = None
     """When the fault came (time.monotonic())."""
@@ -62,16 +61,7 @@ class Running:
 
     def rank(self, number: int) -> int:
         """Process id of an island."""
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    environment = (entry / "environ").read_bytes().split(b"\0")
-                    parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
-                except OSError:
-                    continue
-                if int(parent) == self.process.pid and b"RANK=%d" % number in environment:
-                    return int(entry.name)
-        raise ProcessLookupError(f"island {number}")
+        return int(Path(f"{self.directory.parent / 'at'}-pid{number}").read_text(encoding="utf-8"))
 
     def send(self, numbers: Sequence[int], sent: int) -> None:
         """A signal to islands; -1 is the launcher."""
@@ -99,29 +89,27 @@ def frozen(seconds_s: float | None) -> Act:
 
 def cases() -> list[Case]:
     """All faults, an unbroken run of as many islands first."""
-    found = [Case(fault="none", islands=n, recipe=r) for n, r in ((2, "plain"), (4, "plain"), (4, "reduced"))]
-    found += [Case(fault="none", islands=4, recipe=r) for r in ("shared", "gathered", "streamed")]
+    found = [Case(fault="none", islands=n) for n in (2, 3, 4)]
     for islands in (2, 4):
         for when in ("in_step", "at_start", "in_exchange", "after_apply"):
             found.append(Case(fault=f"kill -9 {when}", islands=islands, inside=f"kill_{when} 1"))
         found.append(Case(fault="kill -9 in_exchange, island 0", islands=islands, inside="kill_in_exchange 0"))
+    found.append(Case(fault="SIGSTOP for 20 s", islands=2, act=frozen(20.0)))
+    found.append(Case(fault="SIGSTOP for good", islands=4, act=frozen(None), flags=("--sync.timeout-s", "8")))
+    longer = ("--sync.timeout-s", "8", "--steps", str(EVERY * ROUNDS * 64))
+    found.append(Case(fault="SIGSTOP until left behind", islands=3, act=frozen(12.0), flags=longer))
+    for kind in ("nan_weights", "nan_gradients", "nan_loss", "blow_up", "flip_contribution", "flip_result"):
+        found.append(Case(fault=kind, islands=3, inside=f"{kind} 1"))
+    for sent in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        found.append(Case(fault=f"{sent.name} to one", islands=2, act=signalled(sent, 1)))
+        found.append(Case(fault=f"{sent.name} to all", islands=2, act=signalled(sent, 0, 1)))
+        found.append(Case(fault=f"{sent.name} to the launcher", islands=2, act=signalled(sent, -1)))
+    found.append(Case(fault="stream_breaks", islands=2, inside="stream_breaks 1"))
     for recipe in ("reduced", "shared", "gathered", "streamed"):
-        found.append(Case(fault="kill -9 in_exchange", islands=4, inside="kill_in_exchange 1", recipe=recipe))
+        found.append(Case(fault="kill -9 in_exchange", islands=3, inside="kill_in_exchange 1", recipe=recipe))
     all_of_them = ("--sync.quorum", "1.0")
     found.append(Case(fault="kill -9 in_exchange", islands=2, inside="kill_in_exchange 1", flags=all_of_them))
-    found.append(Case(fault="SIGSTOP for 20 s", islands=2, act=frozen(20.0)))
-    found.append(Case(fault="SIGSTOP for 20 s", islands=4, act=frozen(20.0)))
-    found.append(Case(fault="SIGSTOP for good", islands=4, act=frozen(None), flags=("--sync.timeout-s", "8")))
-    longer = ("--sync.timeout-s", "8", "--steps", str(EVERY * ROUNDS * 16))
-    found.append(Case(fault="SIGSTOP until left behind", islands=4, act=frozen(14.0), flags=longer))
-    for sent in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        found.append(Case(fault=f"{sent.name} to one", islands=4, act=signalled(sent, 1)))
-        found.append(Case(fault=f"{sent.name} to all", islands=4, act=signalled(sent, 0, 1, 2, 3)))
-        found.append(Case(fault=f"{sent.name} to the launcher", islands=4, act=signalled(sent, -1)))
-    for kind in ("nan_weights", "nan_gradients", "nan_loss", "blow_up", "flip_contribution", "flip_result"):
-        found.append(Case(fault=kind, islands=4, inside=f"{kind} 1"))
-    found.append(Case(fault="stream_breaks", islands=4, inside="stream_breaks 1"))
-    found.append(Case(fault="disk full", islands=2))
+    found.append(Case(fault="disk_full", islands=2, inside="disk_full 0"))
     return found
 
 
@@ -162,17 +150,10 @@ def run(case: Case, number: int) -> Running:
 _NOTICED: dict[int, float | None] = {}
 
 
-def _start(
-    case: Case, directory: Path, log: Path, more: dict[str, str], flags: Sequence[str]
-) -> subprocess.Popen[bytes]:
+def _start(case: Case, directory: Path, log: Path, more: dict[str, str], flags: Sequence[str]) -> Forked:
     recipe = f"{ROOT / 'benchmarks' / 'faults_recipe.py'}:{case.recipe}"
-    command = [sys.executable, "-m", "lowcomm.cli", "train", recipe, "--islands", str(case.islands)]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    with log.open("ab") as out:
-        return subprocess.Popen(
-            [*command, "--run-dir", str(directory), *case.flags, *flags],
-            stdout=out, stderr=out, env={**os.environ, **more, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+    command = ["lowcomm.cli", "train", recipe, "--islands", str(case.islands), "--run-dir", str(directory)]
+    return Forked([*command, *case.flags, *flags], {**os.environ, **more, "FAULT_LOG": str(log)})
 
 
 def _metrics(directory: Path) -> list[dict[str, Any]]:
@@ -216,15 +197,19 @@ def row(case: Case, number: int, unbroken: dict[tuple[int, str], float]) -> dict
     rounds_lost = 0
     if code != 0:
         before = _rounds(running.directory)
-        again = _start(case, running.directory, running.log, {"FAULT": "none 0 0"}, ("--resume", "auto"))
+        again = _start(
+            case,
+            running.directory,
+            running.log,
+            {"FAULT": "none 0 0", "FAULT_AT": f"{running.directory}-again"},
+            ("--resume", "auto"),
+        )
         resumable = again.wait() == 0
         resumed = [m["step"] for m in _metrics(running.directory) if "resumed from" in str(m.get("note"))]
         rounds_lost = max(0, before - resumed[-1] // EVERY) if resumed else before
     last = summary(running.directory)
     bpb = last.get("val_bpb")
     base = unbroken.get((case.islands, case.recipe))
-    if case.fault == "none" and bpb is not None:
-        unbroken[(case.islands, case.recipe)] = bpb
     same_length = "--steps" not in case.flags
     noticed = _NOTICED[id(running)]
     return {
@@ -232,7 +217,7 @@ def row(case: Case, number: int, unbroken: dict[tuple[int, str], float]) -> dict
         "noticed_s": None if noticed is None else round(noticed, 2), "rounds_lost": rounds_lost,
         "lost": first.get("lost", {}), "resumable": resumable,
         "final_val_bpb_change": round(bpb - base, 4) if bpb and base and same_length and case.fault != "none" else None,
-        "flags": " ".join(case.flags),
+        "val_bpb": bpb, "flags": " ".join(case.flags),
     }  # fmt: skip
 
 
@@ -240,14 +225,23 @@ def main() -> None:
     """Run all cases, or those with a word in their name, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default=None, help="only faults with this in their name; nothing is written")
+    parser.add_argument("--again", action="store_true", help="also what an earlier call has run to its end")
     options = parser.parse_args()
+    prepare()
     unbroken: dict[tuple[int, str], float] = {}
     rows: list[dict[str, Any]] = []
     for number, case in enumerate(cases()):
-        if options.only is None or options.only in case.fault or (case.fault == "none" and options.only == "all"):
-            start = time.monotonic()
-            rows.append(row(case, number, unbroken))
-            print(f"{time.monotonic() - start:5.0f} s  {rows[-1]}", flush=True)
+        if options.only is not None and options.only not in case.fault:
+            continue
+        known = WORK / f"{number:02d}" / "row.json"
+        start = time.monotonic()
+        if options.again or not known.exists():
+            found = row(case, number, unbroken)
+            known.write_text(json.dumps(found), encoding="utf-8")
+            print(f"{time.monotonic() - start:5.0f} s  {found}", flush=True)
+        rows.append(json.loads(known.read_text(encoding="utf-8")))
+        if case.fault == "none":
+            unbroken[(case.islands, case.recipe)] = rows[-1]["val_bpb"]
     if options.only is None:
         write_result_and_table("faults", "python -m benchmarks.faults", rows, table)
 

@@ -210,7 +210,7 @@ def flip_contribution(number: int) -> None:
             _KEPT.append(tensor)
         return send(tensor, group=group, group_dst=group_dst, tag=tag)
 
-    vars(dist)["isend"] = sending
+    setattr(dist, "isend", sending)  # noqa: B010
     _in_round(number, lambda: calls.__setitem__(0, 1))
 
 
@@ -243,10 +243,21 @@ def stream_breaks(number: int) -> None:
     _at_step(number * EVERY + 3, change)
 
 
+def disk_full(number: int) -> None:
+    """No file of a checkpoint can be written from this round on (ENOSPC, as a full disk answers)."""
+    from lowcomm import checkpoint
+
+    def failing(*_: Any) -> None:
+        _note()
+        raise OSError(28, "No space left on device")
+
+    _in_round(number, lambda: setattr(checkpoint, "save_file", failing))
+
+
 FAULTS: dict[str, Callable[[int], None]] = {
     f.__name__: f
     for f in (
         *(kill_in_step, kill_at_start, kill_in_exchange, kill_after_apply, nan_loss, nan_gradients, nan_weights),
-        *(blow_up, flip_contribution, flip_result, stream_breaks),
+        *(blow_up, flip_contribution, flip_result, stream_breaks, disk_full),
     )
 }

@@ -73,9 +73,7 @@ def pipelined_sum(
         if i + slots < len(lanes):
             contributions.append(expect(i + slots))
         sent += [dist.isend(results[me][cut], group=lane, group_dst=k, tag=RESULT) for k in peers]
-    for waiting in answers:
-        _wait(waiting)
-    _wait(sent)
+    _wait([work for waiting in answers for work in waiting] + sent)
     return sums.differing()
 
 
