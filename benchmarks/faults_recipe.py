@@ -243,6 +243,16 @@ def stream_breaks(number: int) -> None:
     _at_step(number * EVERY + 3, change)
 
 
+def freeze(number: int) -> None:
+    """SIGSTOP, when an exchange begins."""
+
+    def stop() -> None:
+        _note()
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    _in_round(number, stop)
+
+
 def disk_full(number: int) -> None:
     """No file of a checkpoint can be written from this round on (ENOSPC, as a full disk answers)."""
     from lowcomm import checkpoint
@@ -258,6 +268,6 @@ FAULTS: dict[str, Callable[[int], None]] = {
     f.__name__: f
     for f in (
         *(kill_in_step, kill_at_start, kill_in_exchange, kill_after_apply, nan_loss, nan_gradients, nan_weights),
-        *(blow_up, flip_contribution, flip_result, stream_breaks, disk_full),
+        *(blow_up, flip_contribution, flip_result, stream_breaks, disk_full, freeze),
     )
 }

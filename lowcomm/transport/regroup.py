@@ -84,7 +84,7 @@ def agree(
     check_member(heartbeat, epoch)
     members = next_members(heartbeat, epoch.number + 1) or ()
     standings = {k: _standing(heartbeat, epoch, k) for k in members}
-    lost = {k: gone.get(k, "it did not come") for k in others if k not in members}
+    lost = {k: gone.get(k) or _why_gone(heartbeat, k, 0.0) or "it did not come" for k in others if k not in members}
     return Epoch(number=epoch.number + 1, members=members), standings, lost
 
 
