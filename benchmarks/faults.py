@@ -96,7 +96,7 @@ def cases() -> list[Case]:
         found.append(Case(fault="kill -9 in_exchange, island 0", islands=islands, inside="kill_in_exchange 0"))
     found.append(Case(fault="SIGSTOP for 20 s", islands=2, act=frozen(20.0)))
     found.append(Case(fault="SIGSTOP for good", islands=4, act=frozen(None), flags=("--sync.timeout-s", "8")))
-    longer = ("--sync.timeout-s", "8", "--steps", str(EVERY * ROUNDS * 64))
+    longer = ("--sync.timeout-s", "8", "--steps", str(EVERY * ROUNDS * 10))
     found.append(Case(fault="SIGSTOP until left behind", islands=3, act=frozen(12.0), flags=longer))
     for kind in ("nan_weights", "nan_gradients", "nan_loss", "blow_up", "flip_contribution", "flip_result"):
         found.append(Case(fault=kind, islands=3, inside=f"{kind} 1"))
