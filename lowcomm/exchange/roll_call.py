@@ -8,7 +8,7 @@ broken on one link only, and all islands must leave out the same ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -53,7 +53,8 @@ def call_roll(
         table, gone = gather_rows(transport, rows)
     said = _split([row[4 + len(vote) :] for row in table], sections)
     wanted = range(len(table)) if expected is None else sorted(expected)
-    dropped = _dropped(table, gone, wanted, sections, said)
+    known = {} if transport.goes_on else transport.lost  # there each may have heard of another cause
+    dropped = _dropped(table, {k: known.get(k, "its process is gone") for k in gone}, wanted, sections, said)
     dropped |= {k: why for k, why in (without or {}).items() if k in wanted and k not in dropped}
     all_tokens = [row[2] for row in table]
     if history is not None:
@@ -75,7 +76,7 @@ def call_roll(
 
 def _dropped(
     table: Sequence[Sequence[float]],
-    gone: Collection[int],
+    gone: Mapping[int, str],
     wanted: Iterable[int],
     sections: Mapping[str, Section],
     said: Mapping[str, list[list[float]]],
@@ -85,7 +86,7 @@ def _dropped(
     expected_round = rounds[len(rounds) // 2]
     dropped: dict[int, str] = {}
     for k in wanted:
-        why = "its process is gone" if k in gone else _unusable(table[k], expected_round)
+        why = gone.get(k) or _unusable(table[k], expected_round)
         why = why or next((w for n, s in sections.items() if s.refuse and (w := s.refuse(k, said[n][k]))), None)
         dropped |= {k: why} if why else {}
     return dropped
