@@ -7,6 +7,7 @@ exchange that hangs does not keep it from telling. A process that is gone is tol
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from lowcomm.types import require
 HEARTBEAT_S = 1.0
 POLL_S = 0.2
 """Longest time between two looks at the board."""
+JOIN_S = 10.0
 SLACK_S = 0.5
 """What a busy machine may hold a beat up, beyond `every_s`, before its process is called silent."""
 Condition = Literal["alive", "silent", "dead", "left"]
@@ -66,12 +68,13 @@ class Heartbeat:
 
     def stop(self, why: str) -> None:
         """Leave, and tell the others why; safe to call twice."""
-        if not self._over.is_set():
-            self._over.set()
-            try:
-                self.board.post(f"left {self.rank}", why)
-            except OSError:
-                return  # then nobody can be told
+        if self._over.is_set():
+            return
+        self._over.set()
+        with contextlib.suppress(OSError):  # then nobody can be told
+            self.board.post(f"left {self.rank}", why)
+        if self._thread.is_alive():
+            self._thread.join(JOIN_S)  # one that is in torch's store when the process ends takes it down
 
     def silent_s(self, rank: int) -> float:
         """Seconds since a peer was last heard."""

@@ -62,7 +62,8 @@ def check_member(heartbeat: Heartbeat, epoch: Epoch) -> None:
 def agree(
     heartbeat: Heartbeat, epoch: Epoch, own: Standing, silent_s: float
 ) -> tuple[Epoch, dict[int, Standing], dict[int, str]]:
-    """The next epoch, its members' standings, and why others are not in it. silent_s: longest silence that is waited.
+    """The next epoch, its members' standings, and why others are not in it. silent_s: longest
+    time that another one is waited for.
 
     Raises FencedError for a process that the others have left behind, TransportError where a member has left of its
     own will: it has stopped, and so does the run.
@@ -70,11 +71,13 @@ def agree(
     board, me = heartbeat.board, heartbeat.rank
     board.post(f"standing {epoch.number} {me}", json.dumps([own.closed, own.table]))
     board.post(f"broken {epoch.number}", "")
-    others = [k for k in epoch.members if k != me]
+    others, began_s = [k for k in epoch.members if k != me], time.monotonic()
     gone: dict[int, str] = {}
     while next_members(heartbeat, epoch.number + 1) is None:
         waiting = [k for k in others if k not in gone and not _is_there(heartbeat, epoch, k)]
         gone |= {k: why for k in others if (why := _why_gone(heartbeat, k, silent_s if k in waiting else None))}
+        if (waited_s := time.monotonic() - began_s) > silent_s:  # alive, and stuck in something else
+            gone |= {k: f"it has not come for {waited_s:.1f} s" for k in waiting if k not in gone}
         waiting = [k for k in waiting if k not in gone]
         if not waiting:
             living = sorted([me, *(k for k in others if k not in gone)])
