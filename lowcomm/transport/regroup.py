@@ -87,7 +87,7 @@ def agree(
     check_member(heartbeat, epoch)
     members = next_members(heartbeat, epoch.number + 1) or ()
     standings = {k: _standing(heartbeat, epoch, k) for k in members}
-    lost = {k: gone.get(k) or _why_gone(heartbeat, k, 0.0) or "it did not come" for k in others if k not in members}
+    lost = {k: gone.get(k) or _how(heartbeat, k) for k in others if k not in members}
     return Epoch(number=epoch.number + 1, members=members), standings, lost
 
 
@@ -110,11 +110,15 @@ def _why_gone(heartbeat: Heartbeat, rank: int, silent_s: float | None) -> str | 
     condition = heartbeat.condition(rank)
     if (why := heartbeat.why_left(rank)) is not None:
         raise TransportError(f"island {rank} has left the run ({why}). Nothing was committed: local weights are kept.")
-    if condition == "dead":
-        return "its process is gone"
-    if silent_s is not None and (passed_s := heartbeat.silent_s(rank)) > silent_s:
-        return f"it has been silent for {passed_s:.1f} s"
+    if condition == "dead" or (silent_s is not None and heartbeat.silent_s(rank) > silent_s):
+        return _how(heartbeat, rank)
     return None
+
+
+def _how(heartbeat: Heartbeat, rank: int) -> str:
+    if heartbeat.condition(rank) == "dead":
+        return "its process is gone"
+    return f"it has been silent for {heartbeat.silent_s(rank):.1f} s"
 
 
 def names(ranks: Sequence[int]) -> str:
