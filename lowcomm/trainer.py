@@ -251,7 +251,8 @@ class Loop:
         name = f"{run.sync.rounds_done:06d}-stop{run.resumes}"
         failed = str(error) if isinstance(error, DataError) else "a sync failed"
         cause = run.stop.signal or (failed if status == "failed" else self._who_asked())
-        kind = checkpoint.UNUSABLE if isinstance(error, UnusableError) else "exchange"
+        again = isinstance(error, UnusableError) and not run.sync.transport.lost  # those come back with a resume
+        kind = checkpoint.UNUSABLE if again else "exchange"
         saved = self.save(name, kind if status == "failed" else None)
         if saved:
             note = f"{status} ({cause}) at inner step {run.sync.step}, saved as {name}; continue with --resume auto"
