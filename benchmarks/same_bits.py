@@ -27,10 +27,17 @@ SKIPPED = {
     "adaptive.py:low_rank": "it decides by the clock",
 }
 """Recipes that can't be cut to so few steps or are not meant to give the same bits twice."""
+FAULTY_1 = ("--sync.aggregator.first.faulty", "1", "--sync.aggregator.then.faulty", "1")
 EXTRA = {
     "streaming.py": ("--sync.schedule.fragments", "2", "--sync.schedule.delay", "2"),
     "diloco.py:warmup": ("--sync.schedule.warmup-steps", "8"),
     "robust.py": ("--sync.aggregator.faulty", "0"),
+    "robust.py:trimmed": (),
+    "robust.py:clipped": (),
+    "robust.py:reputation": (),
+    "robust.py:adapters": ("--sync.aggregator.faulty", "0", "--sync.aggregator.best", "2"),
+    "attacks.py": ("--sync.allow-attack", "--sync.attack.islands", "0", *FAULTY_1),
+    "attacks.py:smoke": ("--sync.allow-attack", "--sync.attack.islands", "0"),
     "late_merge.py:growing": ("--sync.schedule.growth", "1.5"),
 }
 """Flags that make a recipe fit so few steps, islands and layers, by file or recipe."""

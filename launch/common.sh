@@ -71,19 +71,29 @@ is_private() {
   return 1
 }
 
-need_private() { # FIELD VALUE: gloo, NCCL and the rendezvous are neither encrypted nor authenticated
+need_private() { # FIELD VALUE: what gloo and NCCL send is neither encrypted nor authenticated
   is_ipv4 "$2" || refuse "$1" "$2" "an IPv4 address such as 10.0.0.1" "give the address that the other nodes reach"
   is_private "$2" || refuse "$1" "$2" "a private address, as nothing on these ports is encrypted or authenticated" \
     "use the private or the tunnel's address (launch/sites)"
 }
 
-public_addresses() { # those of interfaces that are up; nothing where ip is missing
-  local line address
+public_addresses() { # INTERFACES, as gloo or NCCL take them: those of them that are up; nothing where ip is missing
+  local name address names=",${1//=/},"
   command -v ip >/dev/null || return 0
-  while read -r line; do
-    address=${line%%/*}
+  while read -r name address; do
+    address=${address%%/*}
+    [[ $names == *^* || $names == *,"$name",* ]] || continue # "^" takes all but those that are named
     is_private "$address" || printf '%s ' "$address"
-  done < <(ip -o addr show up | awk '{print $4}')
+  done < <(ip -o addr show up | awk '{print $2, $4}')
+}
+
+need_secret_file() { # FIELD FILE
+  need_file "$1" "$2" "(umask 077; head -c 32 /dev/urandom | base64 > FILE), and copy it to every node"
+  [[ $(stat -Lc %a "$2") == *00 ]] || refuse "$1" "$2" "a file that only its owner can read" "chmod 600 $2"
+}
+
+new_secret() { # for all nodes of one run. Keep it out of command lines, which all users of a machine can read
+  head -c 32 /dev/urandom | base64
 }
 
 # The arguments as words that any POSIX shell, as ssh finds on another machine, reads back as they are. A word with a

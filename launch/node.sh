@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# One node's part of a run: its environment, then torchrun (on one node alone a supervisor without a port). The other
-# launchers start it on every node.
+# One node's part of a run: its environment, then a supervisor of its ranks. The other launchers start it on every node.
 #
 #   launch/node.sh [OPTIONS] RECIPE [FLAGS of lowcomm train ...]
 #
 #   --nodes N --node-rank K      of all nodes, in the order of the islands (default: 1 and 0)
 #   --ranks R                    processes on this node: one per GPU (default: 1)
-#   --master ADDRESS --port P    where node 0 listens; a private address, or a name inside a cluster
+#   --master ADDRESS --port P    where node 0 waits for the others; a private address, or a name inside a cluster
+#   --secret FILE                the run's secret, one line, the same on all nodes, mode 0600; "-": the first line of
+#                                standard input (default: the variable LOWCOMM_SECRET)
 #   --address ADDRESS            this node's own: gloo and NCCL use the interface that has it
 #   --across IF, --inside IF     or name them: gloo between islands, NCCL inside them (default: as --across)
 #   --islands N --island-size R  passed on to the recipe: all islands, and the ranks of each if there are several
@@ -14,7 +15,7 @@
 #                                a checkpoint, else the run starts
 #   --python PATH                default: python3
 #   --watch-stdin                stop when standard input ends: whoever started this is gone
-#   --behind-firewall            start although this node has a public address
+#   --behind-firewall            start although an interface that is used has a public address
 #   --dry-run                    print the environment and the command, run nothing
 #
 # Exit codes are those of lowcomm: 0 done, 1 failed, 2 bad input, 3 stopped by a signal with everything saved.
@@ -24,7 +25,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 STOP_S=120 # what a save may take after a signal
 nodes=1 node_rank=0 ranks=1 master="" port=$DEFAULT_PORT address="" across="" inside="" islands="" island_size="" run_dir=""
-python=python3 watch="" firewalled="" dry=""
+secret="" python=python3 watch="" firewalled="" dry=""
 
 while [ $# -gt 0 ]; do
   case $1 in
@@ -33,7 +34,7 @@ while [ $# -gt 0 ]; do
     --behind-firewall) firewalled=1 ;;
     --dry-run) dry=1 ;;
     --nodes | --node-rank | --ranks | --master | --port | --address | --across | --inside | --islands | --island-size | \
-      --run-dir | --python)
+      --run-dir | --python | --secret)
       need_value "$1" $#
       name=${1#--}
       printf -v "${name//-/_}" %s "$2"
@@ -56,6 +57,8 @@ if [ "$nodes" -gt 1 ]; then
   need_match --master "$master" '^[A-Za-z0-9.-]+$' "the address or name of node 0" "pass --master ADDRESS"
   ! is_ipv4 "$master" || need_private --master "$master"
   [ -n "$address$across" ] || refuse --address "" "this node's own address" "pass --address, or --across INTERFACE"
+  [ -n "$secret${LOWCOMM_SECRET:-}" ] || refuse --secret "" "a file with the run's secret, the same on all nodes" \
+    "(umask 077; head -c 32 /dev/urandom | base64 > FILE), copy it to every node, pass --secret FILE"
 fi
 [ -z "$address" ] || need_private --address "$address"
 for name in across inside; do
@@ -81,10 +84,18 @@ lines+=(
   "export NCCL_SOCKET_IFNAME==${inside:-\$GLOO_SOCKET_IFNAME}"
   # collectives are bounded by --sync.timeout-s; a process that is only slow between two rounds is not to be killed
   "export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=14400"
-  # with the shared store, a node that comes back kills the others after a minute
-  "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+  # its service for queries listens, and asks nobody for a password
+  "export NCCL_RAS_ENABLE=0"
   "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-\$((\$(nproc) / $ranks + (\$(nproc) < $ranks)))}"
 )
+
+if [ "$nodes" -gt 1 ]; then
+  case $secret in
+    "") ;;
+    -) lines+=("IFS= read -r LOWCOMM_SECRET || true; export LOWCOMM_SECRET") ;;
+    *) lines+=("export LOWCOMM_SECRET=\$(head -n 1 -- $(one_line "$secret"))") ;;
+  esac
+fi
 
 recipe_and_flags=("$1")
 [ -z "$islands" ] || recipe_and_flags+=(--islands "$islands")
@@ -96,9 +107,10 @@ if [ "$nodes" -eq 1 ]; then
   command=("$python" -m lowcomm.run.ranks "$ranks")
 else
   # ranks follow --node-rank: islands are neighbours; a late node is waited for
-  command=("$python" -m torch.distributed.run --nnodes "$nodes" --nproc-per-node "$ranks" --node-rank "$node_rank")
-  command+=(--master-addr "$master" --master-port "$port" --rdzv-conf timeout=1800 --max-restarts 0)
-  command+=(--shutdown-timeout "$STOP_S" -m lowcomm.cli)
+  command=("$python" -m lowcomm.run.node --nodes "$nodes" --node-rank "$node_rank" --ranks "$ranks")
+  command+=(--master "$master" --port "$port")
+  [ -z "$address" ] || command+=(--address "$address")
+  command+=(--)
 fi
 command+=(train "${recipe_and_flags[@]}")
 
@@ -115,21 +127,20 @@ if [ -n "$dry" ]; then
   exit 0
 fi
 
-if [ -z "$firewalled" ]; then
-  public=$(public_addresses)
-  [ -z "$public" ] || refuse "this node" "${public% }" \
-    "a node without a public address, as the rendezvous listens on every interface" \
-    "close its ports to the outside (launch/sites writes the rules), then pass --behind-firewall"
-fi
-[ "$nodes" -eq 1 ] || [ "$node_rank" -ne 0 ] || need_free_port --port "$port" "${address:-127.0.0.1}"
+[[ -z $secret || $secret == - ]] || need_secret_file --secret "$secret"
 for line in "${lines[@]}"; do eval "$line"; done
 [ -n "$GLOO_SOCKET_IFNAME" ] || refuse --address "$address" "an address of this node" "see ip addr, or pass --across"
+if [ -z "$firewalled" ]; then
+  public=$(public_addresses "$GLOO_SOCKET_IFNAME,$NCCL_SOCKET_IFNAME")
+  [ -z "$public" ] || refuse "this node" "${public% }" \
+    "private addresses of the interfaces that gloo and NCCL use, as what they send is neither encrypted nor authenticated" \
+    "close their ports to the outside (launch/sites writes the rules), then pass --behind-firewall"
+fi
 
 [ -z "$said" ] || [ "$node_rank" -ne 0 ] || echo "$said" >&2
 mark="LOWCOMM_LAUNCH=$$-$(cat /proc/sys/kernel/random/uuid)"
 scratch=$(mktemp -d)
 mkfifo "$scratch/errors" "$scratch/clock"
-: >"$scratch/said"
 trap 'rm -rf "$scratch"' EXIT
 exec 3<&0
 
@@ -140,8 +151,8 @@ marked() { # this run's processes on this node
   done
 }
 
-# The ranks save, leave with 3, and torchrun says so; torchrun itself only while there are none. Once: a rank that has
-# saved and is on its way out would die of a second signal.
+# The ranks save, leave with 3, and the supervisor says so; itself it is asked only while there are none. Once: a rank that
+# has saved and is on its way out would die of a second signal.
 stop() {
   mkdir "$scratch/stopping" 2>/dev/null || return 0
   local pid found=""
@@ -153,14 +164,14 @@ stop() {
   [ -n "$found" ] || kill -TERM "$agent" 2>/dev/null || true
 }
 
-# What is left when torchrun has ended, or did not end in time, goes for good.
+# What is left when the supervisor has ended, or did not end in time, goes for good.
 sweep() {
   local pid
   for pid in $(marked); do kill -KILL "$pid" 2>/dev/null || true; done
 }
 
 # what all ranks say is said once
-awk -v said="$scratch/said" '/^lowcomm: error: / && seen[$0]++ {next} {print >said; print; fflush()}' <"$scratch/errors" >&2 3<&- &
+awk '/^lowcomm: error: / && seen[$0]++ {next} {print; fflush()}' <"$scratch/errors" >&2 3<&- &
 errors=$!
 "${stopped_with_us[@]}" env "$mark" setsid "${command[@]}" </dev/null 2>"$scratch/errors" 3<&- &
 agent=$!
@@ -195,15 +206,4 @@ if [ -n "$watch" ]; then
   wait "$watcher" || true
 fi
 wait "$errors" || true
-
-# On several nodes: torchrun ends with 1 whatever its ranks ended with; its own summary has their codes.
-if [ "$code" -ne 0 ] && [ "$nodes" -gt 1 ]; then
-  # -15 is what it did to the others itself
-  codes=$(grep -oE 'exitcode +: +-?[0-9]+' "$scratch/said" | grep -oE -- '-?[0-9]+$' | grep -vx -- -15 | sort -u | tr '\n' ' ' || true)
-  case $codes in
-    "2 ") code=2 ;;
-    "3 ") code=3 ;;
-    *) code=1 ;;
-  esac
-fi
 exit "$code"

@@ -7,6 +7,8 @@
 #   --nodes-per-island M    (default: 1)
 #   --gpus KIND:N           of each node (default: A100:8)
 #   --run NAME              of clusters and run directory (default: lowcomm)
+#   --secret FILE           by which the nodes know each other, mode 0600; made where it is missing, and kept, as clusters
+#                           that are there have it already (default: ~/.lowcomm/NAME.secret)
 #   --master ADDRESS        private address of the first island's first node; left out: asked of the first cluster
 #   --dry-run               load the recipe and print what would run, run nothing
 #
@@ -17,12 +19,12 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 source "$here/common.sh"
 
-regions="" nodes_per_island=1 gpus=A100:8 run=lowcomm master="" dry=""
+regions="" nodes_per_island=1 gpus=A100:8 run=lowcomm secret="" master="" dry=""
 while [ $# -gt 0 ]; do
   case $1 in
     --help | -h) show_help "$0" ;;
     --dry-run) dry=1 ;;
-    --regions | --nodes-per-island | --gpus | --run | --master)
+    --regions | --nodes-per-island | --gpus | --run | --secret | --master)
       need_value "$1" $#
       name=${1#--}
       printf -v "${name//-/_}" %s "$2"
@@ -50,7 +52,7 @@ launch_command() { # ISLAND MASTER
   local place=${places[$1]}
   one_line sky launch --yes --detach-run --retry-until-up --cluster "$run-$1" --infra "$place" --num-nodes "$nodes_per_island" \
     --gpus "$gpus" --workdir "$(dirname "$here")" --env "ISLAND=$1" --env "ISLANDS=$islands" --env "MASTER=$2" --env "RUN=$run" \
-    --env "RECIPE=$recipe" --env "FLAGS=$([ $# -lt 3 ] || quoted "${@:3}")" "$here/skypilot.yaml"
+    --secret LOWCOMM_SECRET --env "RECIPE=$recipe" --env "FLAGS=$([ $# -lt 3 ] || quoted "${@:3}")" "$here/skypilot.yaml"
 }
 # The cluster's own word for its first node; island 0 waits for the others, up to half an hour.
 address_command() {
@@ -70,6 +72,11 @@ if [ -n "$dry" ]; then
   exit 0
 fi
 command -v sky >/dev/null || refuse sky "" "a command that is installed" "pip install skypilot"
+secret=${secret:-$HOME/.lowcomm/$run.secret}
+if [ ! -e "$secret" ]; then (umask 077 && mkdir -p "$(dirname "$secret")" && new_secret >"$secret"); fi
+need_secret_file --secret "$secret"
+LOWCOMM_SECRET=$(head -n 1 -- "$secret")
+export LOWCOMM_SECRET # sky reads it there
 eval "$(launch_command 0 "$master" "$@")"
 if [ -z "$master" ] && [ "$islands" -gt 1 ]; then
   master=$(eval "$(address_command)" | head -n 1)

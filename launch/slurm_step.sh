@@ -20,7 +20,8 @@ run_step() {
   [ -z "${INSIDE:-}" ] || words+=(--inside "$INSIDE")
   [ -z "${RUN_DIR:-}" ] || words+=(--run-dir "$RUN_DIR")
   [ -z "${BEHIND_FIREWALL:-}" ] || words+=(--behind-firewall)
-  local command=(srun --kill-on-bad-exit=1 --label)
+  # the tasks get the run's secret by their environment, which SLURM passes on with this option only, if sbatch had another
+  local command=(srun --export=ALL --kill-on-bad-exit=1 --label)
   [ -z "$option" ] || command+=("$option")
   command+=(bash "$here/slurm_task.sh" "$ranks" "$by_address" "${words[@]}" "$@")
 
@@ -32,12 +33,14 @@ run_step() {
     for ((rank = 0; rank < nodes; rank++)); do
       if [ -n "$other" ] && [ "$rank" -ge "$first" ]; then count=$other; fi
       echo "# and on node $rank, with the interface of its address:"
-      LOWCOMM_RECIPE_LOADED=1 bash "$here/node.sh" --dry-run --across "${ACROSS:-INTERFACE}" --node-rank "$rank" --ranks "$count" \
+      LOWCOMM_SECRET=made-then LOWCOMM_RECIPE_LOADED=1 bash "$here/node.sh" --dry-run --across "${ACROSS:-INTERFACE}" --node-rank "$rank" --ranks "$count" \
         "${words[@]}" "$@" | sed 's/^/  /'
     done
     return
   fi
   export PYTHONPATH="$here/..:$here/../kernels${PYTHONPATH:+:$PYTHONPATH}"
   cd "$here/.." || exit
+  LOWCOMM_SECRET=$(new_secret)
+  export LOWCOMM_SECRET
   "${command[@]}"
 }

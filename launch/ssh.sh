@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A run on several machines: copies the code, starts torchrun everywhere, shows all logs, stops all on Ctrl-C.
+# A run on several machines: copies the code, starts the ranks everywhere, shows all logs, stops all on Ctrl-C.
 #
 #   launch/ssh.sh --hosts FILE [OPTIONS] RECIPE [FLAGS of lowcomm train ...]
 #
@@ -14,6 +14,7 @@
 #   --behind-firewall   start also on machines that have a public address
 #   --dry-run           print what would run, run nothing
 #
+# The machines meet under a secret that is made for the run and goes to each through ssh's standard input.
 # Ctrl-C: every island saves and leaves; a second one ends the connections, and the machines stop by themselves.
 # Exit codes are those of lowcomm: 0 done, 1 failed, 2 bad input, 3 stopped by a signal with everything saved.
 set -euo pipefail
@@ -138,7 +139,7 @@ start_command() { # NUMBER: DIR is seen from the home directory, where ssh start
   local gpu_free=""
   [ "${gpus[$1]}" -gt 0 ] || gpu_free="CUDA_VISIBLE_DEVICES= "
   # the directory is given whole: lowcomm's own working directory is the copied one
-  echo "cd $dir && PYTHONPATH=\$HOME/${paths//:/:\$HOME/} ${only}${gpu_free}exec bash launch/node.sh $(node_command "$1" --watch-stdin)"
+  echo "cd $dir && PYTHONPATH=\$HOME/${paths//:/:\$HOME/} ${only}${gpu_free}exec bash launch/node.sh $(node_command "$1" --watch-stdin --secret -)"
 }
 
 rsync_words() { # as rsync -e reads them: it knows quotes, which double inside themselves, and no backslashes
@@ -181,9 +182,9 @@ if [ -n "$dry" ]; then
   for i in "${!names[@]}"; do
     echo "# ${names[i]}: machine $i of ${#names[@]}, island ${islands[i]} of $island_count"
     [ -z "$copy" ] || copy_commands "$i"
-    echo "$(one_line "${connect[@]}" "${names[i]}" "$(start_command "$i")") < hold"
-    echo "# which stays connected, and there runs:"
-    eval "LOWCOMM_RECIPE_LOADED=1 bash $(quoted "$here/node.sh") --dry-run $(node_command "$i")" | sed 's/^/  /'
+    echo "$(one_line "${connect[@]}" "${names[i]}" "$(start_command "$i")") < hold.$i"
+    echo "# which stays connected, has the run's secret in its first line, and there runs:"
+    eval "LOWCOMM_RECIPE_LOADED=1 bash $(quoted "$here/node.sh") --dry-run $(node_command "$i" --secret -)" | sed 's/^/  /'
   done
   exit 0
 fi
@@ -213,16 +214,27 @@ if [ -n "$copy" ]; then
   [ -z "$failed" ] || exit 1
 fi
 
-# The machines run as long as this stays open, however this script ends.
-mkfifo "$scratch/hold"
-exec {hold}<>"$scratch/hold"
+# Each machine runs as long as its pipe stays open, however this script ends. First it reads the run's secret there.
+secret=$(new_secret)
+holds=()
+for i in "${!names[@]}"; do
+  mkfifo "$scratch/hold.$i"
+  exec {hold}<>"$scratch/hold.$i"
+  printf '%s\n' "$secret" >&"$hold"
+  holds+=("$hold")
+done
+
+let_go() {
+  for hold in "${holds[@]}"; do exec {hold}>&-; done
+}
+
 stopped="" children=()
 
 stop_all() { # let go: every machine sees the end of its input
   if [ -n "$stopped" ]; then
     cat "$scratch"/*.pid | xargs -r kill 2>/dev/null || true
   else
-    exec {hold}>&-
+    let_go
   fi
   stopped=1
 }
@@ -230,11 +242,13 @@ stop_all() { # let go: every machine sees the end of its input
 for i in "${!names[@]}"; do
   (
     trap "" INT HUP # of the terminal: ssh is to stay until its machine has saved
+    exec {input}<"$scratch/hold.$i" # while this script still holds it open for writing
+    let_go
     (
       echo "$BASHPID" >"$scratch/$i.pid"
       exec "${connect[@]}" "${names[i]}" "$(start_command "$i")"
-    ) <"$scratch/hold" 2>&1 | prefix "${names[i]}"
-  ) {hold}>&- &
+    ) <&"$input" {input}<&- 2>&1 | prefix "${names[i]}" {input}<&-
+  ) &
   children+=($!)
 done
 trap 'echo "launch: stopping: every island saves and leaves" >&2; stop_all' INT TERM HUP USR1 USR2

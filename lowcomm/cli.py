@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import itertools
-import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lowcomm.flags.parse import parse_flags
 from lowcomm.types import ConfigError, LowcommError
 from lowcomm.version import __version__
 
@@ -79,7 +75,7 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
             raise ConfigError("no recipe is given. Fix: lowcomm train FILE.py:FUNCTION; `lowcomm recipes` lists them")
         from lowcomm.config import RunConfig
 
-        _parse(RunConfig(), ["--help"], "lowcomm train FILE.py:FUNCTION")
+        parse_flags(RunConfig(), ["--help"], "lowcomm train FILE.py:FUNCTION")
     from lowcomm.run.ranks import follow_supervisor
 
     follow_supervisor()
@@ -91,14 +87,14 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
 
     overrides = [*extra, *arguments[1:]]
     default = load(arguments[0])
-    config = _parse(default, overrides, f"lowcomm train {arguments[0]}")
+    config = parse_flags(default, overrides, f"lowcomm train {arguments[0]}")
     world = World.from_environment()
     if world.under_torchrun or config.transport == "simulated":
-        return _train_here(config, world.rank)
+        return _train_here(config)
     checked, data = preflight(config, world)
     assert checked.islands is not None and checked.island.size is not None
     if checked.islands * checked.island.size == 1:
-        return _train_here(config, 0)
+        return _train_here(config)
     model = checked.model
     plain = isinstance(model.origin, Scratch) and isinstance(model.tuning, Full)
     if model.directory is not None or not plain:
@@ -109,80 +105,20 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
     return launch(checked, ["train", arguments[0], *overrides, *world_flags])
 
 
-def _train_here(config: RunConfig, rank: int) -> int:
+def _train_here(config: RunConfig) -> int:
+    from lowcomm.report.console import show_run
     from lowcomm.trainer import train
 
     try:
-        code = train(config)
+        return train(config, show=show_run)
     except ConfigError as error:
         return _fail(str(error), 2)  # in every process: torchrun ends the others, rank 0 too, when the first has left
-    return _after(config.directory, code) if rank == _first_left(config.directory) else code
-
-
-def _first_left(directory: Path) -> int:
-    """The rank that shows how a run ended: 0, or the first that was not lost, for which the summary is there by now."""
-    try:
-        lost = json.loads((directory / "summary.json").read_text(encoding="utf-8"))["lost"]
-    except (OSError, ValueError, KeyError):
-        return 0
-    return next(rank for rank in itertools.count() if str(rank) not in lost)
-
-
-def _after(directory: Path, code: int) -> int:
-    """Show the table and write the report of a run that is done."""
-    if code != 0:
-        return code
-    from rich.console import Console
-
-    from lowcomm.report.load import load_run
-    from lowcomm.report.table import summary_table
-
-    console = Console()
-    console.print(summary_table([load_run(directory)]))
-    try:
-        from lowcomm.report.html import write_report
-
-        console.print(f"report: {write_report([directory])}", soft_wrap=True, highlight=False)
-    except ConfigError as error:
-        console.print(f"no HTML report: {error}", soft_wrap=True, markup=False)
-    return code
-
-
-def _parse(default: RunConfig, arguments: Sequence[str], prog: str) -> RunConfig:
-    import tyro
-
-    from lowcomm.run.host_checks import check_home
-
-    check_home()  # fields have paths below it
-    caught, arguments = io.StringIO(), _with_values(arguments)
-    try:
-        with contextlib.redirect_stderr(caught):
-            plain = (tyro.conf.AvoidSubcommands,)  # `Mechanism | None` is what the recipe makes it
-            return tyro.cli(type(default), default=default, args=arguments, prog=prog, config=plain)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        words = re.sub(r"[─-╿]+", " ", caught.getvalue())
-        raise ConfigError(" ".join(words.split())) from None
-
-
-def _with_values(arguments: Sequence[str]) -> list[str]:
-    """`--resume` alone, which is a field of three values, as `--resume True`; `--no-resume` as `--resume False`."""
-    given: list[str] = []
-    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
-        if argument == "--no-resume":
-            given += ["--resume", "False"]
-            continue
-        given.append(argument)
-        if argument == "--resume" and following not in ("auto", "True", "False"):
-            given.append("True")
-    return given
 
 
 def _federation(arguments: Sequence[str]) -> int:
     from lowcomm.federation.command import run_command
 
-    return run_command(arguments, _parse)
+    return run_command(arguments, parse_flags)
 
 
 def _plan(arguments: Sequence[str]) -> int:
@@ -194,7 +130,7 @@ def _plan(arguments: Sequence[str]) -> int:
 def _sweep(arguments: Sequence[str]) -> int:
     from lowcomm.sweep.command import sweep
 
-    return sweep(arguments, _parse)
+    return sweep(arguments, parse_flags)
 
 
 def _report(arguments: Sequence[str]) -> int:
@@ -203,19 +139,13 @@ def _report(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=None, help="file to write (default: report.html in the first run)")
     parser.add_argument("--trace", type=Path, default=None, help="also write Chrome trace event JSON, for Perfetto")
     options = parser.parse_args(arguments)
-    from rich.console import Console
+    from lowcomm.report.console import show_runs
 
-    from lowcomm.report.html import write_report
-    from lowcomm.report.load import load_run
-    from lowcomm.report.table import summary_table
-
-    console = Console()
-    console.print(summary_table([load_run(run) for run in options.runs]))
-    console.print(f"report: {write_report(options.runs, options.out)}", soft_wrap=True, highlight=False)
+    show_runs(options.runs, options.out)
     if options.trace is not None:
         from lowcomm.report.trace import write_trace
 
-        console.print(f"trace: {write_trace(options.runs, options.trace)}", soft_wrap=True, highlight=False)
+        print(f"trace: {write_trace(options.runs, options.trace)}")
     return 0
 
 
@@ -240,7 +170,7 @@ def _check_recipe(arguments: Sequence[str]) -> int:
     from lowcomm.membership import DEFAULT_ISLANDS
     from lowcomm.recipe import load
 
-    config = _parse(load(arguments[0]), arguments[1:], f"lowcomm train {arguments[0]}")
+    config = parse_flags(load(arguments[0]), arguments[1:], f"lowcomm train {arguments[0]}")
     islands = DEFAULT_ISLANDS if config.islands is None else config.islands
     check(config, islands)
     print(f"{arguments[0]}: run {config.name}, {islands} islands, {config.steps} inner steps")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from lowcomm.aggregate import Aggregator, Mean
+from lowcomm.attack import Attack
 from lowcomm.codec import Codec, Fp32
 from lowcomm.data import DataConfig
 from lowcomm.exchange.base import ExchangeChoice
@@ -54,6 +55,10 @@ class SyncConfig:
     """Who exchanges with whom, and when; None: islands in lockstep."""
     secure: SecureSum | None = None
     """Secure aggregation: nobody sees a single contribution, only the sum; None: plain sums."""
+    attack: Attack | None = None
+    """What some islands do to their contributions on purpose, to test the aggregator; None: nothing."""
+    allow_attack: bool = False
+    """Whether the attack is meant: a run with one is refused without it."""
     buffers: dict[str, BufferRule] | None = None
     """Persistent buffers by name pattern, such as '*running_mean': average over the islands at each sync, or local."""
     outer_device: Literal["model", "cpu"] = "model"
@@ -78,8 +83,9 @@ class SyncConfig:
     def clients(self) -> Clients:
         """Who takes part how, as a LocalSGD takes it."""
         return Clients(
-            sampling=self.sampling, local_steps=self.local_steps, objective=self.objective, secure=self.secure
-        )
+            sampling=self.sampling, local_steps=self.local_steps, objective=self.objective, secure=self.secure,
+            attack=self.attack, allow_attack=self.allow_attack,
+        )  # fmt: skip
 
     def spec(self, seed: int = 0) -> SyncSpec:
         """The choices of the LocalSGD that the run builds."""
@@ -111,7 +117,8 @@ class EvalConfig:
     clients: bool = False
     """Evaluate every island's own held-out text at the end (data.sharding by_folder or a partition): clients.json."""
     baselines: bool = False
-    """With `clients`: also train on each island's data alone and on all data together, as many steps, to compare."""
+    """With `clients`: also train on each island's data alone and on all data together, as many steps, to compare. Sites
+    that keep their data are compared with training alone only."""
     membership: bool = False
     """With `clients`: also how well a client's training sequences are told from its held-out ones by their loss."""
 
@@ -223,8 +230,6 @@ def _check_own_data(config: RunConfig) -> None:
     ok = not config.eval.clients or own or config.data.sharding == "by_folder" or config.data.partition is not None
     legal = "False, unless data.sharding is by_folder or data.partition is set"
     require(ok, "eval.clients", True, legal, "pass --data.sharding by_folder")
-    ok = not own or not config.eval.baselines
-    require(ok, "eval.baselines", True, "False, as data.sharding own keeps text where it is", "leave it out")
     ok = not own or config.sync.privacy is None or config.sync.privacy.level == "client"
     require(ok, "data.sharding", "own", "another with ExampleGaussian, whose epsilon needs all sizes", "use iid")
     for more in ("baselines", "membership"):
@@ -254,10 +259,10 @@ def _check_clients(config: RunConfig, islands: int) -> None:
     require(fits, "batched", True, "False with sync.exchange, as islands' steps differ", "leave it out")
     if isinstance(sync.exchange, Buffered):
         sync.exchange.check_processes(config.transport == "simulated" or islands == 1)
-    for name in ("sampling", "local_steps", "objective", "secure"):
+    for name in ("sampling", "local_steps", "objective", "secure", "attack"):
         if getattr(clients, name) is None:
             continue
-        fits = not config.batched or name == "secure"
+        fits = not config.batched or name in ("secure", "attack")
         require(fits, "batched", True, f"False with sync.{name}, as islands' steps differ", "leave it out")
         alone = config.island.size in (None, 1)
         require(alone, "island.size", config.island.size, f"1 with sync.{name}", "leave it out")

@@ -3,7 +3,7 @@
     before       the untuned model                       after        the global model
     own          the client's own model (private factors, its rank)
     local        tuned on the client's data alone, as many steps
-    centralised  tuned on all data together: each step takes one batch of every client
+    centralised  tuned on all data together: each step takes one batch of every client; not where sites keep their data
 
 Losses are nats per token on each client's own held-out text; `mean` weighs clients equally, `worst` is the mean over
 the worst tenth of the clients (at least one); `percentiles`, `spread` (standard deviation) and `helped` (the fraction
@@ -28,7 +28,9 @@ from lowcomm.data import Shard
 from lowcomm.island.scalars import ScalarOptimizer
 from lowcomm.island_kinds import build_island
 from lowcomm.model import token_losses
-from lowcomm.privacy.membership_inference import attacks
+from lowcomm.privacy.membership_inference import FIGURES, attacks
+from lowcomm.report.privacy import attack_in_words
+from lowcomm.report.verdict import client_lines
 from lowcomm.run.assembly import Run, build_models
 from lowcomm.run.finale import holding_global_weights
 from lowcomm.run.privacy_spent import training_shards
@@ -110,17 +112,16 @@ def report_clients(run: Run) -> None:
             train_alone(config, alone, [run.data.shard(k)], config.steps)
             columns["local"][k] = mean_loss(alone, batches[k], device)
     table = _gathered(run, columns)
-    if config.eval.baselines:
+    if config.eval.baselines and config.data.sharding != "own":
         table["centralised"] = _centralised(run, batches)
     membership = _membership(run, batches, fresh) if config.eval.membership else {}
-    if run.writes:
-        _write(run, table, membership)
+    _conclude(run, table, membership)
 
 
 def _membership(run: Run, batches: Sequence[Batches], fresh: nn.Module) -> dict[str, dict[str, float]]:
     """Means over the clients with held-out text of the attacks' figures; empty without any."""
     config, transport, device = run.config, run.sync.transport, run.islands[0].device
-    keys = [(attack, figure) for attack in ("loss", "calibrated", "untuned") for figure in ("auc", "tpr_at_1pct_fpr")]
+    keys = [(attack, figure) for attack in ("loss", "calibrated", "untuned") for figure in FIGURES]
     columns = {"/".join(key): [math.nan] * transport.islands for key in keys}
     with holding_global_weights(run.sync.state):
         for k, shard in zip(transport.local, training_shards(run.data, run.sync.state), strict=True):
@@ -142,8 +143,9 @@ def _membership(run: Run, batches: Sequence[Batches], fresh: nn.Module) -> dict[
     for name, values in _gathered(run, columns).items():
         known = [v for v in values if not math.isnan(v)]
         attack, figure = name.split("/")
-        if known:
-            means.setdefault(attack, {})[figure] = sum(known) / len(known)
+        if known:  # errors of single clients are independent
+            total = math.hypot(*known) if figure == "auc_error" else sum(known)
+            means.setdefault(attack, {})[figure] = total / len(known)
     return means
 
 
@@ -168,24 +170,34 @@ def _centralised(run: Run, batches: Sequence[Batches]) -> list[float]:
     return transport.gather(rows)[0].tolist()
 
 
-def _write(run: Run, table: dict[str, list[float]], membership: Mapping[str, Mapping[str, float]]) -> None:
+def _conclude(run: Run, table: dict[str, list[float]], membership: Mapping[str, Mapping[str, float]]) -> None:
     known = {column: values for column, values in table.items() if not any(math.isnan(v) for v in values)}
     mean = {column: sum(values) / len(values) for column, values in known.items()}
-    found: dict[str, object] = {"clients": known, "mean": mean}
+    names = client_names(run)
+    found: dict[str, object] = {"names": names, "clients": known, "mean": mean}
     found["worst_10pct"] = {column: worst_tenth(values) for column, values in known.items()}
     found["percentiles"] = {column: percentiles(values) for column, values in known.items()}
     found["spread"] = {column: statistics.pstdev(values) for column, values in known.items()}
     found["helped"] = helped(known)
     if membership:
         found["membership"] = membership
-        by_loss, calibrated, untuned = (membership[k]["auc"] for k in ("loss", "calibrated", "untuned"))
-        run.progress.note(
-            f"membership inference: loss AUC {by_loss:.3f} (of the untuned model {untuned:.3f}), "
-            f"calibrated AUC {calibrated:.3f}"
-        )
-    write_json(run.directory / "clients.json", found)
-    text = ", ".join(f"{column} {value:.4f}" for column, value in mean.items())
-    run.progress.note(f"clients' validation loss (mean over {run.sync.transport.islands}): {text}")
+        run.progress.note(attack_in_words(membership))
+    if run.writes:
+        write_json(run.directory / "clients.json", found)
+    run.progress.note("")
+    for line in client_lines(names, known):
+        run.progress.note(line)
+    run.progress.note("")
+
+
+def client_names(run: Run) -> list[str]:
+    """Of the islands that are present: the one label of a client's text (its folder), else its number."""
+    clients = (run.data.partition or {}).get("clients", [])
+    what = "site" if run.config.data.sharding == "own" else "client"
+    labels = {int(c["client"]): list(c["train_labels"]) for c in clients}
+    single = {k: found[0] for k, found in labels.items() if len(found) == 1 and found[0]}
+    clear = len(set(single.values())) == len(labels)
+    return [single[k] if clear and k in single else f"{what} {k}" for k in run.sync.transport.present]
 
 
 def percentiles(losses: Sequence[float]) -> dict[str, float]:

@@ -14,8 +14,11 @@ import torch.distributed as dist
 from lowcomm.config import RunConfig
 from lowcomm.island import Mesh
 from lowcomm.island.mesh import check_divides, divisors
+from lowcomm.rendezvous.nodes import read_meeting
+from lowcomm.rendezvous.store import RunStore
+from lowcomm.run.left_behind import GOES_ON
 from lowcomm.transport import Collective, Simulated, Transport
-from lowcomm.transport.board import GOES_ON, Board, FileBoard, StoreBoard
+from lowcomm.transport.board import STORE_S, Board, FileBoard, StoreBoard
 from lowcomm.transport.heartbeat import Heartbeat
 from lowcomm.transport.links import sockets
 from lowcomm.transport.listeners import close_listeners
@@ -37,7 +40,10 @@ class World:
     relayed: bool = False
     """Whether each process is an island that a relay joins (lowcomm/federation), rather than torch.distributed."""
     store: Path | None = None
-    """File by which the ranks of one machine find each other, in a directory of mode 0700; None: torchrun's address."""
+    """File by which our own ranks find each other, in a directory of mode 0700; None: torchrun's address.
+
+    Of one machine it is a FileStore, of several it says where their rendezvous is (rendezvous.json).
+    """
 
     @classmethod
     def from_environment(cls) -> World:
@@ -79,9 +85,11 @@ class Membership:
     mesh: Mesh | None
     """None: islands of one rank."""
     store: dist.Store | None = None
-    """By which the ranks of one machine have found each other, where nothing listens for it."""
+    """By which the ranks have found each other, unless torchrun started them: nobody else can write it."""
     heartbeat: Heartbeat | None = None
-    """Tells this process's islands and the others' from each other's silence; None: nothing does."""
+    """Tells which of the other islands are alive; None: nothing does."""
+    directory: Path | None = None
+    """Private one of the ranks of this machine, where our own supervisor started them."""
 
     def share(self, tokens: int) -> int:
         """This rank's share of the tokens of its island's batch; the shares of its ranks sum to `tokens`."""
@@ -89,7 +97,7 @@ class Membership:
         return tokens if mesh is None else tokens // mesh.size + (mesh.rank < tokens % mesh.size)
 
     def close_listeners(self, what: str) -> None:
-        """On one machine, let no process but the run's ranks connect to this one; all ranks call it alike.
+        """Let no process but the run's ranks connect to this one, unless torchrun started it; all ranks call it alike.
 
         what: names the call. Raises TransportError if another process has connected.
         """
@@ -100,8 +108,8 @@ class Membership:
         """All have begun: from now on islands may be lost, where the others can go on without them."""
         if isinstance(self.transport, Regrouping):
             self.transport.survives = True
-        if self.heartbeat is not None and goes_on(self.transport):
-            self.heartbeat.board.post(GOES_ON, "")
+        if self.directory is not None and self.heartbeat is not None and goes_on(self.transport):
+            FileBoard(self.directory).post(GOES_ON, "")
 
     def leave(self, why: str) -> None:
         """Tell the others that this process goes of its own will."""
@@ -182,7 +190,8 @@ def join(config: RunConfig, world: World, device: torch.device, transport: Trans
     store = None if world.store is None else open_store(world.store, timeout_s)
     alone = config.island.size == 1
     beats = alone and config.sync.heartbeat_s is not None and world.size > 1
-    board = FileBoard(world.store.parent) if beats and world.store is not None else None
+    files = beats and world.store is not None and isinstance(store, dist.FileStore)
+    board = FileBoard(world.store.parent) if files and world.store is not None else None
     if board is not None:
         board.join(world.rank)
     before = sockets()
@@ -191,18 +200,22 @@ def join(config: RunConfig, world: World, device: torch.device, transport: Trans
     except (RuntimeError, ValueError, OSError) as error:  # what torch raises here is of all three kinds
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"rank {world.rank} could not join the other {world.size - 1}: {cause}. "
-            "Fix: correct MASTER_ADDR, MASTER_PORT (another program may use it) or GLOO_SOCKET_IFNAME"
+            f"rank {world.rank} could not join the other {world.size - 1}: {cause}. Fix: correct "
+            + ("MASTER_ADDR, MASTER_PORT (another program may use it) or " if store is None else "")
+            + "GLOO_SOCKET_IFNAME"
         ) from error
     if alone:
-        heartbeat = _heartbeat(config, world, board) if beats else None
+        heartbeat = _heartbeat(config, world, board, store) if beats else None
         transport = everyone
         if heartbeat is not None and may_regroup(config, device):
             transport = Regrouping(
                 everyone, heartbeat, sockets() - before, timeout_s=timeout_s, streams=streams, spared=_master_ports(),
                 joined=lambda epoch: _close_again(store, epoch, world.rank),
             )  # fmt: skip
-        members = Membership(transport=transport, everyone=transport, mesh=None, store=store, heartbeat=heartbeat)
+        directory = None if world.store is None else world.store.parent
+        members = Membership(
+            transport=transport, everyone=transport, mesh=None, store=store, heartbeat=heartbeat, directory=directory
+        )
         members.close_listeners("groups")
         if heartbeat is not None:
             heartbeat.start()
@@ -229,16 +242,19 @@ def goes_on(transport: Transport) -> bool:
     return transport.goes_on or isinstance(transport, Regrouping)
 
 
-def _heartbeat(config: RunConfig, world: World, board: Board | None) -> Heartbeat | None:
-    """None: ranks that torchrun has not joined by a TCPStore have no board."""
+def _heartbeat(config: RunConfig, world: World, board: Board | None, own: dist.Store | None) -> Heartbeat | None:
+    """None: ranks that neither our own store nor a TCPStore of torchrun has joined have no board."""
+    if board is None and own is not None:
+        board = StoreBoard(own, own)  # its threads do not hold each other up
     if board is None:
         store = dist.distributed_c10d._get_default_store()
         while isinstance(store, dist.PrefixStore):
             store = store.underlying_store
         if not isinstance(store, dist.TCPStore):
             return None
-        board = StoreBoard(store)
-        board.join(world.rank)
+        apart: dist.Store = store.clone()  # pyright: ignore[reportAttributeAccessIssue]
+        apart.set_timeout(timedelta(seconds=STORE_S))
+        board = StoreBoard(store, apart)
     assert config.sync.heartbeat_s is not None
     return Heartbeat(board, world.rank, range(world.size), config.sync.heartbeat_s)
 
@@ -255,7 +271,7 @@ def _close_again(store: dist.Store | None, epoch: Epoch, rank: int) -> None:
 
 
 def open_store(path: Path, timeout_s: float) -> dist.Store:
-    """The store by which the ranks of one machine find each other. Raises ConfigError if others could write it."""
+    """The store by which our own ranks find each other. Raises ConfigError if others could write or read it."""
     here = path.parent
     try:
         facts = here.lstat()
@@ -264,6 +280,8 @@ def open_store(path: Path, timeout_s: float) -> dist.Store:
     private = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077
     legal = "a file in a directory of this user with mode 0700"
     require(private, "LOWCOMM_STORE", str(path), legal, f"unset it, or chmod 700 {here}")
+    if path.suffix == ".json":
+        return RunStore(read_meeting(path), timeout_s)
     store = dist.FileStore(str(path), -1)  # -1: whoever made the directory removes it
     store.set_timeout(timedelta(seconds=timeout_s))
     return store

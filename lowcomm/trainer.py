@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from lowcomm import checkpoint
 from lowcomm.config import RunConfig
 from lowcomm.federated import report_clients
+from lowcomm.report.privacy import spent_in_words
 from lowcomm.run.assembly import Run, World, assemble, preflight
 from lowcomm.run.cadence import Cadence
 from lowcomm.run.clock import start_together
@@ -18,7 +21,7 @@ from lowcomm.run.export import export
 from lowcomm.run.finale import Evaluation, evaluate, holding_global_weights, write_summary
 from lowcomm.run.journal import Journal
 from lowcomm.run.losses import saves_without
-from lowcomm.run.privacy_spent import Counts
+from lowcomm.run.privacy_spent import Counts, privacy_spent
 from lowcomm.run.resume import is_finite, load_newest, save_now, start_files
 from lowcomm.run.signals import tell_stopped, who_stopped
 from lowcomm.transport.base import Transport
@@ -28,11 +31,17 @@ DONE, FAILED, STOPPED = 0, 1, 3
 """Exit codes; 2 (bad input) is given by the command line before anything starts."""
 
 
-def train(config: RunConfig, world: World | None = None, transport: Transport | None = None) -> int:
+def train(
+    config: RunConfig,
+    world: World | None = None,
+    transport: Transport | None = None,
+    show: Callable[[Path], None] | None = None,
+) -> int:
     """Run to the end (0) or to a stop with everything saved (3). Raises LowcommError when it fails.
 
     Under torchrun, call it in every process; alone, it simulates all islands if transport is "simulated". transport:
-    what joins this process, one island of a `relayed` world, to the others.
+    what joins this process, one island of a `relayed` world, to the others. show: called with the run directory of a
+    run that is done, where this process wrote its summary.
     """
     world = World.from_environment() if world is None else world
     config, data = preflight(config, world)
@@ -48,7 +57,6 @@ def train(config: RunConfig, world: World | None = None, transport: Transport | 
         run.members.may_lose()
         code = loop.run_to_end()
         run.members.leave("done" if code == DONE else "stopped")
-        return code
     except BaseException as error:
         run.members.leave(f"failed: {type(error).__name__}")
         raise
@@ -59,6 +67,9 @@ def train(config: RunConfig, world: World | None = None, transport: Transport | 
         run.members.close()
         if run.lock is not None:
             run.lock.close()
+    if show is not None and run.writes and code == DONE:
+        show(run.directory)
+    return code
 
 
 class Loop:
@@ -113,6 +124,8 @@ class Loop:
         except CheckpointError as error:
             self.save_failure = str(error)
         write_summary(run, "done" if sync.step >= run.config.steps else "budget spent", wall_s, result)
+        if (spent := privacy_spent(sync.state, run.ledger)) is not None:
+            run.progress.note(spent_in_words(spent))
         if self.save_failure is not None:
             raise CheckpointError(f"the run is done, but a save failed on the way: {self.save_failure}")
         if run.metrics.failure is not None:

@@ -6,18 +6,19 @@ Stages import this module and `lowcomm_kernels`, never each other.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IGNORED = -100
 """A target that no loss counts, as torch's cross-entropy has it: padding, and text that is not to be learnt."""
 
-Delta = dict[str, Tensor]
+Delta = dict[str, "Tensor"]
 """Pseudo-gradient by parameter name: fp32, `global_before - local_after` (gradient sign), shapes kept."""
 
 
-Part = tuple[dict[str, Tensor], dict[str, Any]]
+Part = tuple[dict[str, "Tensor"], dict[str, Any]]
 """A part of a checkpoint: named tensors and JSON values."""
 
 

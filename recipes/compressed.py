@@ -133,7 +133,7 @@ def fedzip() -> RunConfig:
 
 
 def rqm() -> RunConfig:
-    """RQM (arXiv 2306.11913): 4 random bits per update that hide it (see lowcomm.privacy), error feedback 0.95."""
+    """RQM (arXiv 2306.11913): 4 random bits per entry, with an epsilon in the log; error feedback 0.95."""
     return _tiny("rqm", ErrorFeedback(codec=Rqm(clip=0.01, margin=1.0, levels=16, keep=0.5), beta=0.95), AVERAGE)
 
 

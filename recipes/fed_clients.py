@@ -1,4 +1,4 @@
-"""Clients that differ: sampled ones, unequal work, drift that is held back, sums that nobody can look into.
+"""Clients that differ: sampled ones, unequal work, drift that is held back, secure sums.
 
 Federated LoRA on a tiny pretrained model as in fed_lora.py; here the rule is the plain mean and the clients vary.
 """

@@ -136,7 +136,7 @@ def selective_after() -> RunConfig:
 
 
 def dp() -> RunConfig:
-    """DP-LoRA: no sequence of any client's text can be told from the model; epsilon (2.4) in log and summary."""
+    """DP-LoRA: noise bounds what the model tells of one sequence, by epsilon 2.4: odds that change 11 times at most."""
     return _private("dp", Mean(by="uniform"), EXAMPLES)
 
 

@@ -27,8 +27,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import lowcomm as lc
-from lowcomm.aggregate import Krum, Mean
+from lowcomm.aggregate import NNM, Krum, Mean, Median, TrimmedMean
 from lowcomm.aggregate.lora import FFA, FedIT, FedRand, FedSB, HetLoRA, RoLoRA, SenderMean
+from lowcomm.attack import LabelNoise
 from lowcomm.codec import ErrorFeedback, Fp32, Int4, Int8, InTurn, LocalResidual, Shared, TopK
 from lowcomm.codec.parts import Parts
 from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
@@ -45,6 +46,7 @@ from lowcomm.trainer import train
 from lowcomm.transport import Collective, Simulated, Transport
 from tests.methods import (
     AGGREGATORS,
+    ATTACKS,
     CODECS,
     INNERS,
     LORA_RULES,
@@ -199,6 +201,11 @@ def loops() -> dict[str, Loop]:
     plain |= {f"codec {name(c)}": Loop(settings={"codec": c}) for c in whole_codecs()}
     plain |= {f"inner {name(i)}": Loop(settings={}, inner=i) for i in INNERS}
     plain |= {f"aggregator {name(a)}": Loop(settings={"aggregator": a}) for a in AGGREGATORS}
+    plain |= {
+        f"attack {name(a)}": Loop(settings={"aggregator": Median()}, clients=SyncConfig(attack=a, allow_attack=True))
+        for a in ATTACKS
+        if not isinstance(a, LabelNoise)
+    }
     mean = Mean(by="uniform")
     plain |= {
         f"privacy {name(m)}": Loop(settings={"privacy": m, "quorum": 1.0, "aggregator": mean})
@@ -373,6 +380,9 @@ def _cut(config: RunConfig) -> RunConfig:
         sync = dataclasses.replace(sync, privacy=dataclasses.replace(sync.privacy, seed=1))  # pyright: ignore
     if isinstance(sync.aggregator, Krum):
         sync = dataclasses.replace(sync, aggregator=dataclasses.replace(sync.aggregator, faulty=0))
+    if sync.attack is not None:
+        rule, attack = NNM() | TrimmedMean(), dataclasses.replace(sync.attack, islands=(3,))
+        sync = dataclasses.replace(sync, aggregator=rule, attack=attack, allow_attack=True)
     return dataclasses.replace(
         config,
         name="golden",

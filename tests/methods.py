@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from lowcomm.aggregate import Aggregator, Krum, Mean
+from lowcomm.aggregate import (
+    NNM,
+    RFFL,
+    Aggregator,
+    Bucketing,
+    CentredClipping,
+    GeometricMedian,
+    Krum,
+    Mean,
+    Median,
+    Mixing,
+    NormBound,
+    TrimmedMean,
+)
 from lowcomm.aggregate.lora import (
     FFA,
     Cellm,
@@ -19,6 +32,18 @@ from lowcomm.aggregate.lora import (
     LoraRule,
     RoLoRA,
     SenderMean,
+)
+from lowcomm.attack import (
+    ALIE,
+    Attack,
+    FreeRider,
+    Gaussian,
+    InnerProduct,
+    LabelNoise,
+    NotANumber,
+    Replay,
+    Scaling,
+    SignFlip,
 )
 from lowcomm.codec import (
     BF16,
@@ -105,7 +130,33 @@ OBJECTIVES: tuple[Objective, ...] = (FedProx(mu=0.1), Scaffold(), RankDecay(), S
 
 SAMPLINGS: tuple[Sampling, ...] = (FixedSize(count=2), Poisson(rate=0.4))
 
-AGGREGATORS: tuple[Aggregator, ...] = (Mean(), Mean(by="uniform"), Krum(faulty=0), Krum(faulty=0, best=3))
+AGGREGATORS: tuple[Aggregator, ...] = (
+    Mean(),
+    Mean(by="uniform"),
+    Krum(faulty=0),
+    Krum(faulty=0, best=3),
+    Median(),
+    TrimmedMean(),
+    GeometricMedian(),
+    CentredClipping(),
+    NormBound(),
+    NNM() | TrimmedMean(),
+    NNM() | CentredClipping(),
+    Bucketing() | TrimmedMean(faulty=0),
+    RFFL(),
+)
+MIXINGS: tuple[Mixing, ...] = (NNM(), Bucketing(), NNM() | Bucketing())
+ATTACKS: tuple[Attack, ...] = (
+    SignFlip(),
+    Scaling(),
+    Gaussian(),
+    ALIE(islands=(1,)),
+    InnerProduct(islands=(0, 3)),
+    LabelNoise(),
+    FreeRider(),
+    Replay(),
+    NotANumber(),
+)
 TOPOLOGIES: tuple[Topology, ...] = (Ring(), Exponential(), RandomPairs())
 
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = (
     "schedule", "local", "privacy", "codec", "topology", "transport", "aggregate",
-    "outer", "island", "model", "data", "plan", "report", "sampling", "secure",
+    "outer", "island", "model", "data", "plan", "report", "sampling", "secure", "attack",
 )  # fmt: skip
 SIZED = ("lowcomm", "kernels", "recipes", "benchmarks")
 HEAVY = ("transformers", "peft", "deepspeed", "triton", "datasets", "plotly")
@@ -157,6 +157,24 @@ def test_import_lowcomm_is_light() -> None:
         f"print(sorted({{m.partition('.')[0] for m in sys.modules}} & set({HEAVY!r})))"
     )
     assert _run(code).strip() == "[]"
+
+
+def test_what_only_starts_others_loads_no_torch() -> None:
+    """The command line, the launcher of ranks and the commands of a federation would each take seconds for it."""
+    code = (
+        "import sys; sys.path[:0] = ['.', 'kernels']; import lowcomm.cli, lowcomm.run.ranks\n"
+        "import lowcomm.federation.command, lowcomm.federation.keys, lowcomm.federation.submit, lowcomm.report.html\n"
+        "print('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    assert _run(code).strip() == "False False"
+
+
+def test_what_is_imported_late_is_there() -> None:
+    import lowcomm
+
+    assert all(hasattr(lowcomm, name) for name in lowcomm.__all__)
+    assert set(dir(lowcomm)) == set(lowcomm.__all__)
+    assert not hasattr(lowcomm, "Optimiser")
 
 
 def test_transformers_imports_from_the_repo_root() -> None:

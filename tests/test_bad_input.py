@@ -159,7 +159,7 @@ def test_every_field_is_tried() -> None:
         "sync.exchange",
     }  # tests/test_clients, test_secure, test_gossip, test_buffered
     own_tests |= {"data.chat_template", "inner.lr_schedule"}  # Literals by another name
-    own_tests |= {"sync.buffers"}  # tests/test_model_directory
+    own_tests |= {"sync.buffers", "sync.attack"}  # tests of model directories, and of attacks
     assert found - own_tests == {field for field, _, _ in OUT_OF_RANGE}
 
 

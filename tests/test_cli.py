@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import json
@@ -19,6 +20,7 @@ import pytest
 from lowcomm import recipe, version
 from lowcomm.cli import main
 from lowcomm.config import RunConfig
+from lowcomm.types import ConfigError
 from tests.support import runs
 
 PACKAGES = ("data", "island", "schedule", "outer", "codec", "aggregate", "model")
@@ -31,8 +33,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_classes() -> list[type]:
     """Every public dataclass that a run is configured with."""
-    import dataclasses
-
     modules = [importlib.import_module("lowcomm.config")]
     modules += [importlib.import_module(f"lowcomm.{name}") for name in PACKAGES]
     found = {
@@ -128,6 +128,12 @@ def test_recipes_load_and_pass_the_checks(name: str) -> None:
 
     config = recipe.load(name)
     assert isinstance(config, RunConfig)
+    if config.sync.attack is not None:
+        with pytest.raises(
+            ConfigError, match=r"sync\.attack = .* Fix: pass --sync\.allow-attack, or leave sync\.attack out"
+        ):
+            check(config, config.islands or 4)
+        config = dataclasses.replace(config, sync=dataclasses.replace(config.sync, allow_attack=True))
     check(config, config.islands or 4)
 
 

@@ -11,8 +11,8 @@
 #   --namespace NS          (default: that of kubectl's context)
 #   --dry-run               load the recipe and print the manifest, apply nothing
 #
-# The cluster needs JobSet, and a storage class with ReadWriteMany. Another overlay: kubectl kustomize of your own
-# directory with ../base in it.
+# The cluster needs JobSet, and a storage class with ReadWriteMany. Pods know each other by the Secret lowcomm-rendezvous,
+# which is made here where there is none. Another overlay: kubectl kustomize of your own directory with ../base in it.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
@@ -94,6 +94,12 @@ kubectl kustomize "$work" >"$work/manifest.yaml"
 if [ -n "$dry" ]; then
   echo "# $(totals "$islands" "$island_size" $((islands * nodes_per_island)))"
   cat "$work/manifest.yaml"
+  echo "# and, where there is no Secret lowcomm-rendezvous: kubectl create secret generic lowcomm-rendezvous --from-file=secret=FILE"
 else
+  within=()
+  [ -z "$namespace" ] || within=(--namespace "$namespace")
+  if [ -z "$(kubectl get secret lowcomm-rendezvous "${within[@]}" --ignore-not-found --output name)" ]; then
+    new_secret | kubectl create secret generic lowcomm-rendezvous "${within[@]}" --from-file=secret=/dev/stdin
+  fi
   kubectl apply -f "$work/manifest.yaml"
 fi

@@ -1,10 +1,41 @@
 """Aggregators: contributions of the islands -> one Delta."""
 
 from lowcomm.aggregate.base import Aggregate, Aggregator, Context
+from lowcomm.aggregate.bucketing import Bucketing
+from lowcomm.aggregate.centred_clipping import CentredClipping
+from lowcomm.aggregate.coordinates import CoordinateRule
+from lowcomm.aggregate.geometric_median import GeometricMedian
 from lowcomm.aggregate.gram import GramRule
 from lowcomm.aggregate.krum import Krum
 from lowcomm.aggregate.mean import Mean
+from lowcomm.aggregate.median import Median
+from lowcomm.aggregate.mixing import Mixed, Mixing
+from lowcomm.aggregate.nearest_neighbours import NNM
+from lowcomm.aggregate.norm_bound import NormBound
+from lowcomm.aggregate.rffl import RFFL
+from lowcomm.aggregate.robust import RobustRule
+from lowcomm.aggregate.trimmed_mean import TrimmedMean
 
 from lowcomm.aggregate import lora  # isort: skip  # its rules build on what is above
 
-__all__ = ["Aggregate", "Aggregator", "Context", "GramRule", "Krum", "Mean", "lora"]
+__all__ = [
+    "NNM",
+    "RFFL",
+    "Aggregate",
+    "Aggregator",
+    "Bucketing",
+    "CentredClipping",
+    "Context",
+    "CoordinateRule",
+    "GeometricMedian",
+    "GramRule",
+    "Krum",
+    "Mean",
+    "Median",
+    "Mixed",
+    "Mixing",
+    "NormBound",
+    "RobustRule",
+    "TrimmedMean",
+    "lora",
+]

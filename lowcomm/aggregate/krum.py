@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lowcomm.aggregate.gram import GramRule
+from lowcomm.aggregate.robust import check_faulty
 from lowcomm.types import require
 
 
@@ -43,8 +44,7 @@ class Krum(GramRule):
 
     def check(self) -> None:
         super().check()
-        whole = isinstance(self.faulty, int) and self.faulty >= 0
-        require(whole, "sync.aggregator.faulty", self.faulty, "a whole number, 0 or more", "1 needs 5 islands")
+        check_faulty(self.faulty)
         whole = isinstance(self.best, int) and self.best >= 1
         require(whole, "sync.aggregator.best", self.best, "a whole number, 1 or more", "1 is Krum")
 

@@ -92,6 +92,7 @@ class Gather(Way):
                     codec.accumulate(payload, weight, mean, theirs)
                 else:
                     delta = codec.decode(payload, out.part(mean, island, cohort), theirs)
+                    check_finite(delta)  # a rule compares values, and nothing compares with NaN
                     one = Contribution(island=island, delta=delta, weight=weight, round=out.round.index)
                     contributions.append(one)
             except PayloadError as error:
@@ -116,6 +117,13 @@ class Gather(Way):
             state=out.rule_state,
             sum_ranks=lambda table: self.transport.inside(table.reshape(-1)).sum(dim=0).view_as(table),
         )
+
+
+def check_finite(delta: Delta) -> None:
+    """Raise PayloadError for values that are not finite, whatever norm their sender has said."""
+    for name, value in delta.items():
+        if not bool(value.isfinite().all()):
+            raise PayloadError(f"the decoded {name} is not finite")
 
 
 def _sizes_bytes(codec: Codec, out: Outgoing, cohort: Cohort) -> list[int]:

@@ -11,6 +11,7 @@ from lowcomm.federation.keys import MOST_CLIENTS
 from lowcomm.federation.mailbox import Mailbox, Outcome
 from lowcomm.federation.worker import Worker, make_client_app
 from lowcomm.membership import World, count_islands
+from lowcomm.report.console import show_run
 from lowcomm.trainer import train
 from lowcomm.transport.relayed import Relayed
 from lowcomm.types import ConfigError, LowcommError, require
@@ -41,7 +42,7 @@ def run_client(config: RunConfig, client: int, clients: int, node: str, secret_f
     outcome = Outcome(code=1, error="it was interrupted")
     worker.start()
     try:
-        code = train(config, world, Relayed(clients, client, mailbox.post))
+        code = train(config, world, Relayed(clients, client, mailbox.post), show_run)
         outcome = _outcome(config, code)
         return code
     except LowcommError as error:

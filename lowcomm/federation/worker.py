@@ -10,6 +10,7 @@ The Runtime API that it speaks is flwr's own between SuperNode and app; `engine.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lowcomm.federation.mailbox import Mailbox
@@ -93,20 +94,37 @@ class Worker(threading.Thread):
     def _answer(self, token: str) -> None:
         """One message: what flwr's own ClientApp process does, but for fetching code."""
         from flwr.common.constant import SubStatus
-        from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+        from flwr.supercore.heartbeat import HeartbeatSender
         from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
         from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
         client = _connect(self._address, [RuntimeTokenHttpInterceptor(token)])
-        heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        heartbeat = HeartbeatSender(_heartbeat(client))
         heartbeat.start()
         try:
             message, context = _pull(client)
             push_message(client, self._app(message=message, context=context), context)
-            push_task_output(client=client, context=context, sub_status=SubStatus.COMPLETED, details="")
         finally:
-            heartbeat.stop()
-            client.close()
+            heartbeat.stop()  # before the task ends, and with it the token that a late heartbeat would show
+        push_task_output(client=client, context=context, sub_status=SubStatus.COMPLETED, details="")
+        client.close()
+
+
+def _heartbeat(client: RuntimeHttpClient) -> Callable[[], bool]:
+    """Says that a task is being worked on. Flower's own interrupts this process, the trainer, when it is refused.
+
+    Here a task that the SuperNode has given up fails with its reply, and the reason reaches the trainer.
+    """
+    import httpx
+    from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
+
+    def beat() -> bool:
+        try:
+            return client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success
+        except httpx.HTTPError:
+            return False  # it is tried again until the reply is there
+
+    return beat
 
 
 def _pull(client: RuntimeHttpClient) -> tuple[Message, Context]:
@@ -142,6 +160,7 @@ def _connect(address: str, interceptors: list) -> RuntimeHttpClient:
 
     patient = make_simple_http_retry_invoker()
     patient.max_time = SILENT_S
+    patient.should_giveup = is_final(patient.should_giveup)
     return RuntimeHttpClient.from_server_address(
         server_address=address,
         insecure=True,  # loopback only
@@ -149,3 +168,20 @@ def _connect(address: str, interceptors: list) -> RuntimeHttpClient:
         interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), *interceptors],
         retry_invoker=patient,
     )
+
+
+def is_final(flowers: Callable[[Exception], bool] | None) -> Callable[[Exception], bool]:
+    """Whether a failed call is not made again.
+
+    Flower interrupts its process when a token is refused, and ends the thread, without a word, when the run has ended.
+    Here both are errors, which `Worker.run` hands to the trainer.
+    """
+    import httpx
+
+    refusals = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
+
+    def final(error: Exception) -> bool:
+        refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code in refusals
+        return refused or (flowers is not None and flowers(error))
+
+    return final

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lowcomm.aggregate.lora.rule import LoraRule
 from lowcomm.codec import Codec
+from lowcomm.hooks.attack import Corruption
 from lowcomm.hooks.base import Hook
 from lowcomm.hooks.buffers import BufferAverage
 from lowcomm.hooks.control_variates import ControlVariates
@@ -40,7 +41,9 @@ def hooks_of(
     pruning: RankPruning | None,
 ) -> list[Hook]:
     """The hooks in use, in the order of a round: what they write is put into the models in the reverse order."""
-    hooks: list[Hook] = [hook for hook in (privacy, buffers) if hook is not None]
+    attack = spec.clients.attack
+    corruption = None if attack is None else Corruption(attack, transport)
+    hooks: list[Hook] = [hook for hook in (corruption, privacy, buffers) if hook is not None]
     lora = None
     if isinstance(spec.aggregator, LoraRule):
         lora = LoraAdapters(spec.aggregator, replicas, anchors, transport, pruning)

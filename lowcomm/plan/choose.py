@@ -38,6 +38,10 @@ class Choice:
     best: Option
     reached: bool
     alternatives: list[Option]
+    settings: int
+    """All that were looked at."""
+    reaching: int
+    """Those of them that reach the goal."""
 
 
 def choose(
@@ -56,15 +60,19 @@ def choose(
         return p.utilisation >= (utilisation or 0.0) and (budget_s is None or p.wall_s <= budget_s)
 
     best_of: dict[str, Option] = {}
+    seen = reaching = 0
     for settings in grid(job, link, codecs, layers, every):
         prediction = predict(job, link, settings)
+        seen, reaching = seen + 1, reaching + reaches(prediction)
         option = Option(prediction=prediction, penalty=loss_penalty(job, settings), label=label_of(settings))
         held = best_of.get(option.label)
         if held is None or _rank(option, reaches) < _rank(held, reaches):
             best_of[option.label] = option
     alternatives = sorted(best_of.values(), key=lambda o: _rank(o, reaches))
     best = alternatives[0]
-    return Choice(best=best, reached=reaches(best.prediction), alternatives=alternatives)
+    return Choice(
+        best=best, reached=reaches(best.prediction), alternatives=alternatives, settings=seen, reaching=reaching
+    )
 
 
 def _rank(option: Option, reaches: Callable[[Prediction], bool]) -> tuple[float, ...]:

@@ -54,15 +54,18 @@ def outside(job: Job, settings: Settings) -> str | None:
     """One line that says what lies outside the fits, or None."""
     found = []
     if not SIZES[0] <= job.parameters <= SIZES[-1]:
-        found.append(f"{job.parameters:.3g} parameters (fitted: 3.5e7 to 2.4e9)")
+        found.append(f"for {job.parameters / 1e6:,.4g}M parameters the nearest published size is taken (35M to 2,400M)")
     if job.islands > ISLANDS[-1]:
-        found.append(f"{job.islands} islands (fitted: 1 to 8)")
+        found.append(f"for {job.islands} islands that of 8 is taken")
     if settings.every != FITTED_EVERY:
-        where = "not fitted" if settings.every <= LONGEST_EVERY else "never published"
-        found.append(f"H = {settings.every} (fitted: 30; {where})")
+        more = "" if settings.every <= LONGEST_EVERY else f", and nothing beyond {LONGEST_EVERY} was ever published"
+        longer = (
+            "0.25 % are added per doubling of H" if settings.every > FITTED_EVERY else "a shorter H is not credited"
+        )
+        found.append(f"the fits are for H = {FITTED_EVERY}: {longer}{more}")
     if settings.codec.kind == "gathered":
-        found.append("top-k (measured here at 0.12M parameters and 160 rounds, where it is far behind)")
-    return f"the loss penalty is an extrapolation: {'; '.join(found)}" if found else None
+        found.append("top-k was measured here with 0.12M parameters over 160 rounds, where it is far behind")
+    return f"the expected loss is an extrapolation: {'; '.join(found)}" if found else None
 
 
 def _interpolate(xs: tuple[float, ...], ys: tuple[float, ...] | list[float], x: float) -> float:

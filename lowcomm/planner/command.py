@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from lowcomm.plan.choose import Choice, choose
 from lowcomm.plan.codecs import CODECS, USUAL, Coded
+from lowcomm.plan.machines import Machines, machines_for
 from lowcomm.plan.runtime import Job, Link
 from lowcomm.planner.inputs import Measured, Model, doctor_link, measure, model_of
 from lowcomm.types import ConfigError, require
@@ -44,6 +45,11 @@ class Plan:
     choice: Choice
     base_recipe: str | None
     """Recipe that the step time was measured with; the written one starts from it."""
+    machines: Machines
+    gpu_memory_bytes: float
+    """Of one GPU."""
+    recipe: Path | None
+    """File that the plan is written to."""
 
 
 def run_planner(arguments: Sequence[str]) -> int:
@@ -62,9 +68,10 @@ def run_planner(arguments: Sequence[str]) -> int:
     codecs = _codecs(options.codecs)
     _check_files(options)
     plan = make_plan(options, codecs)
+    from lowcomm.planner.launch import machine_lines
     from lowcomm.planner.text import alternatives_table, summary_lines
 
-    for line in summary_lines(plan):
+    for line in [*summary_lines(plan), *machine_lines(plan)]:
         console.print(line, soft_wrap=True, markup=False)
     console.print(alternatives_table(plan))
     if options.html is not None:
@@ -75,7 +82,7 @@ def run_planner(arguments: Sequence[str]) -> int:
         from lowcomm.planner.recipe import write_recipe
 
         path = write_recipe(plan, options.recipe)
-        console.print(f"recipe: {path}; start it with: lowcomm train {path}:plan", soft_wrap=True)
+        console.print(f"recipe: {path}; on one machine: lowcomm train {path}:plan", soft_wrap=True)
     return 0
 
 
@@ -106,6 +113,11 @@ def make_plan(options: argparse.Namespace, codecs: Sequence[Coded]) -> Plan:
         budget_s=budget_s,
         choice=choice,
         base_recipe=options.measure,
+        machines=machines_for(
+            job, choice.best.prediction.settings, options.gpu_memory_gb * 1e9, options.gpus_per_node, options.ranks
+        ),
+        gpu_memory_bytes=options.gpu_memory_gb * 1e9,
+        recipe=options.recipe,
     )
 
 
@@ -126,6 +138,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--budget-days", type=float, help="longest wall-clock of the whole run in days, instead or as well")
     add("--tokens", type=float, help="tokens of the whole run, all islands (default: 20 per parameter)")
     add("--tokens-per-step", type=int, help="tokens of one inner step of one island (default: 131072, or as measured)")
+    add("--gpu-memory-gb", type=float, default=80.0, help="memory of one GPU in 10^9 bytes (default: 80)")
+    add("--gpus-per-node", type=int, default=8, help="GPUs of one machine (default: 8)")
+    add("--ranks", type=int, help="GPUs of one island (default: as few as hold the model, its gradients and AdamW)")
     add("--every", type=int, help="fix the inner steps per round (H) instead of choosing them")
     add("--codecs", default=",".join(c.name for c in USUAL), help=f"which to consider, of {_names()}")
     add("--recipe", type=Path, metavar="FILE.py", help="write a recipe with these settings for lowcomm train")
@@ -157,6 +172,9 @@ def _check(options: argparse.Namespace) -> None:
         ("budget_days", "--budget-days 7"),
         ("tokens", "--tokens 2e10"),
         ("tokens_per_step", "--tokens-per-step 131072"),
+        ("gpu_memory_gb", "--gpu-memory-gb 80"),
+        ("gpus_per_node", "--gpus-per-node 8"),
+        ("ranks", "--ranks 8"),
         ("every", "--every 30"),
     ):
         value = getattr(options, name)

@@ -8,6 +8,7 @@ from pathlib import Path
 from lowcomm.plan.choose import Option
 from lowcomm.plan.runtime import predict
 from lowcomm.planner.command import Plan
+from lowcomm.planner.launch import machine_lines
 from lowcomm.planner.text import alternatives_table, data_parallel, summary_lines
 from lowcomm.report.figures import Figure, axis, colour, layout, rounded
 from lowcomm.report.html import document, load_plotly_js, plot_panel, write_page
@@ -22,7 +23,7 @@ def write_plan_page(plan: Plan, target: Path) -> Path:
     """Write the page. Raises ConfigError where it can't be written or plotly is missing."""
     plotly_js = load_plotly_js()
     figures = {"utilisation": utilisation_figure(plan), "penalty": penalty_figure(plan)}
-    lines = "".join(f"<p>{text(line)}</p>" for line in summary_lines(plan))
+    lines = "".join(f"<p>{text(line)}</p>" for line in [*summary_lines(plan), *machine_lines(plan)])
     plots = "".join(plot_panel(figure, identity, "curve") for identity, figure in figures.items())
     body = (
         f'<header><h1>Plan</h1><div class="panel tile">{lines}</div></header><h2>Alternatives</h2>{_table(plan)}'

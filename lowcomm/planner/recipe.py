@@ -25,6 +25,7 @@ def recipe_text(plan: Plan) -> str:
     best = plan.choice.best
     settings = best.prediction.settings
     outer, outer_name = _outer(plan, settings)
+    outer_device = '        outer_device="cpu",\n' if plan.machines.outer_device == "cpu" else ""
     schedule, schedule_name = _schedule(plan, settings)
     sync = (
         f"SyncConfig(\n"
@@ -33,6 +34,7 @@ def recipe_text(plan: Plan) -> str:
         f"        codec={settings.codec.recipe},\n"
         f"        schedule={schedule},\n"
         f"        streams={settings.streams},\n"
+        f"{outer_device}"
         f"    )"
     )
     imports = [

@@ -20,19 +20,16 @@ SHOWN = 12
 
 
 def summary_lines(plan: Plan) -> Iterator[str]:
-    """The answer first, then what it rests on."""
+    """The answer first, then why, what to expect, and what it rests on."""
     best, job, link = plan.choice.best, plan.job, plan.link
     p, s = best.prediction, best.prediction.settings
-    goals = [] if plan.utilisation is None else [f"utilisation {plan.utilisation:.1%}"]
-    goals += [] if plan.budget_s is None else [f"wall-clock {_days(plan.budget_s)}"]
-    if not plan.choice.reached:
-        yield f"nothing reaches {' and '.join(goals)} on this link; this comes nearest"
     yield (
-        f"{best.label}: H {s.every}, fragments {s.fragments}, delay {s.delay} steps, codec {s.codec.name}, "
-        f"streams {s.streams}, outer lr {outer_lr(job, s):.2f}"
+        f"plan: {best.label}: a sync every {s.every} inner steps (H), {_fragments(s)}, codec {s.codec.recipe}, "
+        f"{_connections(s.streams)}, outer learning rate {outer_lr(job, s):.2f}"
     )
+    yield f"why: {_why(plan)}"
     yield (
-        f"predicted: utilisation {p.utilisation:.1%} (goal: {' and '.join(goals)}), wall-clock {_days(p.wall_s)}, "
+        f"predicted: utilisation {p.utilisation:.1%}, wall-clock {_days(p.wall_s)} for the whole run, "
         f"{format_bytes(p.bytes_per_day)} per day each way and island, loss {best.penalty:+.1%} against data-parallel"
     )
     yield (
@@ -43,9 +40,38 @@ def summary_lines(plan: Plan) -> Iterator[str]:
     if note is not None:
         yield f"note: {note}"
     yield (
-        f"for {format_count(job.parameters)} parameters, {job.islands} islands, {format_seconds(job.step_s)} a step of "
-        f"{plan.tokens_per_step:,} tokens, {job.steps:,} steps; link {link.rate_bytes_per_s / 125e3:g} Mbit/s, "
+        f"for: {format_count(job.parameters)} parameters, {job.islands} islands, {format_seconds(job.step_s)} a step "
+        f"of {plan.tokens_per_step:,} tokens, {job.steps:,} steps; link {link.rate_bytes_per_s / 125e3:g} Mbit/s, "
         f"{1000 * link.rtt_s:g} ms round trip, loss {link.loss:g}"
+    )
+
+
+def _fragments(s: Settings) -> str:
+    if s.fragments > 1:
+        flight = f"each with {s.delay} steps to arrive" if s.delay else "nothing hidden"
+        return f"{s.fragments} fragments in turn, {flight}"
+    if s.delay >= s.every:
+        return "the whole model at once, with the next round to arrive"
+    return f"the whole model at once, with {s.delay} steps to arrive" if s.delay else "the whole model at once"
+
+
+def _connections(streams: int) -> str:
+    return "1 TCP connection to each peer" if streams == 1 else f"{streams} TCP connections to each peer"
+
+
+def _why(plan: Plan) -> str:
+    """Why these settings and not others."""
+    choice, best = plan.choice, plan.choice.best
+    goals = [] if plan.utilisation is None else [f"a utilisation of {plan.utilisation:.1%}"]
+    goals += [] if plan.budget_s is None else [f"a wall-clock of {_days(plan.budget_s)}"]
+    goal = " and ".join(goals)
+    if not choice.reached:
+        return f"none of {choice.settings:,} settings reaches {goal} on this link; this one comes nearest"
+    others = [o for o in choice.alternatives[1:] if o.label != best.label]
+    after = f"; next is {others[0].label} with {others[0].penalty:+.1%}" if others else ""
+    return (
+        f"of the {choice.reaching:,} of {choice.settings:,} settings that reach {goal}, it has the least loss to "
+        f"expect: {best.penalty:+.1%}{after}. Of equal ones the simplest is taken"
     )
 
 

@@ -10,7 +10,8 @@ What `untuned` finds is how the two kinds of text differ: where whole files are 
 `loss` is to be read beside it. `calibrated` is 0.5 on the untuned model, whatever the text, but a model that learnt the
 style of some files gains more on all of their text: of members that are files of their own it tells the files.
 A high score says member. AUC is the probability that a random member scores above a random non-member, ties counting
-half: 0.5 is guessing. The other figure is the true positive rate at the threshold with at most 1 % false positives.
+half: 0.5 is guessing; its standard error stands beside it. The last figure is the true positive rate at the threshold
+with at most 1 % false positives.
 Scores: float [members] and float [nonmembers], in fp64 here. Cost: no bytes.
 Raises: ValueError without members, without non-members, or for a score that is not finite.
 An attack that fails is no guarantee: stronger ones exist. Epsilon bounds them all.
@@ -18,8 +19,13 @@ An attack that fails is no guarantee: stronger ones exist. Epsilon bounds them a
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+FIGURES = ("auc", "auc_error", "tpr_at_1pct_fpr")
+"""Of each attack."""
 
 
 def auc(members: Tensor, nonmembers: Tensor) -> float:
@@ -46,7 +52,17 @@ def attacks(members: tuple[Tensor, Tensor], nonmembers: tuple[Tensor, Tensor]) -
         "calibrated": (members[0] - members[1], nonmembers[0] - nonmembers[1]),
         "untuned": (-members[0], -nonmembers[0]),
     }
-    return {k: {"auc": auc(a, b), "tpr_at_1pct_fpr": tpr_at_fpr(a, b)} for k, (a, b) in scores.items()}
+    return {
+        k: {"auc": auc(a, b), "auc_error": auc_error(auc(a, b), len(a), len(b)), "tpr_at_1pct_fpr": tpr_at_fpr(a, b)}
+        for k, (a, b) in scores.items()
+    }
+
+
+def auc_error(area: float, members: int, nonmembers: int) -> float:
+    """Standard error of an AUC (Hanley and McNeil 1982), for scores that fall off exponentially."""
+    both = area / (2 - area), 2 * area**2 / (1 + area)
+    spread = area * (1 - area) + (members - 1) * (both[0] - area**2) + (nonmembers - 1) * (both[1] - area**2)
+    return math.sqrt(max(0.0, spread) / (members * nonmembers))
 
 
 def _checked(scores: Tensor) -> Tensor:

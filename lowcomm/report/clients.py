@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lowcomm.report.figures import Figure, axis, colour, layout, rounded
+from lowcomm.report.figures import Figure, axis, colour, layout, plot_label, rounded
 from lowcomm.report.load import Run, number
 from lowcomm.report.sections import table, tag, text
 from lowcomm.report.units import format_decimal
+from lowcomm.report.verdict import MEANING, MODELS, shown_columns, verdict
 
-MODELS = {
-    "before": "before",
-    "local": "tuned alone",
-    "centralised": "tuned on all text together",
-    "after": "global model",
-    "own": "own model",
-}
-"""Columns of clients.json in the order of the legend."""
+_ROWS_SHOWN = 200
 
 
 def losses_of(run: Run) -> dict[str, list[float]]:
@@ -29,19 +23,50 @@ def losses_of(run: Run) -> dict[str, list[float]]:
         losses = [number(v) for v in values] if isinstance(values, list) else []
         if losses and None not in losses:
             found[key] = [v for v in losses if v is not None]
-    if found.get("own") == found.get("after"):
-        found.pop("own", None)  # no client keeps anything to itself
-    return found
+    return {key: found[key] for key in shown_columns(found)}
+
+
+def names_of(run: Run) -> list[str]:
+    """Of the clients; numbers where clients.json has no names for all."""
+    count = len(next(iter(losses_of(run).values()), []))
+    names = run.clients.get("names")
+    if isinstance(names, list) and len(names) == count and all(isinstance(n, str) for n in names):
+        return names
+    return [str(k) for k in range(count)]
+
+
+def verdict_table(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """One row per client: its loss under each model, and what the federation was worth to it in words."""
+    rows: list[str] = []
+    several = len(runs) > 1
+    keys = [key for key in MODELS if any(key in losses_of(run) for run in runs)]
+    for index, (run, name) in enumerate(zip(runs, names, strict=True)):
+        losses = losses_of(run)
+        first = f'<td class="name">{tag(index, name)}</td>' if several else ""
+        for i, client in enumerate(names_of(run)[:_ROWS_SHOWN]):
+            best = min((losses[key][i] for key in losses), default=None)
+            cells = "".join(
+                f'<td class="n{" best" if key in losses and losses[key][i] == best else ""}">'
+                f"{format_decimal(losses[key][i] if key in losses else None, 4)}</td>"
+                for key in keys
+            )
+            rows.append(f"<tr>{first}<td>{text(client)}</td>{cells}<td>{text(verdict(losses, i))}</td></tr>")
+    if not rows:
+        return ""
+    left = ["Run", "Client"] if several else ["Client"]
+    heads = [text(MODELS[key].capitalize()) for key in keys]
+    hint = f'<p class="hint">Nats per token on each client\'s own held-out text; {text(MEANING)}.</p>'
+    return hint + table(left, heads, rows, "tall", last=["Verdict"])
 
 
 def client_figures(runs: Sequence[Run], names: Sequence[str]) -> list[Figure]:
     """One figure for each run whose clients were evaluated."""
     several = len(runs) > 1
-    found = [(losses_of(run), name) for run, name in zip(runs, names, strict=True)]
-    return [_figure(losses, name if several else None) for losses, name in found if losses]
+    found = [(losses_of(run), names_of(run), name) for run, name in zip(runs, names, strict=True)]
+    return [_figure(losses, clients, name if several else None) for losses, clients, name in found if losses]
 
 
-def _figure(losses: dict[str, list[float]], name: str | None) -> Figure:
+def _figure(losses: dict[str, list[float]], clients: Sequence[str], name: str | None) -> Figure:
     changed = "before" in losses and len(losses) > 1
     start = losses["before"] if changed else [0.0] * len(next(iter(losses.values())))
     tuned = {key: values for key, values in losses.items() if key != "before" or not changed}
@@ -49,7 +74,7 @@ def _figure(losses: dict[str, list[float]], name: str | None) -> Figure:
         {
             "type": "bar",
             "name": MODELS[key],
-            "x": [str(k) for k in range(len(values))],
+            "x": [plot_label(client) for client in clients],
             "y": rounded([v - s for v, s in zip(values, start, strict=True)]),
             "marker": {"color": colour(i), "line": {"width": 0}},
             "hovertemplate": "client %{x}: %{y}<extra>%{fullData.name}</extra>",

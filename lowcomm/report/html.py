@@ -12,10 +12,11 @@ from pathlib import Path
 
 from lowcomm.report import sections
 from lowcomm.report.bandwidth import bandwidth_figures
-from lowcomm.report.clients import client_figures, loss_table
+from lowcomm.report.clients import client_figures, loss_table, verdict_table
 from lowcomm.report.figures import Figure, curve_figures
 from lowcomm.report.load import Run, load_run
 from lowcomm.report.partition import client_table, partition_figures
+from lowcomm.report.privacy import privacy_section
 from lowcomm.report.script import SCRIPT
 from lowcomm.report.series import labels
 from lowcomm.report.style import STYLE
@@ -106,14 +107,15 @@ def _body(runs: Sequence[Run], names: Sequence[str], figures: dict[str, Figure])
     lines = "".join(plot_panel(f, i, "timeline") for i, f in figures.items() if i.startswith("timeline"))
     bandwidth = "".join(plot_panel(f, i, "curve") for i, f in figures.items() if i.startswith("bandwidth"))
     losses = "".join(plot_panel(f, i, "timeline") for i, f in figures.items() if i.startswith("clients"))
-    losses = f"<h2>What it was worth to each client</h2>{losses}{loss_table(runs, names)}" if losses else ""
+    worth = f"{verdict_table(runs, names)}{losses}{loss_table(runs, names)}"
+    losses = f"<h2>What it was worth to each client</h2>{worth}" if losses else ""
     clients = "".join(plot_panel(f, i, "timeline") for i, f in figures.items() if i.startswith("partition"))
     clients = f"<h2>Clients</h2>{clients}{client_table(runs, names)}" if clients else ""
     return (
         f"{_header(runs, names)}"
         f'<h2>Quality and cost</h2><p class="hint">Drag to zoom, double-click to reset.</p>'
         f"{sections.legend(names) if len(runs) > 1 else ''}"
-        f'<div class="plots">{curves}{bandwidth}</div>{losses}'
+        f'<div class="plots">{curves}{bandwidth}</div>{losses}{privacy_section(runs, names)}'
         f"<h2>Timeline of compute and transfer</h2>{sections.timeline_key(len(runs))}{lines}"
         f"{clients}<h2>Islands</h2>{sections.island_table(runs, names)}"
         f"{sections.notes(runs, names)}"

@@ -225,6 +225,9 @@ def warnings_of(run: Run) -> list[str]:
     found: list[str] = []
     if run.status == "failed":
         found.append("the run failed")
+    attack = run.summary.get("attack")
+    if isinstance(attack, dict):
+        found.append(f"islands {attack.get('islands')} attacked on purpose ({attack.get('name')})")
     late = run.of("deadline")
     if late:
         causes = Counter(str(event.get("cause")) for event in late)

@@ -16,12 +16,16 @@ CAPTION = "bits/byte: validation; sent, received: mean per island; sync: share o
 
 
 def summary_table(runs: Sequence[Run]) -> Table:
-    """One row per run: quality, tokens, bytes per island in both directions, sync share, wall-clock; 80 columns."""
+    """One row per run: quality, tokens, bytes per island in both directions, sync share, wall-clock.
+
+    80 columns for a name of up to 20 letters; a longer one is never broken, so that it can be copied.
+    """
     table = Table(
-        title="Runs", title_justify="left", caption=CAPTION, caption_justify="left", box=SIMPLE_HEAD, pad_edge=False
-    )
-    table.add_column("run", overflow="fold")
-    table.add_column("status")
+        title="Runs", title_justify="left", caption=CAPTION, caption_justify="left", box=SIMPLE_HEAD, pad_edge=False,
+        padding=(0, 0, 0, 1),
+    )  # fmt: skip
+    table.add_column("run", no_wrap=True)
+    table.add_column("status", no_wrap=True)
     columns = ("bits/byte", "tokens", "sent", "received", "sync", "wall")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)

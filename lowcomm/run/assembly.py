@@ -24,8 +24,9 @@ from lowcomm.model import build_model
 from lowcomm.report.metrics import Metrics
 from lowcomm.report.progress import Progress
 from lowcomm.run.host_checks import check_host
+from lowcomm.run.poisoned import poisoned
 from lowcomm.run.privacy_spent import Ledger, ledger_of, secure, training_shards
-from lowcomm.run.run_dir import available_cores, check_directory, has_checkpoint, lock
+from lowcomm.run.run_dir import available_cores, check_directory, has_checkpoint, is_locked, lock
 from lowcomm.run.signals import StopFlag
 from lowcomm.state.coverage import UnnamedBuffersError, prove
 from lowcomm.state.spec import BufferRule
@@ -53,6 +54,8 @@ class Run:
     ledger: Ledger | None
     """What the run's privacy costs; None: it has no mechanism."""
     lock: IO[str] | None
+    writes_from_start: bool
+    """Whether this process writes summary, clients and export: as `World.writes`, or the first of a site."""
     session: str
     """Equal on all islands, new in each process group: ties the parts of a checkpoint together."""
     lost: dict[int, int] = field(default_factory=dict)
@@ -69,9 +72,9 @@ class Run:
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes what a run leaves behind: the first that is left, or a client for itself."""
+        """Whether this process writes what a run leaves behind: as from the start, or as the first that is left."""
         transport = self.sync.transport
-        return self.world.writes or (self.members.mesh is None and transport.present[0] == transport.local[0])
+        return self.writes_from_start or (self.members.mesh is None and transport.present[0] == transport.local[0])
 
     @property
     def leads_node(self) -> bool:
@@ -185,22 +188,36 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
     secure(islands, sync.state, config.data.batch_size)
     handle = lock(config.directory, world.rank, config.resume) if world.local_rank == 0 else None
     session = _agree_on_session(members)  # and the directory exists
+    site = is_site(config, world, members)
     return Run(
         config=config,
         world=world,
         data=data,
-        shards=training_shards(data, sync.state),
+        shards=poisoned(
+            training_shards(data, sync.state),
+            sync.state.spec.clients.attack,
+            data.vocab_size,
+            config.seed,
+            transport.local,
+        ),
         islands=islands,
         batched=batched,
         sync=sync,
         members=members,
         metrics=Metrics(config.directory, config.tensorboard),
-        progress=Progress(name=config.name, steps=config.steps, enabled=world.writes),
+        progress=Progress(name=config.name, steps=config.steps, enabled=world.writes or site),
         stop=StopFlag(),
         ledger=ledger_of(config, data, config.islands),
         lock=handle,
+        writes_from_start=world.writes or (site and not is_locked(config.directory)),
         session=session,
     )
+
+
+def is_site(config: RunConfig, world: World, members: Membership) -> bool:
+    """Whether this process is the first one of a site that keeps its data: its people have no other to ask."""
+    first = members.mesh is None or members.mesh.rank == 0
+    return config.data.sharding == "own" and world.local_rank == 0 and first
 
 
 def _build_islands(

@@ -31,14 +31,16 @@ if TYPE_CHECKING:
 
 
 def export(run: Run) -> None:
-    """Write all that is to be used of a run that is done. All islands take part, the first left writes what is global.
+    """Write all that is to be used of a run that is done. Every island takes part; the first that is left, and each
+    site that keeps its data, writes what is global.
 
     Raises CheckpointError if something can't be written.
     """
     if not run.config.checkpoint.export:
         return
     personal = _personal_models(run)
-    first = run.sync.transport.local[0] == run.sync.transport.present[0]
+    there = run.sync.transport
+    first = there.local[0] == there.present[0] or run.config.data.sharding == "own"
     with holding_global_weights(run.sync.state):
         state = run.islands[0].whole_state() if first else None
         if run.writes:
@@ -122,8 +124,19 @@ def save_model(model: PreTrainedModel, directory: Path) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one shard of weights needs no bar of its own
-    with _without_deepspeed():
+    with _without_deepspeed(), _on_any_rank(model):
         model.save_pretrained(directory)
+
+
+@contextmanager
+def _on_any_rank(model: PreTrainedModel) -> Iterator[None]:
+    """Within, `save_pretrained` writes on every rank that calls it: on all but rank 0 transformers writes nothing."""
+    loose = cast("Any", model)
+    loose.should_save_on_this_rank = lambda is_main_process: is_main_process
+    try:
+        yield
+    finally:
+        del loose.should_save_on_this_rank
 
 
 @contextmanager

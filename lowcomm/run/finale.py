@@ -11,6 +11,7 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
+from lowcomm.hooks.attack import Corruption
 from lowcomm.hooks.lora import at_server_scale
 from lowcomm.island.part import gather_texts
 from lowcomm.run.assembly import Run
@@ -153,6 +154,7 @@ def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation |
             "weights_sha256": weights_sha256 or None,
             **(evaluation.consensus if evaluation else {}),
             "privacy": privacy_spent(sync.state, run.ledger),
+            "attack": next((h.summary() for h in sync.state.hooks if isinstance(h, Corruption)), None),
         },
     )
 

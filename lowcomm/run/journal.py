@@ -31,6 +31,8 @@ class Journal:
         self.counted = [(0.0, 0, 0)] * len(run.islands)
         """Tokens, bytes sent and received of each local island; of one with several ranks as of the last line that all
         of them wrote together."""
+        if (attack := run.config.sync.attack) is not None:
+            run.progress.note(f"attack, as sync.allow_attack says: {attack.said}")
         run.sync.listeners.append(self.on_sync)
         run.sync.deadlines.listeners.append(self.on_late)
         if run.members.heartbeat is not None:

@@ -23,6 +23,7 @@ def launch(config: RunConfig, arguments: Sequence[str]) -> int:
     threads = config.threads or max(1, available_cores() // processes)
     # inherited by the islands, before their torch is imported
     settings = {"OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
+    settings["NCCL_RAS_ENABLE"] = "0"  # its service for queries listens, and asks nobody for a password
     ended = run_ranks(processes, arguments, settings)
     _tell(config, ended)
     return ended.code

@@ -1,15 +1,15 @@
 """Ranks of one machine: starts a process for each, passes signals on, and leaves none behind.
 
-No rendezvous listens: the ranks find each other through a FileStore in a directory that only this user can enter. One
-rank that fails ends the others, which save; one that a signal kills does not where the others can go on, nor one that
-they have left behind as it was silent. `python -m lowcomm.run.ranks COUNT ARGUMENTS` runs `lowcomm ARGUMENTS`.
+No rendezvous listens: the ranks find each other through a FileStore in a directory that only this user can enter; of
+several machines (lowcomm/run/node.py) the directory has the address and the secret of theirs. One rank that fails ends
+the others, which save; one that a signal kills does not where the others can go on, nor one that they have left behind.
+`python -m lowcomm.run.ranks COUNT ARGUMENTS` runs `lowcomm ARGUMENTS`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import signal
 import subprocess
@@ -17,12 +17,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lowcomm.run.left_behind import left_behind, lost_of
 from lowcomm.run.signals import STOPPING
-from lowcomm.transport.board import GOES_ON, Board, FileBoard
 
 POLL_S = 0.05
 STOP_S = 120.0
@@ -30,7 +30,7 @@ STOP_S = 120.0
 SUPERVISOR = "LOWCOMM_SUPERVISOR"
 """Variable with the process id of what started a rank."""
 STORE = "LOWCOMM_STORE"
-"""Variable with the path of the ranks' FileStore."""
+"""Variable with the path of the ranks' FileStore, or of the file that names the rendezvous of several machines."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -50,25 +50,48 @@ class Ended:
     @property
     def code(self) -> int:
         """One for all: 0 done, 2 bad input, 3 stopped with everything saved, else 1."""
-        codes = {code for rank, code in self.codes.items() if rank not in self.lost} or {1}
+        codes = {code for rank, code in self.codes.items() if rank not in self.lost}
+        if not codes:
+            return 1 if self.lost else 3  # 3: the signal came before there was a rank
         if self.failed and set(self.failed.values()) == {2}:
             return 2  # the others may have been asked to stop before they had come as far
         return 0 if codes <= {0} else 3 if codes <= {0, 3} else 1
 
 
-def run_ranks(count: int, arguments: Sequence[str], settings: Mapping[str, str]) -> Ended:
-    """Run `lowcomm ARGUMENTS` in `count` processes to their end. settings: environment variables for them."""
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """How the ranks of this machine find all others."""
+
+    first_rank: int
+    ranks: int
+    """Of all machines."""
+    store: Path
+
+
+Prepare = Callable[[Path, Sequence[int]], Start | None]
+"""Finds the other machines, given a private directory and the signals that have come; None: one came first."""
+
+
+def run_ranks(
+    count: int, arguments: Sequence[str], settings: Mapping[str, str], prepare: Prepare | None = None
+) -> Ended:
+    """Run `lowcomm ARGUMENTS` in `count` processes to their end. settings: environment variables for them.
+
+    prepare: where this is one of several machines; what it raises is passed on.
+    """
     command = [sys.executable, "-u", "-m", "lowcomm.cli", *arguments]
     processes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="lowcomm-") as directory, _caught() as signals:  # mode 0700
         try:
+            alone = Start(first_rank=0, ranks=count, store=Path(directory) / "store")
+            start = alone if prepare is None else prepare(Path(directory), signals)
             for rank in range(count):
-                if signals:
+                if signals or start is None:
                     break
-                env = {**os.environ, **settings, **_rank_variables(rank, count, Path(directory))}
+                env = {**os.environ, **settings, **_rank_variables(rank, count, start)}
                 # a session of its own: Ctrl-C reaches the ranks from here only, once
                 processes.append(subprocess.Popen(command, env=env, start_new_session=True))
-            return _watch(processes, signals, FileBoard(Path(directory)))
+            return _watch(processes, signals, Path(directory), 0 if start is None else start.first_rank)
         finally:
             for process in processes:
                 if process.poll() is None:
@@ -86,9 +109,10 @@ def follow_supervisor() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _rank_variables(rank: int, count: int, directory: Path) -> dict[str, str]:
-    here = {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
-    return {**here, STORE: str(directory / "store"), SUPERVISOR: str(os.getpid()), "TORCH_GLOO_LAZY_INIT": "0"}
+def _rank_variables(rank: int, count: int, start: Start) -> dict[str, str]:
+    world = {"RANK": str(start.first_rank + rank), "WORLD_SIZE": str(start.ranks)}
+    here = {**world, "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
+    return {**here, STORE: str(start.store), SUPERVISOR: str(os.getpid()), "TORCH_GLOO_LAZY_INIT": "0"}
 
 
 @contextlib.contextmanager
@@ -107,17 +131,19 @@ def _caught() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _watch(processes: Sequence[subprocess.Popen[bytes]], signals: Sequence[int], board: Board) -> Ended:
+def _watch(
+    processes: Sequence[subprocess.Popen[bytes]], signals: Sequence[int], directory: Path, first_rank: int = 0
+) -> Ended:
     failed: dict[int, int] = {}
     lost: dict[int, int] = {}
     came: int | None = None
     deadline: float | None = None
     while True:
-        codes = {rank: process.poll() for rank, process in enumerate(processes)}
+        codes = {rank: process.poll() for rank, process in enumerate(processes, first_rank)}
         ended = {rank: code for rank, code in codes.items() if code is not None}
         if deadline is None:
             unknown = {rank: code for rank, code in ended.items() if code != 0 and rank not in lost}
-            lost |= _lost(unknown, board) if unknown else {}
+            lost |= lost_of(unknown, directory) if unknown else {}
             failed = {rank: code for rank, code in unknown.items() if rank not in lost}
             came = signals[0] if signals and not failed else None
             if failed or came is not None:
@@ -126,31 +152,16 @@ def _watch(processes: Sequence[subprocess.Popen[bytes]], signals: Sequence[int],
         elif time.monotonic() > deadline:
             _send(processes, signal.SIGKILL)
         left = [rank for rank, code in codes.items() if code is None]
-        if left and set(left) <= left_behind(board, len(processes)):  # a frozen process hears of nothing
+        if left and set(left) <= left_behind(
+            directory, first_rank + len(processes)
+        ):  # a frozen process hears of nothing
             lost |= dict.fromkeys(left, -signal.SIGKILL)
             for rank in left:
-                processes[rank].kill()
-                ended[rank] = processes[rank].wait()
+                processes[rank - first_rank].kill()
+                ended[rank] = processes[rank - first_rank].wait()
         if len(ended) == len(processes):
             return Ended(failed=failed, codes=ended, signal=came, lost=lost)
         time.sleep(POLL_S)
-
-
-def _lost(ended: Mapping[int, int], board: Board) -> dict[int, int]:
-    """Of ranks that ended with a code other than 0 those without which the others go on."""
-    if board.read(GOES_ON) is None:
-        return {}
-    behind = left_behind(board, max(ended) + 1)
-    return {rank: code for rank, code in ended.items() if code < 0 or rank in behind}
-
-
-def left_behind(board: Board, ranks: int) -> set[int]:
-    """Ranks that the others have left behind, dead or frozen."""
-    number, members = 0, set[int]()
-    while (text := board.read(f"members {number + 1}")) is not None:
-        number += 1
-        members = set(json.loads(text))
-    return set(range(ranks)) - members if number else set()
 
 
 def _send(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:

@@ -71,15 +71,24 @@ def _check_holds_run(directory: Path, resume: Resume) -> None:
 
 
 def _check_not_in_use(directory: Path) -> None:
-    """A shared lock is refused while a run holds its exclusive one; the islands of one run may all look at once."""
+    if is_locked(directory):
+        raise _in_use(directory)
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether rank 0 of a run writes here, on whichever machine that shares the directory.
+
+    A shared lock is refused while a run holds its exclusive one; the islands of one run may all look at once.
+    """
     path = directory / ".lock"
     if not path.exists():
-        return
+        return False
     with path.open(encoding="utf-8") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            raise _in_use(directory) from error
+        except OSError:
+            return True
+    return False
 
 
 def _in_use(directory: Path) -> ConfigError:

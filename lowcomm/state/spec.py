@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from lowcomm.aggregate import Aggregator, Mean
+from lowcomm.attack import Attack
 from lowcomm.codec import Codec, Fp32
 from lowcomm.exchange.base import ExchangeChoice
 from lowcomm.local import Objective
@@ -35,6 +36,10 @@ class Clients:
     """What is added to the gradients of inner steps (FedProx, SCAFFOLD)."""
     secure: SecureSum | None = None
     """Masks on every contribution."""
+    attack: Attack | None = None
+    """What some islands do to their contributions on purpose, to test the aggregator."""
+    allow_attack: bool = False
+    """Whether that is meant; an attack is refused without it."""
 
     def rests_somewhen(self) -> bool:
         """Whether an island may have inner steps in which it does nothing."""

@@ -26,9 +26,10 @@ from lowcomm.state.conflict import Conflict, refuse
 from lowcomm.state.deadlines import check_late
 from lowcomm.state.norms import check_bound
 from lowcomm.state.spec import SyncSpec
+from lowcomm.sync.attack_conflicts import attack_conflicts, check_attackers
 from lowcomm.sync.buffered_conflicts import of_buffered
 from lowcomm.sync.neighbours import keeps_state, own_anchors, with_own_anchors
-from lowcomm.sync.robust_conflicts import robust_conflicts, with_buffers, with_factors, with_tuning
+from lowcomm.sync.robust_conflicts import robust_conflicts, with_model, with_tuning
 from lowcomm.typecheck import check_types
 from lowcomm.types import ConfigError, require
 
@@ -70,8 +71,8 @@ def check_islands(
     refuse(with_own_anchors(spec, ranks, averaged))
     refuse(_with_ranks(spec, ranks))
     refuse(_with_buffers(spec, averaged))
-    refuse(with_buffers(spec, averaged))
-    refuse(with_factors(spec, trained))
+    refuse(with_model(spec, ranks, averaged, trained))
+    check_attackers(spec, islands, ranks)
 
 
 def conflicts(spec: SyncSpec) -> Iterator[Conflict]:
@@ -84,6 +85,7 @@ def conflicts(spec: SyncSpec) -> Iterator[Conflict]:
     yield from _exchange(spec)
     yield from robust_conflicts(spec)
     yield from own_anchors(spec)
+    yield from attack_conflicts(spec)
 
 
 def _name(part: object) -> str:

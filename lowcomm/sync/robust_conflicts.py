@@ -1,4 +1,4 @@
-"""What does not go with rules that judge islands by their Deltas (Krum): part of the table in `compatibility.py`.
+"""What does not go with rules that see each Delta (Krum, medians): part of the table in `compatibility.py`.
 
 Whatever else islands average would be a plain mean, which a faulty island steers as it likes.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lowcomm.aggregate.gram import GramRule
+from lowcomm.aggregate.lora.rule import pairs_of
+from lowcomm.aggregate.robust import RobustRule
 from lowcomm.model import LoRA, Tuning
 from lowcomm.sampling import FixedSize
 from lowcomm.state.conflict import Conflict
@@ -17,7 +18,7 @@ from lowcomm.state.spec import SyncSpec
 def robust_conflicts(spec: SyncSpec) -> Iterator[Conflict]:
     """Parts of a spec."""
     rule, schedule, clients = spec.aggregator, spec.schedule, spec.clients
-    if not isinstance(rule, GramRule):
+    if not isinstance(rule, RobustRule):
         return
     name, other = type(rule).__name__, f"sync.aggregator = {type(rule).__name__}"
     if schedule(1, spec.every).average_gradients:
@@ -37,28 +38,42 @@ def robust_conflicts(spec: SyncSpec) -> Iterator[Conflict]:
         yield Conflict("sync.sampling.count", sampling.count, other, why, f"{rule.fewest} or more")
 
 
-def with_buffers(spec: SyncSpec, averaged: Sequence[str]) -> Iterator[Conflict]:
-    """Buffers that islands average."""
-    if isinstance(spec.aggregator, GramRule) and averaged:
+def with_model(spec: SyncSpec, ranks: int, averaged: Sequence[str], trained: Sequence[str]) -> Iterator[Conflict]:
+    """Buffers that islands average, and trained parameters (names) of a model that has adapters."""
+    rule = spec.aggregator
+    if not isinstance(rule, RobustRule):
+        return
+    other = f"sync.aggregator = {type(rule).__name__}"
+    if averaged:
         why = f"{', '.join(averaged)} would be a plain mean over all islands"
-        other = f"sync.aggregator = {type(spec.aggregator).__name__}"
         yield Conflict("buffers", None, other, why, "keep them local, buffers={'*': 'local'}")
-
-
-def with_factors(spec: SyncSpec, trained: Sequence[str]) -> Iterator[Conflict]:
-    """Trained parameters (names) of a model that peft or a recipe has given adapters."""
-    factors = [n for n in trained if ".lora_" in n]
-    if isinstance(spec.aggregator, GramRule) and factors:
-        yield _on_factors(spec, "parameters", factors[0])
+    pairs = pairs_of(list(trained))
+    if not pairs:
+        return
+    factors = {name for pair in pairs for name in (pair.a, pair.b)}
+    rest = [n for n in trained if n not in factors]
+    if not rule.on_factors:
+        yield _on_factors(spec, "parameters", pairs[0].a)
+    if rest:
+        why = f"{type(rule).__name__} measures adapters by their dW, which weights beside them have no scale to"
+        yield Conflict("parameters", rest[0], other, why, "train adapters only, or all weights")
+    if ranks > 1:
+        why = "an island's ranks hold parts of factors"
+        yield Conflict("island.size", ranks, other, why, "islands of one rank")
+    if spec.schedule.fragments != 1:
+        why = "both factors of a layer are needed at once"
+        yield Conflict("sync.schedule.fragments", spec.schedule.fragments, other, why, "use EveryH")
 
 
 def with_tuning(spec: SyncSpec, tuning: Tuning) -> Iterator[Conflict]:
     """A recipe's way of tuning."""
-    if isinstance(spec.aggregator, GramRule) and isinstance(tuning, LoRA):
+    rule = spec.aggregator
+    if isinstance(rule, RobustRule) and isinstance(tuning, LoRA) and not rule.on_factors:
         yield _on_factors(spec, "model.tuning", type(tuning).__name__)
 
 
 def _on_factors(spec: SyncSpec, field: str, value: str) -> Conflict:
     name = type(spec.aggregator).__name__
-    why = "equal products B A may have unlike factors, so that distances between factors say nothing"
-    return Conflict(field, value, f"sync.aggregator = {name}", why, "train all weights, or use FedIT or another rule")
+    why = "equal products B A may have unlike factors, so that their coordinates say nothing"
+    fix = "use a rule that picks or weighs islands (Krum, CentredClipping), or FedIT"
+    return Conflict(field, value, f"sync.aggregator = {name}", why, fix)

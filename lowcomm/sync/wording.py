@@ -12,11 +12,16 @@ from contextlib import contextmanager
 
 from lowcomm.types import ConfigError
 
-_OPEN = (("1 <= every <= steps (any)", "1 or more"), ("steps (any)", "steps"), (" or raise --steps", ""))
-"""Of a loop nobody knows the steps."""
+_OPEN = (
+    ("1 <= every <= steps (any)", "1 or more"),
+    ("steps (any)", "steps"),
+    (" or raise --steps", ""),
+    ("--sync.allow-attack", "clients.allow_attack=True"),
+)
+"""Of a loop nobody knows the steps; the last is an argument of `clients`."""
 _CHOICE = re.compile(r"(?:pass )?--sync\.([a-z][a-z.-]*) (\d[\w.]*|size|uniform|reduce|wait)\b")
 _FLAG = re.compile(r"--sync\.([a-z][a-z.-]*[a-z])")
-_CLIENTS = re.compile(r"\bsync\.(?=(?:sampling|local_steps|objective|secure)\b)")
+_CLIENTS = re.compile(r"\bsync\.(?=(?:sampling|local_steps|objective|secure|attack|allow_attack)\b)")
 _FIELD = re.compile(r"\bsync\.(?=[a-z])")
 
 

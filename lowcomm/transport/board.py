@@ -12,17 +12,12 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
 
 STORE_S = 10.0
 """What a store on another machine may take to answer."""
-
-
-GOES_ON = "goes on"
-"""Posted by runs that go on when an island is lost, for whoever started the processes."""
 
 
 class Board(ABC):
@@ -104,32 +99,31 @@ class FileBoard(Board):
 
 
 class StoreBoard(Board):
-    """Keys of a TCPStore, by a connection of its own: a rank that waits in the store holds up the others' calls."""
+    """Keys of the run's store, by a connection of its own: a rank that waits in a store may hold up its other calls."""
 
-    def __init__(self, store: dist.TCPStore) -> None:
-        self._groups = dist.PrefixStore("lowcomm", store)
-        own: dist.TCPStore = store.clone()  # pyright: ignore[reportAttributeAccessIssue]
-        own.set_timeout(timedelta(seconds=STORE_S))
-        self._store = dist.PrefixStore("lowcomm", own)
+    def __init__(self, store: dist.Store, apart: dist.Store) -> None:
+        """apart: the same store by another connection, or one that threads may share."""
+        self._groups, self._store = store, apart
         self._lock = threading.Lock()
 
     def post(self, key: str, text: str) -> None:
         with self._reached():
-            self._store.set(key, text)
+            self._store.set(f"lowcomm/{key}", text)
 
     def read(self, key: str) -> str | None:
+        name = f"lowcomm/{key}"
         with self._reached():
-            return self._store.get(key).decode() if self._store.check([key]) else None
+            return self._store.get(name).decode() if self._store.check([name]) else None
 
     def decide(self, key: str, text: str) -> str:
         with self._reached():
-            return self._store.compare_set(key, "", text).decode()
+            return self._store.compare_set(f"lowcomm/{key}", "", text).decode()
 
     def join(self, rank: int) -> None:
         return None
 
     def meeting(self, number: int) -> dist.Store:
-        return dist.PrefixStore(f"meeting {number}", self._groups)
+        return dist.PrefixStore(f"lowcomm/meeting {number}", self._groups)
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[None]:

@@ -1,9 +1,10 @@
-"""Listening sockets of a run on one machine: proves who has connected, and takes no more connections.
+"""Listening sockets of a run that our own launchers started: proves who has connected, and takes no more connections.
 
-gloo listens on 127.0.0.1 while its groups are made and for ever after, and asks who connects for nothing: a process of
-another user could take an island's place. When the groups are there, every listener gets a socket filter that drops
-all packets, so that nobody can connect any more; then each rank tells the others, through the store that only this user
-can write, which connections it has, and refuses one whose other end no rank has. Linux only.
+gloo listens while its groups are made and for ever after (on one machine on 127.0.0.1, on several on the address that
+was chosen), and asks who connects for nothing: a stranger could take an island's place. When the groups are there,
+every listener gets a socket filter that drops all packets, so that nobody can connect any more; then each rank tells
+the others, through the store that only this run can write, which connections it has, and refuses one whose other end
+no rank has. Addresses must therefore arrive as they were sent: no NAT between the nodes. Linux only.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def close_listeners(store: dist.Store, what: str, rank: int, ranks: int) -> None
         if port in listening and (other, other_port, address, port) not in known:
             raise TransportError(
                 f"a process that is not of this run has connected from {other}:{other_port} to {address}:{port} of "
-                f"rank {rank}: nothing was trained. Fix: find it with `ss -tnp`, then start again"
+                f"rank {rank}: nothing was trained. Fix: find it with `ss -tnp`, or NAT on the way, then start again"
             )
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from lowcomm.data import DataConfig, TextFiles, TrainedBPE, build_data
+from lowcomm.run.run_dir import is_locked, lock
 from lowcomm.types import ConfigError
-from tests.support.runs import ROOT, summary, write_corpus
+from tests.support.runs import ROOT, free_port, summary, write_corpus
 
 RECIPE = """
 import dataclasses, os
@@ -50,27 +51,52 @@ def test_a_tokenizer_that_each_site_would_train_is_refused(tmp_path: Path) -> No
         build_data(dataclasses.replace(data_of(tmp_path), tokenizer=TrainedBPE()), 2, 0)
 
 
+def start_site(site: int, directory: Path, port: int, flags: list[str]) -> subprocess.Popen[str]:
+    """A site's process on a machine of its own, as far as its environment goes."""
+    place = {"RANK": str(site), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "lowcomm.cli", "train", f"{directory.parent / 'recipe.py'}:sites", *flags],
+        cwd=directory,
+        env={**os.environ, **place, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 @pytest.mark.slow
 def test_two_sites_train_one_model_without_each_others_text(tmp_path: Path) -> None:
+    """Each site's people find all that their run left, and read what it was worth to them."""
     for site in ("0", "1"):
         (tmp_path / site).mkdir()
         write_corpus(tmp_path / site)
     for path in list((tmp_path / "1").glob("*.txt"))[:4]:  # another text, and less of it
         path.unlink()
-    recipe = tmp_path / "recipe.py"
-    recipe.write_text(RECIPE.format(base=str(tmp_path)), encoding="utf-8")
-    command = ["train", f"{recipe}:sites", "--islands", "2", "--run-dir", str(tmp_path / "run")]
-    done = subprocess.run(
-        [sys.executable, "-m", "lowcomm.cli", *command],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert summary(tmp_path / "run")["status"] == "done"
-    clients = json.loads((tmp_path / "run" / "clients.json").read_text())["clients"]
-    assert len(set(clients["after"])) == 2, "each is evaluated on its own held-out text"
-    assert summary(tmp_path / "run")["val_loss"] > 0
+    (tmp_path / "recipe.py").write_text(RECIPE.format(base=str(tmp_path)), encoding="utf-8")
+    flags = ["--run-dir", "run", "--checkpoint.export", "--eval.baselines"]
+    port = free_port()
+    sites = [start_site(k, tmp_path / str(k), port, flags) for k in range(2)]
+    said = [site.communicate(timeout=120)[0] for site in sites]
+    assert [site.returncode for site in sites] == [0, 0], said
+    runs = [tmp_path / str(k) / "run" for k in range(2)]
+    for run in runs:
+        assert summary(run)["status"] == "done" and summary(run)["val_loss"] > 0
+        found = json.loads((run / "clients.json").read_text())
+        assert found["names"] == ["site 0", "site 1"]
+        assert len(set(found["clients"]["after"])) == 2, "each is evaluated on its own held-out text"
+        assert set(found["clients"]) == {"before", "after", "own", "local"}, "no text leaves its site: none is pooled"
+        assert (run / "export" / "model.safetensors").is_file()
+        assert (run / "report.html").is_file()
+    assert len({summary(run)["weights_sha256"] for run in runs}) == 1
+    for words in said:
+        assert "held-out loss in nats per token" in words and "\nsite 1 " in words
+        assert "report: run/report.html" in words
+
+
+def test_a_directory_that_rank_0_shares_is_left_to_it(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path)
+    with lock(tmp_path, 0, False):
+        assert is_locked(tmp_path)
+    with lock(tmp_path, 1, False):
+        assert not is_locked(tmp_path)

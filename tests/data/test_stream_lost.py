@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +154,6 @@ def streamed():
 """
 
 
-@pytest.mark.slow
 def test_every_process_saves_when_one_cannot_read(tmp_path: Path) -> None:
     rows = tmp_path / "rows"
     rows.mkdir()
@@ -165,30 +161,21 @@ def test_every_process_saves_when_one_cannot_read(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.py"
     recipe.write_text(RECIPE.format(path=str(path)), encoding="utf-8")
 
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
-        command = ["train", f"{recipe}:streamed", "--islands", "2", "--run-dir", str(tmp_path / "run"), *more]
-        return subprocess.run(
-            [sys.executable, "-m", "lowcomm.cli", *command],
-            cwd=runs.ROOT,
-            env={
-                **os.environ,
-                "PYTHONPATH": f"{runs.ROOT}:{runs.ROOT / 'kernels'}",
-                "OMP_NUM_THREADS": "1",
-                "HF_HUB_OFFLINE": "1",
-                "HF_DATASETS_CACHE": str(tmp_path / "hf"),
-            },
-            capture_output=True,
-            text=True,
-            timeout=150,
-            check=False,
-        )
+    arguments = ["train", f"{recipe}:streamed", "--islands", "2", "--run-dir", str(tmp_path / "run")]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "hf")}
 
-    done = run()
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "a.jsonl row 51 is not a string" in done.stderr
+    def run(*more: str) -> tuple[list[int], str]:
+        """Exit codes of the islands, and what they printed."""
+        log = tmp_path / f"log{len(more)}"
+        codes = runs.run_islands([*arguments, *more], 2, log, offline)
+        return codes, log.read_text(encoding="utf-8")
+
+    codes, printed = run()
+    assert codes == [1, 1], printed
+    assert "a.jsonl row 51 is not a string" in printed
     (name,) = checkpoint.names(tmp_path / "run" / "checkpoints")
     assert len(list((tmp_path / "run" / "checkpoints" / name).glob("island-*"))) == 2
     write(path, None)
-    done = run("--resume")
-    assert done.returncode == 0, done.stdout + done.stderr
+    codes, printed = run("--resume")
+    assert codes == [0, 0], printed
     assert runs.summary(tmp_path / "run")["status"] == "done"

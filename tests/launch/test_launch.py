@@ -21,6 +21,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from lowcomm.rendezvous.frames import check_secret
+
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 GOLDEN = ROOT / "tests" / "golden" / "launch"
@@ -36,6 +38,7 @@ two 10.0.0.2 2 0 eth1
 user@three 10.0.0.3 4 1
 """
 IMAGE = ("--image", "registry.test/lowcomm:0.1.0")
+SECRET = "what-all-nodes-of-a-run-have-in-common"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -51,7 +54,7 @@ def python3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def launch(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """`bash ARGUMENTS` in the checkout, without a scheduler's variables."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SKYPILOT"))}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SKYPILOT", "LOWCOMM"))}
     return subprocess.run(
         ["bash", *map(str, arguments)],
         cwd=ROOT,
@@ -79,6 +82,7 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "node": (
         (
             *("launch/node.sh", "--nodes", "3", "--node-rank", "2", "--ranks", "8", "--master", "10.0.0.1"),
+            *("--secret", "run's secret"),
             *(
                 "--address",
                 "10.0.0.3",
@@ -202,9 +206,9 @@ def test_the_pods_of_a_job_set_start_their_nodes() -> None:
     for island in range(2):
         for node in range(3):
             pod = {**values, "ISLAND": str(island), "NODE": str(node), "POD_IP": f"10.1.{island}.{node}"}
-            done = launch("-c", script, *arguments, **pod)
+            done = launch("-c", script, *arguments, **pod, LOWCOMM_SECRET=SECRET)
             assert done.returncode == 0, done.stderr
-            assert "--nnodes 6 --nproc-per-node 8" in done.stdout
+            assert f"--nodes 6 --node-rank {3 * island + node} --ranks 8 --master" in done.stdout
             assert done.stdout.rstrip().endswith(
                 "train diloco.py:pretrain --islands 2 --island.size 24 --name 'a $(b)' "
                 "--run-dir /runs/lowcomm --resume auto"
@@ -221,7 +225,7 @@ def test_the_tasks_of_a_slurm_step_start_their_nodes(ranks: tuple[int, ...], tmp
         'for ((i = 0; i < TASKS; i++)); do SLURM_PROCID=$i SLURMD_NODENAME=localhost "$@" || exit; done\n'
     )
     (tmp_path / "scontrol").write_text("#!/bin/bash\necho head-node\n")
-    (tmp_path / "python").write_text('#!/bin/bash\necho "$@"\n')
+    (tmp_path / "python").write_text('#!/bin/bash\necho "$LOWCOMM_SECRET" "$@"\n')
     for tool in tmp_path.iterdir():
         tool.chmod(0o755)
     het = len(set(ranks)) > 1
@@ -236,9 +240,11 @@ def test_the_tasks_of_a_slurm_step_start_their_nodes(ranks: tuple[int, ...], tmp
     lines = done.stdout.splitlines()
     assert len(lines) == len(ranks)
     for number, (line, count) in enumerate(zip(lines, ranks, strict=True)):
-        assert f"--nnodes {len(ranks)} --nproc-per-node {count} --node-rank {number} --master-addr head-node" in line
+        assert f"--nodes {len(ranks)} --node-rank {number} --ranks {count} --master head-node" in line
         assert line.endswith("--name two words")
     assert f"--island.size {ranks[0]}" in lines[0]
+    (secret,) = {line.split()[0] for line in lines}
+    assert len(check_secret(secret, "srun's environment")) >= 32
 
 
 def test_skypilots_own_variables_start_the_nodes() -> None:
@@ -248,11 +254,19 @@ def test_skypilots_own_variables_start_the_nodes() -> None:
     assert "ports" not in task["resources"], "nothing is opened to the outside"
     script = task["run"].replace("launch/node.sh", "launch/node.sh --dry-run")
     sky = {"SKYPILOT_NODE_IPS": "10.2.0.1\n10.2.0.2", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_NODES": "2"}
-    own = {**task["envs"], "ISLAND": "1", "ISLANDS": "2", "MASTER": "10.1.0.1", "FLAGS": "--name 'two words'"}
-    done = launch("-c", f"set -e\n{script}", **sky, SKYPILOT_NUM_GPUS_PER_NODE="8", **own)
+    own = {
+        **task["envs"],
+        "LOWCOMM_SECRET": SECRET,
+        "ISLAND": "1",
+        "ISLANDS": "2",
+        "MASTER": "10.1.0.1",
+        "FLAGS": "--name 'two words'",
+    }
+    done = launch("-c", f"set -e\n{script}", **sky, SKYPILOT_NUM_GPUS_PER_NODE="8", LOWCOMM_SECRET=SECRET, **own)
     assert done.returncode == 0, done.stderr
     assert "ip -o -4 addr show to 10.2.0.2" in done.stdout
-    assert "--nnodes 4 --nproc-per-node 8 --node-rank 3 --master-addr 10.1.0.1" in done.stdout
+    assert "--nodes 4 --node-rank 3 --ranks 8 --master 10.1.0.1" in done.stdout
+    assert SECRET not in done.stdout + done.stderr
     assert "--islands 2 --island.size 16 --name 'two words' --run-dir /runs/lowcomm --resume auto" in done.stdout
 
 
@@ -308,7 +322,7 @@ def test_skypilot_reads_the_task_and_the_command_lines(tmp_path: Path) -> None:
     assert parsed[1]["entrypoint"] == ["echo address $SKYPILOT_NODE_IPS"]
 
 
-NODES = ("launch/node.sh", "--nodes", "2", "--master", "10.0.0.1")
+NODES = ("launch/node.sh", "--nodes", "2", "--master", "10.0.0.1", "--secret", "no/secret")
 SERVER = ("launch/federation/server.sh", "--keys", "no/keys", "--clients", "3")
 CLIENT = (
     *("launch/federation/client.sh", "--superlink", "127.0.0.1:9092", "--ca", "no/ca.crt", "--keys", "no/keys"),
@@ -329,6 +343,9 @@ BAD: list[tuple[tuple[str, ...], str]] = [
     ((*NODES, "--address", "10.0.0.2", "--port", "80", "x.py"), "--port = '80'"),
     ((*NODES, "--across", "eth0; id", "x.py"), "--across = 'eth0; id'"),
     ((*NODES, "x.py"), "--address = ''"),
+    ((*NODES, "--address", "10.0.0.2", "x.py"), "--secret = 'no/secret'"),
+    ((*NODES, "--address", "10.0.0.2", "--secret", "README.md", "x.py"), "--secret = 'README.md'"),
+    (("launch/node.sh", "--nodes", "2", "--master", "10.0.0.1", "--across", "lo", "x.py"), "--secret = ''"),
     (
         ("launch/node.sh", "--nodes", "2", "--master", "1.2.3.4", "--address", "10.0.0.2", "x.py"),
         "--master = '1.2.3.4'",
@@ -493,11 +510,32 @@ def test_slurm_refuses_what_does_not_divide() -> None:
     is_refusal(done, "RANKS_1 = '3'")
 
 
-def test_a_node_with_a_public_address_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "ip").write_text("#!/bin/sh\necho '2: eth0 inet 93.184.216.34/24 scope global eth0'\n")
+def test_a_node_whose_interface_has_a_public_address_is_refused(tmp_path: Path) -> None:
+    """One that gloo or NCCL use: on others nothing listens, and on one machine all stays on 127.0.0.1."""
+    lines = "2: eth0 inet 93.184.216.34/24 scope global eth0\n3: eth1 inet 10.0.0.2/24 scope global eth1"
+    (tmp_path / "ip").write_text(f"#!/bin/sh\necho '{lines}'\n")
     (tmp_path / "ip").chmod(0o755)
-    done = launch("launch/local.sh", "x.py", PATH=f"{tmp_path}:{os.environ['PATH']}")
-    is_refusal(done, "this node = '93.184.216.34'")
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOWCOMM_SECRET": SECRET}
+    node = ("launch/node.sh", "--nodes", "2", "--master", "10.0.0.1")
+    for options in (("--across", "eth0"), ("--across", "eth1", "--inside", "eth0"), ("--across", "^eth9")):
+        is_refusal(launch(*node, *options, "x.py", **environment), "this node = '93.184.216.34'")
+    for how in ((*node, "--across", "eth1"), (*node, "--across", "eth0", "--behind-firewall"), ("launch/local.sh",)):
+        assert launch(*how, "x.py", **environment).returncode == 0  # of a python3 that does nothing
+
+
+def test_the_secret_is_in_no_command_line(tmp_path: Path) -> None:
+    """Whichever way it comes in; the program that gets it does so by its environment."""
+    (tmp_path / "python").write_text('#!/bin/bash\necho "$LOWCOMM_SECRET" "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "secret").write_text(f"{SECRET}\n")
+    (tmp_path / "secret").chmod(0o600)
+    node = f"launch/node.sh --nodes 2 --master 10.0.0.1 --across lo --python {tmp_path}/python"
+    for how, given in (("--secret -", f"{SECRET}\n"), (f"--secret {tmp_path}/secret", ""), ("", "")):
+        own = {} if how else {"LOWCOMM_SECRET": SECRET}
+        done = launch("-c", f"printf %s '{given}' | bash {node} {how} x.py", **own)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split()[:3] == [SECRET, "-m", "lowcomm.run.node"]
+        assert done.stdout.count(SECRET) == 1
 
 
 def test_a_node_that_starts_again_resumes(tmp_path: Path) -> None:

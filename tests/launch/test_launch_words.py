@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.launch.test_launch import CLIENT, IMAGE, LAUNCH, ROOT, launch, manifests, needs_kubectl
+from tests.launch.test_launch import CLIENT, IMAGE, LAUNCH, ROOT, SECRET, launch, manifests, needs_kubectl
 
 FILE = "my 'own' \"x\"; touch PWNED; $(touch PWNED) `touch PWNED` & \\ *\nnew\tline.py"
 """A legal name of a file."""
@@ -158,7 +158,7 @@ def test_other_machines_over_ssh(copy: str, tools: Path, tmp_path: Path, monkeyp
             (home / "record").unlink()
         dry = launch(root / "launch" / "ssh.sh", *options, "--dry-run", f"{file}:train", *FLAGS)
         assert dry.returncode == 0, dry.stderr
-        shown = [line for line in dry.stdout.splitlines() if line.startswith("  python3 -m torch.distributed.run")]
+        shown = [line for line in dry.stdout.splitlines() if line.startswith("  python3 -m lowcomm.run.node")]
         assert [given(words(line)) for line in shown] == [[f"{there}:train", *FLAGS]] * 2
 
 
@@ -209,8 +209,8 @@ def test_kubernetes(tools: Path, tmp_path: Path) -> None:
     values = {e["name"]: e["value"] for e in container["env"] if "value" in e}
     script, *arguments = (text.replace("$$", "$") for text in container["args"])
     assert arguments == [RECIPE, *FLAGS]
-    pod = {**values, "ISLAND": "0", "NODE": "0", "POD_IP": "10.1.0.1"}
-    done = launch("-c", script.replace("/launch/node.sh", "launch/node.sh --dry-run"), *arguments, **pod)
+    pod, secret = {**values, "ISLAND": "0", "NODE": "0", "POD_IP": "10.1.0.1"}, {"LOWCOMM_SECRET": SECRET}
+    done = launch("-c", script.replace("/launch/node.sh", "launch/node.sh --dry-run"), *arguments, **pod, **secret)
     assert given(words(done.stdout.splitlines()[-1])) == [RECIPE, *FLAGS]
 
 
@@ -225,7 +225,7 @@ def test_skypilot(tools: Path, tmp_path: Path) -> None:
     for line in done.stdout.splitlines()[1:]:
         options = words(line)
         env = dict(options[i + 1].split("=", 1) for i, word in enumerate(options) if word == "--env")
-        there = launch("-c", f"set -e\n{script}", **sky, **env)
+        there = launch("-c", f"set -e\n{script}", **sky, **env, LOWCOMM_SECRET=SECRET)
         assert there.returncode == 0, there.stderr
         assert given(words(there.stdout.splitlines()[-1])) == [RECIPE, *FLAGS]
 

@@ -184,7 +184,11 @@ def test_penalty_is_the_published_table_at_its_points() -> None:
 
 @pytest.mark.parametrize(
     ("changed", "word"),
-    [({"parameters": 10**6}, "1e+06 parameters"), ({"islands": 16}, "16 islands"), ({}, "H = 500")],
+    [
+        ({"parameters": 10**6}, "1M parameters"),
+        ({"islands": 16}, "16 islands"),
+        ({}, "0.25 % are added per doubling of H"),
+    ],
 )
 def test_outside_the_fits_it_says_so(changed: dict[str, int], word: str) -> None:
     note = outside(replace(JOB, **changed), Settings(every=500, codec=coded.INT4))  # pyright: ignore[reportArgumentType]
@@ -348,7 +352,9 @@ def test_the_recipe_is_one_that_train_takes(way: str, tmp_path: Path, capsys: py
     config = recipe.load(f"{path}:plan")
     assert config.islands is not None
     check(config, config.islands)
-    assert f"H {config.sync.every}," in shown and f"streams {config.sync.streams}," in shown
+    assert f"a sync every {config.sync.every} inner steps (H)" in shown
+    assert f" {config.sync.streams} TCP connection" in shown
+    assert f"train {path}:plan" in shown and " settings that reach a utilisation of " in shown
     compile(path.read_text(encoding="utf-8"), "mine.py", "exec")
     assert max(len(line) for line in path.read_text(encoding="utf-8").splitlines()) <= 160
     assert main(["plan", *WAYS[way], "--recipe", str(path)]) == 2  # never overwrites

@@ -43,7 +43,7 @@ def test_true_positives_at_one_percent() -> None:
 def test_calibration_takes_out_how_hard_a_sequence_is() -> None:
     hard = torch.linspace(0, 50, 20)
     found = attacks((hard, hard - 1), (hard, hard))
-    assert found["calibrated"] == {"auc": 1.0, "tpr_at_1pct_fpr": 1.0}
+    assert found["calibrated"] == {"auc": 1.0, "auc_error": 0.0, "tpr_at_1pct_fpr": 1.0}
     assert found["loss"]["auc"] < 0.6
 
 
@@ -95,11 +95,11 @@ def test_a_run_writes_its_membership_figures(tmp_path: Path, capsys: pytest.Capt
     assert train(plain) == 0
     found = json.loads((tmp_path / "plain" / "clients.json").read_text(encoding="utf-8"))["membership"]
     assert set(found) == {"loss", "calibrated", "untuned"}
-    aucs = {k: f"{figures['auc']:.3f}" for k, figures in found.items()}
+    aucs = {k: f"{figures['auc']:.3f} +- {1.96 * figures['auc_error']:.3f}" for k, figures in found.items()}
     said = f"loss AUC {aucs['loss']} (of the untuned model {aucs['untuned']}), calibrated AUC {aucs['calibrated']}"
-    assert f"membership inference: {said}\n" in capsys.readouterr().out
+    assert f"membership inference: {said}; 0.5 is guessing" in capsys.readouterr().out
     for figures in found.values():
-        assert set(figures) == {"auc", "tpr_at_1pct_fpr"}
+        assert set(figures) == {"auc", "auc_error", "tpr_at_1pct_fpr"}
         assert all(0 <= value <= 1 for value in figures.values())
 
 

@@ -187,7 +187,7 @@ def test_a_run_reports_its_error_and_its_clients(tmp_path: Path, corpus: Path) -
     assert table["percentiles"]["own"]["p10"] == pytest.approx(low + 0.1 * (high - low))
     assert table["helped"]["below_before"] == 1.0
     page = write_report([tmp_path / "run"]).read_text(encoding="utf-8")
-    assert "What it was worth to each client" in page and "tuned on all text together" in page
+    assert "What it was worth to each client" in page and "on all text in one place" in page
     summary = runs.summary(tmp_path / "run")
     assert summary["parameters_trainable"] < 0.1 * summary["parameters"]
     exported = load_file(tmp_path / "run" / "export" / "model.safetensors")

@@ -14,8 +14,8 @@ import pytest
 from lowcomm.config import RunConfig
 from lowcomm.island import IslandConfig
 from lowcomm.run import launch as launch_module
-from lowcomm.run.ranks import Ended, _watch, left_behind
-from lowcomm.transport.board import GOES_ON, FileBoard
+from lowcomm.run.left_behind import GOES_ON, left_behind
+from lowcomm.run.ranks import Ended, _watch
 
 TERM, KILL = -signal.SIGTERM, -signal.SIGKILL
 HUP = int(signal.SIGHUP)
@@ -107,12 +107,11 @@ def test_ranks_without_which_the_others_went_on(
 
 def supervised(tmp_path: Path, *programs: str, behind: list[int] | None = None, goes_on: bool = True) -> Ended:
     """The end of ranks that are shell programs. behind: those that the others say to have left behind."""
-    board = FileBoard(tmp_path)
     if goes_on:
-        board.post(GOES_ON, "")
+        (tmp_path / GOES_ON).touch()
     if behind is not None:
-        board.decide("members 1", json.dumps([k for k in range(len(programs)) if k not in behind]))
-    return _watch([subprocess.Popen(["sh", "-c", program]) for program in programs], [], board)
+        (tmp_path / "members 1").write_text(json.dumps([k for k in range(len(programs)) if k not in behind]))
+    return _watch([subprocess.Popen(["sh", "-c", program]) for program in programs], [], tmp_path)
 
 
 def test_a_killed_rank_leaves_the_others_alone_where_they_go_on(tmp_path: Path) -> None:
@@ -129,5 +128,5 @@ def test_a_killed_rank_leaves_the_others_alone_where_they_go_on(tmp_path: Path) 
 def test_one_that_was_left_behind_is_not_waited_for(tmp_path: Path) -> None:
     ended = supervised(tmp_path, "exit 0", "kill -STOP $$; sleep 100", behind=[1])
     assert (ended.code, ended.codes, ended.lost) == (0, {0: 0, 1: KILL}, {1: KILL})
-    assert left_behind(FileBoard(tmp_path), 3) == {1, 2}
+    assert left_behind(tmp_path, 3) == {1, 2}
     assert supervised(tmp_path, "sleep 0.2", "exit 1", behind=[1]).code == 0  # woken, and fenced

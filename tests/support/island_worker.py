@@ -59,7 +59,7 @@ def configuration(kind: str) -> RunConfig:
         device="cpu",
         island=IslandConfig(kind=name, size=2, offload=name != kind),  # pyright: ignore[reportArgumentType]
         data=DataConfig(batch_size=BATCH, seq_len=SEQ),
-        model=ModelConfig(preset="nano", width=16, tied_embeddings=False),
+        model=ModelConfig(preset="nano", width=16, layers=2, tied_embeddings=False),
         inner=InnerConfig(optimizer=AdamW(lr=1e-2), clip_norm=0.5, accumulation=2),
     )
 

@@ -260,11 +260,14 @@ def islands_environment(islands: int) -> list[dict[str, str]]:
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(islands)]
 
 
-def run_islands(arguments: Sequence[str], islands: int, log: Path) -> list[int]:
+def run_islands(
+    arguments: Sequence[str], islands: int, log: Path, environment: dict[str, str] | None = None
+) -> list[int]:
     """Exit codes of `lowcomm ARGUMENTS` as torchrun would start it: one process per island."""
     from lowcomm.cli import main
 
-    started = [start(main, (list(arguments),), log, variables) for variables in islands_environment(islands)]
+    variables = [{**one, **(environment or {})} for one in islands_environment(islands)]
+    started = [start(main, (list(arguments),), log, one) for one in variables]
     return [wait(child, log) for child in started]
 
 

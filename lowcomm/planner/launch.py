@@ -1,0 +1,67 @@
+"""The part of a plan that is about machines: ranks, memory, network, and the commands that start the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lowcomm.planner.command import Plan
+from lowcomm.report.units import format_bytes
+
+
+def machine_lines(plan: Plan) -> Iterator[str]:
+    """Lines for people; the command's own are indented."""
+    m, islands = plan.machines, plan.job.islands
+    share = (
+        {"fsdp": " that share the replica (FSDP2)", "ddp": " with a replica each (DDP)"}[m.kind] if m.ranks > 1 else ""
+    )
+    nodes = "1 node" if m.nodes == 1 else f"{m.nodes} nodes"
+    each = f"{nodes} with {_ranks(m.ranks_per_node)}{share}"
+    yield f"machines: {islands} islands, each of {each}; {islands * m.nodes} nodes in all"
+    cpu = f", and {format_bytes(m.cpu_bytes)} of CPU memory for each rank" if m.cpu_bytes else ""
+    yield (
+        f"memory: {format_bytes(m.gpu_bytes)} of each GPU's {format_bytes(plan.gpu_memory_bytes)} for weights, "
+        f"gradients, AdamW{'' if cpu else ' and the sync'}, without activations{cpu and cpu + ' for the sync'}"
+    )
+    if not m.fits:
+        yield f"note: that leaves no room for activations: pass --ranks {2 * m.ranks}, or a larger --gpu-memory-gb"
+    yield f"network: {_network(plan)}"
+    yield "start, on each node with its own K from 0:"
+    yield f"  {torchrun(plan)}"
+    yield "or from one machine that reaches all others by ssh (hosts as in launch/hosts.example):"
+    yield f"  launch/ssh.sh --hosts HOSTS {' '.join(train_words(plan))}"
+    if plan.recipe is None:
+        yield "plan.py is written by adding --recipe plan.py to this command"
+
+
+def torchrun(plan: Plan) -> str:
+    """The command of one node; without a rendezvous, so that the ranks of an island are neighbours."""
+    m = plan.machines
+    return (
+        f"torchrun --nnodes {plan.job.islands * m.nodes} --nproc-per-node {m.ranks_per_node} --node-rank K "
+        f"--master-addr ADDRESS_OF_NODE_0 --master-port 29500 -m lowcomm.cli train {' '.join(train_words(plan))}"
+    )
+
+
+def train_words(plan: Plan) -> list[str]:
+    """The recipe and the flags of lowcomm train."""
+    m = plan.machines
+    words = [f"{plan.recipe or 'plan.py'}:plan", "--islands", str(plan.job.islands)]
+    if m.ranks > 1:
+        words += ["--island.size", str(m.ranks), "--island.kind", m.kind]
+    return words
+
+
+def _network(plan: Plan) -> str:
+    inside = "NCCL inside an island; " if plan.machines.ranks > 1 else ""
+    if plan.machines.backend == "NCCL":
+        return f"{inside}NCCL between islands, as the sync's state lies on the GPUs (without GPUs: gloo)"
+    why = (
+        f"{plan.choice.best.prediction.settings.streams} TCP connections to each peer need it"
+        if plan.choice.best.prediction.settings.streams > 1
+        else "its state does not fit beside the training"
+    )
+    return f"{inside}gloo between islands, with the sync's state in CPU memory: {why}"
+
+
+def _ranks(count: int) -> str:
+    return "1 rank (GPU)" if count == 1 else f"{count} ranks (GPUs)"
