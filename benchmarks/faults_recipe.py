@@ -21,6 +21,7 @@ import torch.distributed as dist
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, TopK
 from lowcomm.config import CheckpointConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig
+from lowcomm.data.shard import Shard
 from lowcomm.exchange.lockstep import Lockstep
 from lowcomm.island import PlainIsland
 from lowcomm.model import ModelConfig
@@ -127,10 +128,19 @@ def kill_in_exchange(number: int) -> None:
 
     def starting(self: Collective, what: str, *arguments: Any) -> Any:
         started = swap(self, what, *arguments)
-        if calls[0]:
+        if calls[0] > 1:
             _die()
         return started
 
+    gather = Collective.gather
+
+    def gathering(self: Collective, rows: Any) -> Any:
+        calls[0] += calls[0] > 0
+        if calls[0] == 3:  # the roll call was the first
+            _die()
+        return gather(self, rows)
+
+    setattr(Collective, "gather", gathering)  # noqa: B010
     pipelined.ordered_sum = adding
     setattr(Collective, "_start", starting)  # noqa: B010
     _in_round(number, lambda: calls.__setitem__(0, 1))
@@ -237,10 +247,16 @@ def stream_breaks(number: int) -> None:
     """The text can't be read any more."""
     from lowcomm.types import DataError
 
-    def change(island: PlainIsland, loss: float) -> float:
-        raise DataError("train.jsonl, row 251: the connection was lost")
+    prepare, calls = Shard.prepare, [0]
 
-    _at_step(number * EVERY + 3, change)
+    def failing(self: Shard, batches: int) -> None:
+        calls[0] += 1
+        if calls[0] == number * EVERY + 3:
+            _note()
+            raise DataError("train.jsonl, row 251: the connection was lost")
+        prepare(self, batches)
+
+    Shard.prepare = failing
 
 
 def freeze(number: int) -> None:

@@ -206,25 +206,38 @@ def join(config: RunConfig, world: World, device: torch.device, transport: Trans
         ) from error
     if alone:
         heartbeat = _heartbeat(config, world, board, store) if beats else None
-        transport = everyone
-        if heartbeat is not None and may_regroup(config, device):
-            transport = Regrouping(
-                everyone, heartbeat, sockets() - before, timeout_s=timeout_s, streams=streams, spared=_master_ports(),
-                joined=lambda epoch: _close_again(store, epoch, world.rank),
-            )  # fmt: skip
-        directory = None if world.store is None else world.store.parent
-        members = Membership(
-            transport=transport, everyone=transport, mesh=None, store=store, heartbeat=heartbeat, directory=directory
-        )
-        members.close_listeners("groups")
-        if heartbeat is not None:
-            heartbeat.start()
-        return members
+        return _islands_of_one(config, world, device, everyone, store, heartbeat, sockets() - before)
     assert config.island.size is not None and dist.is_initialized()
     mesh = Mesh.build(config.island.size, device.type, timeout_s)
     peers = Collective(mesh.peers, beside=mesh.beside, streams=streams, timeout_s=timeout_s)
     members = Membership(transport=peers, everyone=everyone, mesh=mesh, store=store)
     members.close_listeners("groups")  # NCCL listens later, and knows its own by a secret
+    return members
+
+
+def _islands_of_one(
+    config: RunConfig,
+    world: World,
+    device: torch.device,
+    everyone: Collective,
+    store: dist.Store | None,
+    heartbeat: Heartbeat | None,
+    connections: frozenset[str],
+) -> Membership:
+    """Each rank an island. connections: sockets of the group."""
+    transport = everyone
+    if heartbeat is not None and may_regroup(config, device):
+        transport = Regrouping(
+            everyone, heartbeat, connections, timeout_s=config.sync.timeout_s, streams=config.sync.streams,
+            spared=_master_ports(), joined=lambda epoch: _close_again(store, epoch, world.rank),
+        )  # fmt: skip
+    directory = None if world.store is None else world.store.parent
+    members = Membership(
+        transport=transport, everyone=transport, mesh=None, store=store, heartbeat=heartbeat, directory=directory
+    )
+    members.close_listeners("groups")
+    if heartbeat is not None:
+        heartbeat.start()
     return members
 
 

@@ -381,8 +381,9 @@ def test_bytes_are_counted_for_the_exact_buffers() -> None:
     for step in range(toy.EVERY):
         toy.train_step(n, step)
     size = n.state.fragments[0].size
-    roll_call, digests = 4 * 8, 16
-    expected = 2 * (islands - 1) * size // islands * 4 + (islands - 1) * (roll_call + digests)
+    roll_call, digests, checksum, agreement = 4 * 8, 16, 8, islands
+    small = roll_call + digests + checksum + agreement
+    expected = 2 * (islands - 1) * size // islands * 4 + (islands - 1) * small
     assert n.transport.sent_bytes[0] - before == expected
     assert n.transport.received_bytes == n.transport.sent_bytes
 

@@ -8,7 +8,7 @@ broken on one link only, and all islands must leave out the same ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 
@@ -53,10 +53,9 @@ def call_roll(
         table, gone = gather_rows(transport, rows)
     said = _split([row[4 + len(vote) :] for row in table], sections)
     wanted = range(len(table)) if expected is None else sorted(expected)
-    known = {} if transport.goes_on else transport.lost  # there each may have heard of another cause
-    dropped = _dropped(table, {k: known.get(k, "its process is gone") for k in gone}, wanted, sections, said)
-    dropped |= {k: why for k, why in (without or {}).items() if k in wanted and k not in dropped}
+    dropped = _dropped(table, _causes(transport, gone), wanted, sections, said)
     all_tokens = [row[2] for row in table]
+    dropped = {**{k: why for k, why in (without or {}).items() if k in wanted}, **dropped}
     if history is not None:
         usable = [k for k in wanted if all_tokens[k] > 0 and k not in dropped]
         dropped |= history.too_large([row[3] for row in table], usable)
@@ -72,6 +71,12 @@ def call_roll(
         gone=frozenset(gone),
         sections={n: _stand_in(s, said[n], weights) for n, s in sections.items()},
     )
+
+
+def _causes(transport: Transport, gone: Collection[int]) -> dict[int, str]:
+    """Why islands are gone, in the same words everywhere."""
+    known = {} if transport.goes_on else transport.lost  # else each may have heard of another cause
+    return {k: known.get(k, "its process is gone") for k in gone}
 
 
 def _dropped(

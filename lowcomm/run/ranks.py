@@ -152,9 +152,8 @@ def _watch(
         elif time.monotonic() > deadline:
             _send(processes, signal.SIGKILL)
         left = [rank for rank, code in codes.items() if code is None]
-        if left and set(left) <= left_behind(
-            directory, first_rank + len(processes)
-        ):  # a frozen process hears of nothing
+        if left and set(left) <= left_behind(directory, first_rank + len(processes)):
+            # a frozen process hears of nothing
             lost |= dict.fromkeys(left, -signal.SIGKILL)
             for rank in left:
                 processes[rank - first_rank].kill()

@@ -139,7 +139,12 @@ def test_heartbeats_tell_silent_dead_and_heard_again() -> None:
     board = Table()
     beat, heard = Heartbeat(board, 0, range(2), 0.1), list[tuple[int, Condition]]()
     told = threading.Event()
-    beat.listeners.append(lambda rank, condition, _: (heard.append((rank, condition)), told.set()))
+
+    def listen(rank: int, condition: Condition, passed_s: float) -> None:
+        heard.append((rank, condition))
+        told.set()
+
+    beat.listeners.append(listen)
 
     def after(act: Callable[[], object]) -> None:
         told.clear()
