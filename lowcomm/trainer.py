@@ -23,7 +23,7 @@ from lowcomm.run.journal import Journal
 from lowcomm.run.losses import saves_without
 from lowcomm.run.privacy_spent import Counts, privacy_spent
 from lowcomm.run.resume import is_finite, load_newest, save_now, start_files
-from lowcomm.run.signals import tell_stopped, who_stopped
+from lowcomm.run.signals import tell_stopped, who_asked, who_stopped
 from lowcomm.transport.base import Transport
 from lowcomm.types import CheckpointError, DataError, FencedError, LowcommError, SyncError, UnusableError
 
@@ -114,7 +114,7 @@ class Loop:
         except LowcommError:
             write_summary(run, "failed", self.journal.time_s())
             raise
-        self.note_skipped()
+        self.journal.note_skipped()
         wall_s = self.journal.time_s()
         result = self.evaluate()
         if run.config.eval.clients:
@@ -131,14 +131,6 @@ class Loop:
         if run.metrics.failure is not None:
             raise CheckpointError(f"the run is done, but metrics.jsonl is cut short: {run.metrics.failure}")
         return DONE
-
-    def note_skipped(self) -> None:
-        """Say how many rows of streams were left out, on the rank that read them."""
-        for number, shard in zip(self.run.sync.transport.local, self.run.shards, strict=True):
-            if shard.skipped:
-                note = f"{shard.skipped} rows of island {number} were left out, as they could not be used"
-                self.run.progress.warn(f"skipped {number}", note)
-                self.journal.note(note)
 
     def budget_is_spent(self) -> bool:
         """Whether what comes next would cost more epsilon than the run may: the next round, or, in one, the next step.
@@ -263,7 +255,11 @@ class Loop:
         run = self.run
         name = f"{run.sync.rounds_done:06d}-stop{run.resumes}"
         failed = str(error) if isinstance(error, DataError) else "a sync failed"
-        cause = run.stop.signal or (failed if status == "failed" else self._who_asked())
+        cause = run.stop.signal or (
+            failed
+            if status == "failed"
+            else who_asked(run.sync.transport.islands, run.config.checkpoint.stop_at_step == run.sync.step)
+        )
         again = isinstance(error, UnusableError) and not run.sync.transport.lost  # those come back with a resume
         kind = checkpoint.UNUSABLE if again else "exchange"
         saved = self.save(name, kind if status == "failed" else None)
@@ -277,12 +273,6 @@ class Loop:
         if status == "stopped" and not saved:
             raise CheckpointError(f"stopped ({cause}), but not saved: {self.save_failure}")
         return STOPPED
-
-    def _who_asked(self) -> str:
-        if self.run.config.checkpoint.stop_at_step == self.run.sync.step:
-            return "stop_at_step"
-        elsewhere = who_stopped(self.run.sync.transport.islands)
-        return "a signal to another rank" if elsewhere is None else f"island {elsewhere[0]} was: {elsewhere[1]}"
 
     def save(self, name: str, failure: str | None = None) -> bool:
         """Save; a full disk does not stop training, but the run won't end with exit code 0."""

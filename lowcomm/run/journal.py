@@ -152,6 +152,14 @@ class Journal:
         self.losses, self.trained = [0.0] * len(run.islands), [0] * len(run.islands)
         self.logged_step, self.logged_s, self.logged_gradients_s = sync.step, time.monotonic(), sync.state.gradients_s
 
+    def note_skipped(self) -> None:
+        """Say how many rows of streams were left out, on the rank that read them."""
+        for number, shard in zip(self.run.sync.transport.local, self.run.shards, strict=True):
+            if shard.skipped:
+                note = f"{shard.skipped} rows of island {number} were left out, as they could not be used"
+                self.run.progress.warn(f"skipped {number}", note)
+                self.note(note)
+
     def note(self, note: str) -> None:
         """A line about the whole run."""
         self.write(None, "note", {"note": note})
