@@ -84,8 +84,9 @@ def scale_of(used: Sequence[Contribution], policy: Policy) -> float:
     if policy.mode == "synchronous" or policy.nominal_tokens is None or not used:
         return 1.0
     fragments = {c.header.fragment for c in used}
-    tokens = min(sum(c.header.tokens for c in used if c.header.fragment == f) for f in fragments)
-    return min(1.0, tokens / policy.nominal_tokens)
+    sums = [sum(c.header.tokens for c in used if c.header.fragment == f) for f in fragments]
+    said = [tokens for tokens in sums if tokens > 0]
+    return min(1.0, min(said) / policy.nominal_tokens) if said else min(1.0, len(used) / policy.size)
 
 
 def _median(norms: Sequence[float]) -> float:

@@ -233,6 +233,9 @@ def test_weights_damping_and_scale() -> None:
     assert judge.scale_of([old, fresh], policy) == pytest.approx(21 / 42)
     assert judge.scale_of([old, fresh], Policy()) == 1.0
     assert judge.scale_of([old, fresh, fresh, fresh, fresh], policy) == 1.0
+    silent = dataclasses.replace(fresh, header=dataclasses.replace(fresh.header, tokens=0, fragment=1))
+    assert judge.scale_of([old, fresh, silent], policy) == pytest.approx(21 / 42)
+    assert judge.scale_of([silent], policy) == 1 / policy.size
 
 
 def test_a_norm_far_above_all_that_are_known_is_refused() -> None:
