@@ -57,7 +57,7 @@ def load(reference: str) -> RunConfig:
 
 
 def class_of_packaged(stem: str, name: str) -> object:
-    """What a packaged recipe file calls `name`; None where there is no such file, or it has no such thing of its own."""
+    """What a packaged recipe file calls `name`; None where there is no such file, or nothing of its own."""
     path = packaged_directory() / f"{stem}.py"
     if path.stem != stem or not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""Come and go: a run that lives in a store. `lowcomm train store.py:smoke --store DIR`, `lowcomm join DIR` elsewhere."""
+"""Come and go: runs that live in a store. `lowcomm train store.py:smoke --store DIR`; elsewhere `lowcomm join DIR`."""
 
 from __future__ import annotations
 
