@@ -63,8 +63,10 @@ def weights_of(state: ChainState, used: Sequence[Contribution], rules: ChainRule
 
 def tokens_of(used: Sequence[Contribution], rules: ChainRules) -> list[float]:
     """What contributions to one fragment weigh by: their tokens; the mean of the others' for a last one without any
-    that holds what a codec had held back."""
+    that holds what a codec had held back. The same for each where a fragment but the first says none at all."""
     tokens = [float(c.header.tokens) for c in used]
+    if not any(tokens) and used[0].header.fragment != 0:
+        return [float(c.header.norm > 0) for c in used]
     trained = [t for t in tokens if t > 0]
     usual = math.fsum(trained) / len(trained) if trained else 1.0
     rest = [c.header.last and rules.codec.holds_back for c in used]
@@ -82,8 +84,9 @@ def scale_of(used: Sequence[Contribution], policy: Policy) -> float:
     if policy.mode == "synchronous" or policy.nominal_tokens is None or not used:
         return 1.0
     fragments = {c.header.fragment for c in used}
-    tokens = min(sum(c.header.tokens for c in used if c.header.fragment == f) for f in fragments)
-    return min(1.0, tokens / policy.nominal_tokens)
+    sums = [sum(c.header.tokens for c in used if c.header.fragment == f) for f in fragments]
+    said = [tokens for tokens in sums if tokens > 0]
+    return min(1.0, min(said) / policy.nominal_tokens) if said else min(1.0, len(used) / policy.size)
 
 
 def _median(norms: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lowcomm.aggregate import Krum, Mean
-from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4
+from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, LocalResidual
 from lowcomm.outer import FedAdam, Nesterov, Outer
 from lowcomm.store import fold as folding
 from lowcomm.store import judge, keys, leases, snapshot, text
@@ -233,6 +233,9 @@ def test_weights_damping_and_scale() -> None:
     assert judge.scale_of([old, fresh], policy) == pytest.approx(21 / 42)
     assert judge.scale_of([old, fresh], Policy()) == 1.0
     assert judge.scale_of([old, fresh, fresh, fresh, fresh], policy) == 1.0
+    silent = dataclasses.replace(fresh, header=dataclasses.replace(fresh.header, tokens=0, fragment=1))
+    assert judge.scale_of([old, fresh, silent], policy) == pytest.approx(21 / 42)
+    assert judge.scale_of([silent], policy) == 1 / policy.size
 
 
 def test_a_norm_far_above_all_that_are_known_is_refused() -> None:
@@ -244,3 +247,23 @@ def test_a_norm_far_above_all_that_are_known_is_refused() -> None:
         large = dataclasses.replace(ones[1], header=dataclasses.replace(ones[1].header, norm=1000.0))
         assert set(judge.too_large(state, [ones[0], large], 10.0)) == ({B} if k >= judge.MIN_ROUNDS else set())
         state = fold(state, using(state, ones).write(), held(*ones), law).state
+
+
+def test_fragments_that_say_no_tokens_weigh_the_same() -> None:
+    law, policy = rules(), Policy()
+    state = begun(law)
+    for fragment, expected in ((0, [0.0, 0.0]), (1, [0.5, 0.5])):
+        ones = [contribute(state, OwnWork(law, inc), fragment) for inc in (A, B)]
+        silent = [dataclasses.replace(c, header=dataclasses.replace(c.header, tokens=0)) for c in ones]
+        assert judge.weights_of(state, silent, law, policy) == expected
+        idle = [dataclasses.replace(c, header=dataclasses.replace(c.header, norm=0.0)) for c in silent]
+        assert judge.weights_of(state, idle, law, policy) == [0.0, 0.0]
+
+
+def test_what_a_codec_had_held_back_is_not_lost_at_the_end() -> None:
+    """A last contribution without tokens weighs as the others do on average."""
+    law, policy = rules(LocalResidual(codec=Int4())), Policy()
+    state = begun(law, (A, B, C))
+    ones = [contribute(state, OwnWork(law, inc), seed=seed) for inc, seed in ((A, 2), (B, 4), (C, 0))]
+    last = dataclasses.replace(ones[2], header=dataclasses.replace(ones[2].header, tokens=0, last=True))
+    assert judge.weights_of(state, [*ones[:2], last], law, policy) == pytest.approx([12 / 39, 14 / 39, 13 / 39])
