@@ -49,7 +49,7 @@ class Store(ExchangeChoice):
     snapshot_s: float = 600.0
     """A new snapshot at least every so many seconds, for those who join."""
     keep: int = 3
-    """Announced snapshots that are kept."""
+    """Number of announced snapshots that are kept."""
 
     anchors: ClassVar[Literal["shared", "own"]] = "own"
     whole_islands: ClassVar[bool] = True
