@@ -32,7 +32,7 @@ from lowcomm.privacy.membership_inference import FIGURES, attacks
 from lowcomm.report.privacy import attack_in_words
 from lowcomm.report.verdict import client_lines
 from lowcomm.run.assembly import Run, build_models
-from lowcomm.run.finale import holding_global_weights
+from lowcomm.run.finale import with_global_weights
 from lowcomm.run.privacy_spent import training_shards
 from lowcomm.run.run_dir import write_json
 from lowcomm.types import IGNORED, counted
@@ -103,7 +103,7 @@ def report_clients(run: Run) -> None:
     for i, k in enumerate(transport.local):
         columns["before"][k] = mean_loss(fresh, batches[k], device)
         columns["own"][k] = own[i]
-    with holding_global_weights(run.sync.state):
+    with with_global_weights(run.sync.state):
         for k in transport.local:
             columns["after"][k] = mean_loss(run.islands[0].model, batches[k], device)
     if config.eval.baselines:
@@ -123,7 +123,7 @@ def _membership(run: Run, batches: Sequence[Batches], fresh: nn.Module) -> dict[
     config, transport, device = run.config, run.sync.transport, run.islands[0].device
     keys = [(attack, figure) for attack in ("loss", "calibrated", "untuned") for figure in FIGURES]
     columns = {"/".join(key): [math.nan] * transport.islands for key in keys}
-    with holding_global_weights(run.sync.state):
+    with with_global_weights(run.sync.state):
         for k, shard in zip(transport.local, training_shards(run.data, run.sync.state), strict=True):
             held = sum(len(targets) for _, targets in batches[k])
             if not held:

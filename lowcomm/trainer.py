@@ -14,11 +14,11 @@ from lowcomm.federated import report_clients
 from lowcomm.report.privacy import spent_in_words
 from lowcomm.run.assembly import Run, World, assemble, preflight
 from lowcomm.run.cadence import Cadence
-from lowcomm.run.clock import start_together
+from lowcomm.run.clock import agree_on_start
 from lowcomm.run.divergence import DivergedError as DivergedError
 from lowcomm.run.divergence import set_aside
 from lowcomm.run.export import export
-from lowcomm.run.finale import Evaluation, evaluate, holding_global_weights, write_summary
+from lowcomm.run.finale import Evaluation, evaluate, with_global_weights, write_summary
 from lowcomm.run.journal import Journal
 from lowcomm.run.privacy_spent import Counts, privacy_spent
 from lowcomm.run.resume import is_finite, load_newest, save_now, start_files
@@ -50,7 +50,7 @@ def train(
     try:
         start_files(run)
         if not (config.resume and load_newest(run)):
-            run.start = start_together(run.members.everyone, 0.0)
+            run.start = agree_on_start(run.members.everyone, 0.0)
             run.progress.note(data.described())
         code = Loop(run).run_to_end()
     finally:
@@ -94,9 +94,9 @@ class Loop:
             if not is_finite(run):  # a checkpoint of these weights would hide the good one before it
                 write_summary(run, "failed", self.journal.time_s())
                 raise
-            told = run.stop.signal is not None or who_stopped(sync.transport.islands) is not None
-            self.stop("stopped" if told else "failed", error)
-            if told:
+            asked = run.stop.signal is not None or who_stopped(sync.transport.islands) is not None
+            self.stop("stopped" if asked else "failed", error)
+            if asked:
                 return STOPPED
             raise
         except DataError as error:
@@ -176,7 +176,7 @@ class Loop:
             elif set_aside(run, self.journal, i, loss, average):
                 sync.rest(i)
                 continue
-            sync.count_tokens(run.members.share(island.told_tokens(batches[i])), i)
+            sync.count_tokens(run.members.share(island.reported_tokens(batches[i])), i)
             if not average and run.batched is None:
                 island.update(step)
         if average:
@@ -290,7 +290,7 @@ class Loop:
     def evaluate(self) -> Evaluation:
         """Validation loss of the global weights."""
         run, start_s = self.run, self.journal.time_s()
-        with holding_global_weights(run.sync.state):
+        with with_global_weights(run.sync.state):
             result = evaluate(run)
         run.progress.evaluated(bits_per_byte=result.bits_per_byte)
         if run.writes:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-NETWORK = frozenset(f"test_{name}.py" for name in ("netlab", "launch_sites", "launch_slurm", "launch_ssh"))
+NETWORK = frozenset(f"test_{name}.py" for name in ("netlab", "launch_sites", "launch_slurm", "launch_ssh", "two_nodes"))
 """Files that set up network namespaces, whose names and addresses are the machine's."""
 LONG_FACTOR = 10
 """Examples of a property in `make test-long`, as a multiple of those in `make test`."""

@@ -222,7 +222,7 @@ def loops() -> dict[str, Loop]:
         for o in OBJECTIVES
         if not isinstance(o, RankDecay | SelectLayers)
     }
-    return plain | tuned() | together()
+    return plain | tuned() | combined()
 
 
 def _fitting(schedule: Any) -> Any:
@@ -255,7 +255,7 @@ def _rule_of(codec: Parts) -> Any:
     return {InTurn: RoLoRA(rank=4), Shared: FedRand(rank=4)}.get(type(codec), SenderMean(rank=4))
 
 
-def together() -> dict[str, Loop]:
+def combined() -> dict[str, Loop]:
     """Features that meet in one round."""
     int4, sparse = ErrorFeedback(codec=Int4()), TopK(chunk=64, k=8)
     streaming = Streaming(fragments=2, delay=0, by="size")

@@ -23,7 +23,7 @@ from lowcomm.config import RunConfig
 from lowcomm.types import ConfigError
 from tests.support import runs
 
-PACKAGES = ("data", "island", "schedule", "outer", "codec", "aggregate", "model")
+PACKAGES = ("data", "island", "schedule", "outer", "codec", "aggregate", "attack", "model")
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,7 @@ firewall_file() { # NUMBER: lowcomm.nft of that site
   for j in "${!names[@]}"; do
     [ "$j" -eq "$i" ] || others+="${others:+, }$(allowed "$j" | sed 's|/32||')"
   done
-  echo "# ${names[i]}: to /etc/wireguard/lowcomm.nft. gloo, NCCL and the rendezvous listen above port 1023 without"
+  echo "# ${names[i]}: to /etc/wireguard/lowcomm.nft. gloo and NCCL listen above port 1023 without"
   echo "# encryption or passwords: only private networks and the tunnel may reach them."
   echo "table inet lowcomm {"
   echo "  chain input {"

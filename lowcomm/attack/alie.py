@@ -28,7 +28,7 @@ class ALIE(Attack):
     """The honest mean, moved by some standard deviations."""
 
     deviations: float = 1.5
-    """z."""
+    """z: standard deviations between what is sent and the mean (no unit)."""
 
     listens: ClassVar[bool] = True
 

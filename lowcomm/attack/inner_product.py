@@ -26,7 +26,7 @@ class InnerProduct(Attack):
     """The honest mean, turned round."""
 
     strength: float = 0.5
-    """eps."""
+    """eps: what is sent, in means of the honest Deltas (no unit)."""
 
     listens: ClassVar[bool] = True
 

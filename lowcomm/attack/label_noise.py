@@ -26,7 +26,7 @@ class LabelNoise(Attack):
     """Random targets."""
 
     fraction: float = 1.0
-    """p: share of the targets."""
+    """p: fraction of the targets."""
 
     def check(self) -> None:
         ok = 0 < self.fraction <= 1

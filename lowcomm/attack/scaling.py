@@ -23,7 +23,7 @@ class Scaling(Attack):
     """A Delta many times too large."""
 
     factor: float = 10.0
-    """c."""
+    """c: what is sent, in honest Deltas (no unit)."""
 
     def check(self) -> None:
         check_number("factor", self.factor, "10 is usual")

@@ -22,7 +22,7 @@ class SignFlip(Attack):
     """The negative Delta."""
 
     factor: float = 1.0
-    """c: size of what is sent, in honest Deltas."""
+    """c: what is sent, in honest Deltas (no unit)."""
 
     def check(self) -> None:
         check_number("factor", self.factor, "1 keeps the norm")

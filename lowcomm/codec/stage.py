@@ -49,7 +49,7 @@ class Stage(ABC):
         speed = measured_bytes_per_s if self.link_bytes_per_s == "measured" else self.link_bytes_per_s
         if speed is None:
             return True
-        saved = len(raw) * (1 - foretold_share(raw))
+        saved = len(raw) * (1 - expected_share(raw))
         return saved / speed > len(raw) / self.pack_bytes_per_s
 
     def check_link(self) -> None:
@@ -65,7 +65,7 @@ class Stage(ABC):
         return join(first, self)
 
 
-def foretold_share(raw: bytes) -> float:
+def expected_share(raw: bytes) -> float:
     """Entropy of a sample's bytes as a share of 8 bits: 1 is incompressible."""
     data = np.frombuffer(raw, np.uint8)
     if len(data) == 0:

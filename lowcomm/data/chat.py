@@ -187,7 +187,7 @@ def chat_document(
     tools: tuple[Mapping[str, Any], ...] = (),
 ) -> Document:
     """Its text is what all turns say, with roles and further keys. key: what the split goes by; None: the text."""
-    lines = [f"{m.role}: {m.content}{_told(m)}" for m in messages]
+    lines = [f"{m.role}: {m.content}{_calls_of(m)}" for m in messages]
     if tools:
         lines.insert(0, _as_json(list(tools)))
     try:
@@ -197,7 +197,7 @@ def chat_document(
     return Document(file, sha256(text).digest() if key is None else key, text, messages, label, place, tools)
 
 
-def _told(message: Message) -> str:
+def _calls_of(message: Message) -> str:
     """What sets rows with equal words apart: other calls, another answer that is learnt."""
     unlearnt = " (weight 0)" if message.role == ASSISTANT and not message.learnt else ""
     return unlearnt + (f" {_as_json(message.more)}" if message.more else "")

@@ -53,7 +53,7 @@ class LogFollower(Exchange):
         """Inner steps of each local island that its contributions hold."""
         self.sequences = [0 for _ in self.folds]
         """Contributions of each local island."""
-        self.told = 0
+        self.reported = 0
         """Position up to which reports have told the order of the log."""
         self._resumed = False
         self._unread: SyncError | None = None
@@ -88,8 +88,8 @@ class LogFollower(Exchange):
         if isinstance(self.log, MemoryLog):
             self.log.drop(min(fold.position for fold in self.folds))
         pending.sent_bytes = [now - then for now, then in zip(transport.sent_bytes, before, strict=True)]
-        new = [events[p] for p in sorted(events) if p >= self.told]
-        self.told = max([self.told, *(event.position + 1 for event in new)])
+        new = [events[p] for p in sorted(events) if p >= self.reported]
+        self.reported = max([self.reported, *(event.position + 1 for event in new)])
         cohort = pending.cohort = self._cohort(out, new, due, bad)
         return Arrived(
             cohort=cohort, updates=[], states=states, adopters=tuple(readers), notes=(*map(str, new), *notes)
@@ -172,7 +172,7 @@ class LogFollower(Exchange):
             return {}, {}
         joined = torch.frombuffer(bytearray(b"".join(self.log.entries) or b"\0"), dtype=torch.uint8)
         sizes = [len(entry) for entry in self.log.entries]
-        return {"buffered.log": joined}, {"buffered": {"sizes": sizes, "first": self.log.first, "told": self.told}}
+        return {"buffered.log": joined}, {"buffered": {"sizes": sizes, "first": self.log.first, "told": self.reported}}
 
     def load_global(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         if isinstance(self.log, MemoryLog):
@@ -182,7 +182,7 @@ class LogFollower(Exchange):
             for size in saved["sizes"]:
                 self.log.entries.append(joined[start : start + size])
                 start += size
-            self.log.first, self.told = saved["first"], saved["told"]
+            self.log.first, self.reported = saved["first"], saved["told"]
 
     def island_part(self, local: int) -> Part:
         tensors, values = self.folds[local].part()
@@ -194,7 +194,7 @@ class LogFollower(Exchange):
         self.folds[local].load(tensors, saved)
         self.departed[local], self.sequences[local] = saved["departed"], saved["sequence"]
         if not isinstance(self.log, MemoryLog):
-            self._resumed, self.told = True, saved["position"]
+            self._resumed, self.reported = True, saved["position"]
 
 
 def _steps(speed: float, tick: int) -> int:

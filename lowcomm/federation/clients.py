@@ -21,7 +21,7 @@ class Client:
     """Exchanges that it has posted and has no answer of."""
     asked_at: float = 0.0
     outcome: Outcome | None = None
-    told: bool = False
+    notified: bool = False
     """Whether it knows that the run has failed, or goes on without it."""
     lost: str | None = None
     """Why it is lost; None: it is not."""

@@ -36,7 +36,7 @@ class Mailbox:
         self._answers: dict[int, Answer] = {}
         self._failure: str | None = None
         self._outcome: Outcome | None = None
-        self._told = False
+        self._reported = False
         self._run: int | None = None
         self.parted = threading.Event()
         """Set once the server has the outcome: a SuperNode fetches the next message when it has handed on the last."""
@@ -86,9 +86,9 @@ class Mailbox:
             self._changed.wait_for(
                 lambda: self._unsent or self._outcome is not None or (self._asked and self._failure is None)
             )
-            if self._told:
+            if self._reported:
                 self.parted.set()
-            self._told = self._outcome is not None
+            self._reported = self._outcome is not None
             unsent, self._unsent = self._unsent, []
             return unsent, self._outcome
 

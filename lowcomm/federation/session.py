@@ -130,9 +130,9 @@ class Session:
             if client.outcome is not None:
                 continue
             under_way = unreplied[client.node]
-            if under_way < MESSAGES and (client.due or (self.failure is not None and not client.told)):
+            if under_way < MESSAGES and (client.due or (self.failure is not None and not client.notified)):
                 content = pack_answers(client.due, self.failure, client.island)
-                client.asked, client.due, client.told = client.asked - len(client.due), [], self.failure is not None
+                client.asked, client.due, client.notified = client.asked - len(client.due), [], self.failure is not None
                 messages.append((client, Message(content, client.node, "query", ttl=TTL_S)))
                 under_way += 1
             brisk = client.asked == 0 or time.monotonic() - client.asked_at < BRISK_S
@@ -185,7 +185,7 @@ class Session:
         try:
             island, clients, requests, outcome = unpack_requests(message.content)
         except PayloadError as error:
-            if client.told or self.relay.goes_on:  # one that was asked to end can't say that it has
+            if client.notified or self.relay.goes_on:  # one that was asked to end can't say that it has
                 self._lose(client, str(error))
             else:
                 self._fail(f"{client.name}: {error}")
@@ -239,14 +239,14 @@ class Session:
             if client.outcome is None and not there:
                 self._lose(client, "it has left, or its SuperNode is gone")
             elif client.lost is not None:
-                if there and not client.told:
+                if there and not client.notified:
                     self._turn_away(client)
-                client.told = there
+                client.notified = there
 
     def _lose(self, client: Client, cause: str) -> None:
         cause = " ".join(cause.split()).rstrip(".")
         self.sent = {number: node for number, node in self.sent.items() if node != client.node}
-        client.outcome, client.lost, client.told = Outcome(code=1, error=cause), cause, False
+        client.outcome, client.lost, client.notified = Outcome(code=1, error=cause), cause, False
         client.due.clear()
         if self.failure is None and self.relay.goes_on and client.island is not None:
             for answers in self.relay.lose(client.island, cause):

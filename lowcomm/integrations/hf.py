@@ -43,7 +43,7 @@ from lowcomm.integrations.own_data import keep_own_data
 from lowcomm.integrations.settings import Settings
 from lowcomm.integrations.stopping import StopTogether
 from lowcomm.outer import Outer
-from lowcomm.run.finale import holding_global_weights
+from lowcomm.run.finale import with_global_weights
 from lowcomm.schedule import Schedule
 from lowcomm.state.report import SyncReport
 from lowcomm.state.spec import BufferRule
@@ -172,11 +172,11 @@ class LowCommCallback(TrainerCallback):
         for name in ("gather", "gather_for_metrics"):
             if not self.own_data:
                 vars(self._trainer.accelerator).pop(name, None)
-        self._stop_together(state, control)
+        self._stop_all(state, control)
         if state.global_step >= state.max_steps:
             self._finish()
         self._log(control)
-        self._hold(control)
+        self._show_global(control)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module,
@@ -187,7 +187,7 @@ class LowCommCallback(TrainerCallback):
         if control.should_training_stop:
             self._finish()
             self._log(control)
-        self._hold(control)
+        self._show_global(control)
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module,
@@ -218,7 +218,7 @@ class LowCommCallback(TrainerCallback):
         self._finish()
         self._log(control)
 
-    def _stop_together(self, state: TrainerState, control: TrainerControl) -> None:
+    def _stop_all(self, state: TrainerState, control: TrainerControl) -> None:
         if self._stop is not None and state.global_step < state.max_steps:
             due = self._stop.is_due()
             control.should_training_stop = due or (control.should_training_stop and self._stop.ask())
@@ -228,7 +228,7 @@ class LowCommCallback(TrainerCallback):
         if self.sync is None or self._finished:
             yield
         else:
-            with holding_global_weights(self.sync.state):
+            with with_global_weights(self.sync.state):
                 yield
 
     def _finish(self) -> None:
@@ -237,10 +237,10 @@ class LowCommCallback(TrainerCallback):
             self.sync.finish()
             self._finished = True
 
-    def _hold(self, control: TrainerControl) -> None:
+    def _show_global(self, control: TrainerControl) -> None:
         self._held.close()
         if self.sync is not None and (control.should_save or control.should_evaluate):
-            self._held.enter_context(holding_global_weights(self.sync.state))
+            self._held.enter_context(with_global_weights(self.sync.state))
 
     def _log(self, control: TrainerControl) -> None:
         """Each sync as a line of the Trainer's log, past what a subclass adds to its own lines (TRL's averages)."""

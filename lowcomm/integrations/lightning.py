@@ -27,7 +27,7 @@ from lowcomm.integrations.groups import IslandGroups
 from lowcomm.integrations.log import log_line
 from lowcomm.integrations.settings import Settings
 from lowcomm.outer import Outer
-from lowcomm.run.finale import holding_global_weights
+from lowcomm.run.finale import with_global_weights
 from lowcomm.schedule import Schedule
 from lowcomm.state.report import SyncReport
 from lowcomm.state.spec import BufferRule
@@ -80,7 +80,7 @@ class LowCommCallback(Callback):
         """Once training has begun."""
         self._groups: IslandGroups | None = None
         self._held = ExitStack()
-        self._holding = False
+        self._shows_global = False
         self._reports: list[SyncReport] = []
         self._finished = False
 
@@ -134,19 +134,19 @@ class LowCommCallback(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation inside training sees the global weights."""
-        self._hold(True)
+        self._show_global(True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Back to the island's own."""
-        self._hold(False)
+        self._show_global(False)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write this rank's state; Lightning calls it on every rank."""
         if self.sync is not None:
-            holding = self._holding
-            self._hold(False)
+            shown = self._shows_global
+            self._show_global(False)
             saved.save(self.sync.state, self._directory(trainer), self.settings.describe(self.sync.transport))
-            self._hold(holding)
+            self._show_global(shown)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on the module holds the global weights."""
@@ -154,22 +154,22 @@ class LowCommCallback(Callback):
         self._log(trainer)
 
     def _finish(self) -> None:
-        self._hold(False)
+        self._show_global(False)
         if self.sync is not None and not self._finished:
             self.sync.finish()
             self._finished = True
 
-    def _hold(self, on: bool) -> None:
+    def _show_global(self, on: bool) -> None:
         self._held.close()
-        self._holding = on and self.sync is not None and not self._finished
-        if self._holding and self.sync is not None:
-            self._held.enter_context(holding_global_weights(self.sync.state))
+        self._shows_global = on and self.sync is not None and not self._finished
+        if self._shows_global and self.sync is not None:
+            self._held.enter_context(with_global_weights(self.sync.state))
 
     def _show_global_weights(self, state: dict[str, Tensor], prefix: str) -> None:
         """Put the global weights into a state_dict of the module, whose tensors share memory with its parameters."""
         if self.sync is None or self._finished or prefix:
             return
-        with holding_global_weights(self.sync.state):
+        with with_global_weights(self.sync.state):
             for key, tensor in list(state.items()):
                 state[key] = tensor.detach().clone()
 

@@ -51,7 +51,9 @@ class BatchedIslands:
         divisors = torch.tensor(tokens, device=first.device)
         total = torch.zeros(count, device=first.device)
         for k in range(max(len(own) for own in batches.values())):
-            inputs, targets = _together([own[k] if k < len(own := batches.get(i, ())) else None for i in range(count)])
+            inputs, targets = _stack_batches(
+                [own[k] if k < len(own := batches.get(i, ())) else None for i in range(count)]
+            )
             with torch.autocast("cuda", torch.bfloat16) if first.autocast_bf16 else nullcontext():
                 losses = first.losses(self.forward_model, inputs.to(first.device), targets.to(first.device))
             means = losses.view(count, -1).sum(1) / divisors
@@ -77,7 +79,7 @@ class BatchedIslands:
         for i in numbers:
             inner = self.islands[i].inner
             if i in together[:1]:  # the hooks that were there first, those of a sync, see the weights before the step
-                hook = inner.register_step_pre_hook(lambda *_: self._step_together(together))
+                hook = inner.register_step_pre_hook(lambda *_: self._step_stacked(together))
                 try:
                     inner.step()
                 finally:
@@ -102,7 +104,7 @@ class BatchedIslands:
             self.islands[i].grad_norm = values[i]
 
     @torch.no_grad()
-    def _step_together(self, numbers: Sequence[int]) -> None:
+    def _step_stacked(self, numbers: Sequence[int]) -> None:
         """AdamW of these islands in one call per parameter group: each tensor's step is the same as alone."""
         inners = [self.islands[i].inner for i in numbers]
         for group, *others in zip(*(inner.param_groups for inner in inners), strict=True):
@@ -138,7 +140,7 @@ def _joins(inner: torch.optim.Optimizer) -> bool:
     return plain and all(p in inner.state for g in inner.param_groups for p in g["params"])
 
 
-def _together(batches: Sequence[Batch | None]) -> tuple[Tensor, Tensor]:
+def _stack_batches(batches: Sequence[Batch | None]) -> tuple[Tensor, Tensor]:
     """Inputs and targets [islands * rows, seq_len], padded to the largest; None is all padding."""
     shapes = [inputs.shape for inputs, _ in filter(None, batches)]
     rows, length = max(s[0] for s in shapes), max(s[1] for s in shapes)

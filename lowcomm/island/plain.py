@@ -78,7 +78,7 @@ class PlainIsland:
         self._swap_out_rng()
         return total
 
-    def told_tokens(self, batches: Sequence[Batch]) -> int:
+    def reported_tokens(self, batches: Sequence[Batch]) -> int:
         """Tokens that the island says it trained on in a step, by which it weighs: targets that the loss counts."""
         return sum(counted(targets) for _, targets in batches)
 

@@ -54,7 +54,7 @@ class PrivateIsland(PlainIsland):
         self._swap_out_rng()
         return total / count
 
-    def told_tokens(self, batches: Sequence[Batch]) -> int:
+    def reported_tokens(self, batches: Sequence[Batch]) -> int:
         """All tokens of as many sequences as there always are: others must not learn what is in these."""
         sequences = sum(len(inputs) for inputs, _ in batches) if self.expected is None else self.expected
         return sequences * batches[0][0].shape[1]

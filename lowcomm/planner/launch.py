@@ -25,30 +25,29 @@ def machine_lines(plan: Plan) -> Iterator[str]:
     if not m.fits:
         yield f"note: that leaves no room for activations: pass --ranks {2 * m.ranks}, or a larger --gpu-memory-gb"
     yield f"network: {_network(plan)}"
-    yield "start, on each node with its own K from 0:"
-    yield f"  {torchrun(plan)}"
-    yield "or from one machine that reaches all others by ssh (hosts as in launch/hosts.example):"
-    yield f"  launch/ssh.sh --hosts HOSTS {' '.join(train_words(plan))}"
+    yield "start, from one machine that reaches all others by ssh (HOSTS as in launch/hosts.example):"
+    yield f"  launch/ssh.sh --hosts HOSTS {' '.join(_recipe(plan))}"
+    yield "or on each node, with its own K from 0 and the same private file SECRET (head -c 32 /dev/urandom | base64):"
+    yield f"  {node_command(plan)}"
     if plan.recipe is None:
         yield "plan.py is written by adding --recipe plan.py to this command"
 
 
-def torchrun(plan: Plan) -> str:
-    """The command of one node; without a rendezvous, so that the ranks of an island are neighbours."""
-    m = plan.machines
+def node_command(plan: Plan) -> str:
+    """The command of one node. Its rank is given, so that the ranks of an island are neighbours."""
+    m, islands = plan.machines, plan.job.islands
+    size = f" --island-size {m.ranks}" if m.ranks > 1 else ""
     return (
-        f"torchrun --nnodes {plan.job.islands * m.nodes} --nproc-per-node {m.ranks_per_node} --node-rank K "
-        f"--master-addr ADDRESS_OF_NODE_0 --master-port 29500 -m lowcomm.cli train {' '.join(train_words(plan))}"
+        f"launch/node.sh --nodes {islands * m.nodes} --node-rank K --ranks {m.ranks_per_node} "
+        f"--master ADDRESS_OF_NODE_0 --address OWN_ADDRESS --secret SECRET --islands {islands}{size} "
+        f"{' '.join(_recipe(plan))}"
     )
 
 
-def train_words(plan: Plan) -> list[str]:
-    """The recipe and the flags of lowcomm train."""
-    m = plan.machines
-    words = [f"{plan.recipe or 'plan.py'}:plan", "--islands", str(plan.job.islands)]
-    if m.ranks > 1:
-        words += ["--island.size", str(m.ranks), "--island.kind", m.kind]
-    return words
+def _recipe(plan: Plan) -> list[str]:
+    """The recipe and the flags that no launcher adds."""
+    kind = ["--island.kind", plan.machines.kind] if plan.machines.ranks > 1 else []
+    return [f"{plan.recipe or 'plan.py'}:plan", *kind]
 
 
 def _network(plan: Plan) -> str:

@@ -46,7 +46,8 @@ class KeyClient:
         while not stopped():
             try:
                 with self._lock:
-                    self._open()
+                    if self._connection is None:
+                        self._open()
                 return True
             except RefusedError:
                 refusals += 1

@@ -110,10 +110,10 @@ def loss_table(runs: Sequence[Run], names: Sequence[str]) -> str:
 
 
 def _statistics(run: Run, key: str) -> list[float | None]:
-    def told(name: str) -> Any:
+    def moment(name: str) -> Any:
         column = run.clients.get(name)
         return column.get(key) if isinstance(column, dict) else None
 
-    at = told("percentiles")
+    at = moment("percentiles")
     percentiles = [number(at.get(p)) if isinstance(at, dict) else None for p in ("p10", "p50", "p90")]
-    return [number(told("mean")), *percentiles, number(told("worst_10pct")), number(told("spread"))]
+    return [number(moment("mean")), *percentiles, number(moment("worst_10pct")), number(moment("spread"))]

@@ -9,7 +9,7 @@ import torch
 from lowcomm.transport.base import Transport
 
 
-def start_together(transport: Transport, base_s: float) -> float:
+def agree_on_start(transport: Transport, base_s: float) -> float:
     """The time.perf_counter() at which the run's clock stood at 0; all islands take the largest `base_s` (seconds).
 
     It is counted from the middle of the moments at which two gathers in a row ended. One gather ends on each of two

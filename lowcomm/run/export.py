@@ -23,7 +23,7 @@ from lowcomm.aggregate.lora import LoraRule
 from lowcomm.hooks.lora import tuned_modules
 from lowcomm.model import export_dtype, is_quantized, is_tuned, merge_tuning, save_adapter, unpacked_copy
 from lowcomm.run.assembly import Run, build_models
-from lowcomm.run.finale import holding_global_weights
+from lowcomm.run.finale import with_global_weights
 from lowcomm.types import CheckpointError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def export(run: Run) -> None:
         return
     personal = _personal_models(run)
     first = run.sync.transport.local[0] == 0 or run.config.data.sharding == "own"
-    with holding_global_weights(run.sync.state):
+    with with_global_weights(run.sync.state):
         state = run.islands[0].whole_state() if first else None
         if run.writes:
             _write_global(run, _whole(run, state))

@@ -39,7 +39,7 @@ class Evaluation:
 
 
 @contextmanager
-def holding_global_weights(state: SyncState) -> Iterator[None]:
+def with_global_weights(state: SyncState) -> Iterator[None]:
     """Within, the first model holds the global weights: fragments come at different steps and may have trained on."""
     state.worker.wait()
     state.read_back()

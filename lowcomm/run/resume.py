@@ -10,7 +10,7 @@ import torch
 from lowcomm import checkpoint
 from lowcomm.config_file import to_dict
 from lowcomm.run.assembly import Run
-from lowcomm.run.clock import start_together
+from lowcomm.run.clock import agree_on_start
 from lowcomm.run.run_dir import environment, write_json
 from lowcomm.state.checkpoint import global_part, island_part, load_global, load_island
 from lowcomm.sync.overlap import relaunch
@@ -100,7 +100,7 @@ def load_newest(run: Run) -> bool:
         run.base_time_s = max(run.base_time_s, values["time_s"])
         run.resumes = max(stops, values["resumes"]) + 1
     counted = list(run.sync.transport.sent_bytes), list(run.sync.transport.received_bytes)
-    run.start = start_together(run.members.everyone, run.base_time_s)
+    run.start = agree_on_start(run.members.everyone, run.base_time_s)
     run.sync.transport.sent_bytes[:], run.sync.transport.received_bytes[:] = counted  # an unbroken run counts it once
     relaunch(run.sync.state)
     known = checkpoint.names(root)

@@ -15,7 +15,7 @@ from lowcomm.store.rules import ChainRules
 from lowcomm.types import DivergenceError, LowcommError
 
 MOST_AGAINST = 3
-"""Commits in a row that were made for other bits than this machine folds, before it is taken to be the wrong one."""
+"""Versions in a row of which the commit was made for other bits than this machine folds, before it is the wrong one."""
 
 
 class BrokenRunError(LowcommError):
@@ -41,8 +41,8 @@ class Follower:
         """The version whose commit can't be applied, and since when on the island's clock."""
         self._doubted: dict[int, str] = {}
         """By version: this island's digest when a commit had another one."""
-        self._against = 0
-        """Commits in a row that were made for other bits than this machine has."""
+        self._against: set[int] = set()
+        """Versions in a row whose commits were made for other bits than this machine has."""
         self._stepped = False
         """Whether weights were folded here since a version was loaded: then agreement says something."""
         self._broken = 0
@@ -96,12 +96,12 @@ class Follower:
         theirs = valid.disagreement(state, raw)
         if theirs is None:
             if valid.agrees(state, raw):
-                self._against = 0 if self._stepped else self._against
+                self._against = set() if self._stepped else self._against
             elif valid.other_past(state, raw):
                 self._check_past(state)
             return
-        self._against += 1
-        if self._against >= MOST_AGAINST:
+        self._against.add(state.version)
+        if len(self._against) >= MOST_AGAINST:
             raise DivergenceError(
                 f"version {state.version} has the digest {theirs} for the others and {state.digest} here (torch "
                 f"{torch.__version__}, {platform.processor() or platform.machine()}): this machine folds to other "

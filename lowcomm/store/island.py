@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lowcomm.store import keys, policy
 from lowcomm.store.applied import Applied
-from lowcomm.store.commit import Commit
+from lowcomm.store.commit import Announced, Commit
 from lowcomm.store.follower import BrokenRunError, Follower, LostError
 from lowcomm.store.healer import Healer
 from lowcomm.store.joining import Joining
@@ -51,16 +51,16 @@ class StoreIsland(MemberView):
         self.lose("it starts")
 
     def poll(self) -> list[Applied]:
-        """All that a member does beside training: send, follow, ask to join, propose, snapshots, garbage.
+        """All that a member does beside training: follow, send, ask to join, propose, snapshots, garbage.
 
         Look at `phase` afterwards: HEAL means that the local work is to be dropped. Raises StoreError (back off and
         poll again), DivergenceError (this machine's arithmetic differs) and BrokenRunError: stop.
         """
         if self.phase == Phase.HEAL:
             return []
-        self.send()
         applied = self.follow()
         try:
+            self.send()
             if self.phase == Phase.JOIN:
                 self.ask()
             if self.phase in (Phase.JOIN, Phase.MEMBER) and self.propose():
@@ -91,8 +91,8 @@ class StoreIsland(MemberView):
             self.watch = Watch(self.around.clock())
             self._loaded = True
         try:
-            while self.follower.next() is not None:
-                pass
+            while (applied := self.follower.next()) is not None:
+                self.upkeep.applied(applied, self.state, self.around.clock())
         except LostError as error:
             self.lose(str(error))
             return False
@@ -110,6 +110,7 @@ class StoreIsland(MemberView):
         if self.inc in self.state.gone or self.joining.is_old(self.version):
             self.inc = self.around.draw()  # a joiner has no work that could be lost
             self.work = OwnWork(self.rules, self.inc)
+            self.upkeep.inc = self.inc
             self.joining = Joining(self.objects, self.rules, self.around)
         self.joining.ask(self.inc, self.version, self.expected_s)
 
@@ -172,7 +173,7 @@ class StoreIsland(MemberView):
         commit = Commit(
             v=self.version, by=self.inc, nonce=self.around.draw(), prev=self.state.prev, state=self.state.digest,
             used=decision.used, scale=decision.scale, admit=decision.admit, remove=decision.remove,
-            snapshot=self.lookout.newest_snapshot(self.state, self.follower.digests), stop=decision.stop,
+            snapshot=self._new_snapshot(now), stop=decision.stop,
             waited_s=decision.waited_s, wall=self.around.wall(),
         )  # fmt: skip
         self.put_commit(commit)
@@ -217,9 +218,18 @@ class StoreIsland(MemberView):
     def _decide(self, now: float) -> policy.Decision | None:
         """What the next commit is to hold, of contributions that can be decoded."""
         while True:
-            decision = policy.decide(self.lookout.view(self.state, self.watch, self.inc, now), self.watch)
+            view = self.lookout.view(self.state, self.watch, self.inc, now)
+            if not policy.is_time(view, self.watch):
+                return None
+            decision = policy.decide(self.lookout.completed(view, self.watch), self.watch)
             if decision is None or not self.lookout.refuses(self.state, [u.key for u in decision.used]):
                 return decision
+
+    def _new_snapshot(self, now: float) -> Announced | None:
+        """One that is to be announced."""
+        if not self.upkeep.expects(self.state, now):
+            return None
+        return self.lookout.newest_snapshot(self.state, self.follower.digests)
 
     def _may_propose(self, now: float) -> bool:
         """Who asks to join proposes only where nobody else does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from lowcomm.store import judge, keys, snapshot, text, valid
@@ -31,16 +32,16 @@ class Lookout:
     def view(self, state: ChainState, watch: Watch, inc: str, now: float) -> View:
         """What there is for the next commit. Raises StoreError."""
         held, bad = self.contributions(state, watch, now)
-        patient = now - watch.waiting_since >= self.policy.patience_s
-        requests: list[JoinRequest] = []
-        if held or bad or patient or not state.members:
-            requests = self.requests(state, watch, now)
-            self.stop = self.stop or self.objects.get_range(keys.STOP, 0, 1) is not None
-        stop = self.stop and not state.stopping
-        return View(
-            state=state, rules=self.rules, policy=self.policy, inc=inc, now=now, held=held, bad=bad,
-            requests=requests, stop=stop,
-        )  # fmt: skip
+        return View(state=state, rules=self.rules, policy=self.policy, inc=inc, now=now, held=held, bad=bad)
+
+    def completed(self, view: View, watch: Watch) -> View:
+        """With those who ask to join, and whether somebody asks to stop: read only when a commit may be made.
+
+        Raises StoreError.
+        """
+        requests = self.requests(view.state, watch, view.now)
+        self.stop = self.stop or self.objects.get_range(keys.STOP, 0, 1) is not None
+        return dataclasses.replace(view, requests=requests, stop=self.stop and not view.state.stopping)
 
     def contributions(self, state: ChainState, watch: Watch, now: float) -> tuple[list[Contribution], dict[str, str]]:
         """Usable ones of members, each one's next without a gap; and members whose next can't be used, with why."""

@@ -56,6 +56,24 @@ class Decision:
     waited_s: float
 
 
+def is_time(view: View, watch: Watch) -> bool:
+    """Whether a commit may be made now, and it is this island's turn, whoever asks to join or to stop."""
+    if not _may_be_made(view, watch):
+        watch.ready_since = None
+        return False
+    return watch.ready(view.now) >= turn(view) * watch.turn_s
+
+
+def _may_be_made(view: View, watch: Watch) -> bool:
+    patient = view.now - watch.waiting_since >= view.policy.patience_s
+    if patient or not view.state.members:
+        return True
+    remove = removals(view, watch)
+    return bool(due(view, watch, [c for c in view.held if c.header.inc not in remove], remove)) or (
+        bool(remove) and _nobody_else(view, remove)
+    )
+
+
 def decide(view: View, watch: Watch) -> Decision | None:
     """The commit that may be made now; None: wait."""
     remove = removals(view, watch)
@@ -116,7 +134,10 @@ def _due(view: View, watch: Watch, here: Sequence[Contribution], remove: Mapping
     missing = _missing(view, here, remove)
     present = {c.header.inc for c in here}
     quorum = len(present) >= policy.quorum * (len(present) + len(missing))
-    late = view.now - first >= watch.grace_s(state, policy)
+    fresh = [c for c in here if state.staleness(c.header.fragment, c.header.base) == 0]
+    times = [watch.first_seen.get(c.header.key, view.now) for c in fresh]
+    # who comes just after a commit is there for the next one, but must not start the others' grace time
+    late = bool(times) and view.now - min(times) >= watch.grace_s(state, policy)
     return not missing or (late and quorum)
 
 

@@ -28,6 +28,8 @@ class Upkeep:
         self.made_last = False
         """Whether the last commit that was applied is this island's."""
         self.deleted = 0
+        self._written = False
+        """Whether this island has stored one that nobody announced yet."""
         self._done_since: float | None = None
 
     def applied(self, applied: Applied, state: ChainState, now: float) -> None:
@@ -37,7 +39,7 @@ class Upkeep:
         self.made_last = commit is not None and applied.why is None and commit.by == self.inc
         shot = None if commit is None or applied.why is not None else commit.snapshot
         if shot is not None and state.snapshots and state.snapshots[-1] == shot:
-            self.bytes_since, self.since, self.due_since = 0, now, None
+            self.bytes_since, self.since, self.due_since, self._written = 0, now, None, False
             self.garbage_due = self.made_last
 
     def go(self, state: ChainState, now: float) -> None:
@@ -45,11 +47,16 @@ class Upkeep:
         if self.writer is not None:
             if self.writer.go(self.objects):
                 self.writer, self.bytes_since, self.since, self.due_since = None, 0, now, None
+                self._written = True
         elif self._due(state, now):
             self.writer = snapshot.SnapshotWriter(state, self.inc, self.rules, self.objects.part_bytes)
         if self.garbage_due:
             self.deleted += garbage.collect(self.objects, state, self.rules)
             self.garbage_due = False
+
+    def expects(self, state: ChainState, now: float) -> bool:
+        """Whether a snapshot may have been stored that is not announced yet: then it is worth a listing."""
+        return self._written or self._large(state, now)
 
     def finish(self, state: ChainState, now: float, draw: Callable[[], str]) -> bool:
         """After the end: whether the last version is announced, or was waited for long enough. Raises StoreError.
@@ -75,9 +82,14 @@ class Upkeep:
         last = state.snapshots[-1].version if state.snapshots else 0
         if state.version == last or self.inc not in state.members:
             return False
-        if self.bytes_since <= snapshot.state_bytes(state) and now - self.since < self.policy.snapshot_every_s:
+        if not self._large(state, now):
             return False
         self.due_since = now if self.due_since is None else self.due_since
         order = sorted(state.members)
         mine = order[state.version % len(order)] == self.inc
         return mine or now - self.due_since >= self.policy.patience_s
+
+    def _large(self, state: ChainState, now: float) -> bool:
+        """Whether the commits since the last one are more than it, or it is too long ago."""
+        late = now - self.since >= self.policy.snapshot_every_s
+        return late or self.bytes_since > snapshot.state_bytes(state)

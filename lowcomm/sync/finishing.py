@@ -15,7 +15,7 @@ HORIZON = 1 << 16
 """Inner steps ahead in which the next exchange is looked for."""
 
 
-def end_together(state: SyncState, commit: Callable[[], None], rest: Callable[[int], None]) -> None:
+def finish_all(state: SyncState, commit: Callable[[], None], rest: Callable[[int], None]) -> None:
     """Return when every island is at the end of its loop, with nothing in flight. Raises SyncError, DivergenceError.
 
     commit: commits all that is in flight. rest: lets a local island sit an inner step out.

@@ -31,7 +31,7 @@ from lowcomm.sync.assembly import assemble
 from lowcomm.sync.compatibility import check_spec
 from lowcomm.sync.consensus import take_mean
 from lowcomm.sync.data_parallel import average_gradients, rebase
-from lowcomm.sync.finishing import end_together
+from lowcomm.sync.finishing import finish_all
 from lowcomm.sync.handshake import check_counts, find_transport
 from lowcomm.sync.loop import Loop
 from lowcomm.sync.overlap import commit_in_flight, launch
@@ -161,7 +161,7 @@ class LocalSGD(Loop):
     def finish(self) -> None:
         """Join islands that have more steps to do, and merge what is left; the models then hold the global weights."""
         state = self.state
-        end_together(state, lambda: self.commit(tuple(state.in_flight)), self.rest)
+        finish_all(state, lambda: self.commit(tuple(state.in_flight)), self.rest)
         due = unmerged(state)
         state.last = True
         try:

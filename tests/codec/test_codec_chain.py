@@ -38,7 +38,7 @@ from lowcomm.codec import (
 )  # fmt: skip
 from lowcomm.codec.flat import flatten
 from lowcomm.codec.packed import most_bytes
-from lowcomm.codec.stage import Stage, foretold_share
+from lowcomm.codec.stage import Stage, expected_share
 from lowcomm.config import SyncConfig
 from lowcomm.outer import SGD
 from lowcomm.presets import SparseLoCo
@@ -179,12 +179,12 @@ def test_packing_only_where_the_link_makes_it_pay(stage: Stage) -> None:
 
 
 def test_the_saving_is_foretold_from_the_bytes() -> None:
-    assert foretold_share(bytes(range(256)) * 300) == pytest.approx(1.0)
-    assert foretold_share(bytes(1000)) == 0
-    assert foretold_share(b"") == 1
-    assert foretold_share(b"ab" * 50_001) == pytest.approx(1 / 8, abs=1e-3)
+    assert expected_share(bytes(range(256)) * 300) == pytest.approx(1.0)
+    assert expected_share(bytes(1000)) == 0
+    assert expected_share(b"") == 1
+    assert expected_share(b"ab" * 50_001) == pytest.approx(1 / 8, abs=1e-3)
     random = torch.randint(0, 256, (500_000,), dtype=torch.uint8).numpy().tobytes()
-    assert foretold_share(random) > 0.99
+    assert expected_share(random) > 0.99
     assert not Zstd(link_bytes_per_s=1e7).pays(random)
 
 

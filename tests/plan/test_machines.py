@@ -63,8 +63,12 @@ def test_the_launch_command_is_one_that_is_taken(tmp_path: Path, capsys: pytest.
     plain = tmp_path / "plan.py"
     assert main(["plan", *words, "--recipe", str(plain)]) == 0
     shown = capsys.readouterr().out
-    (line,) = [line for line in shown.splitlines() if line.startswith("  torchrun ")]
+    (line,) = [line for line in shown.splitlines() if line.startswith("  launch/node.sh ")]
     command = shlex.split(line)
-    assert command[command.index("--nnodes") + 1] == "16" and command[command.index("--nproc-per-node") + 1] == "8"
-    assert main(["recipes", "check", *command[command.index("train") + 1 :]]) == 0
+    assert command[command.index("--nodes") + 1] == "16" and command[command.index("--ranks") + 1] == "8"
+    assert command[command.index("--islands") + 1] == "4" and command[command.index("--island-size") + 1] == "32"
+    known = (ROOT / "launch" / "node.sh").read_text(encoding="utf-8")
+    recipe = command.index(f"{plain}:plan")
+    assert all(word in known for word in command[:recipe] if word.startswith("--"))
+    assert main(["recipes", "check", *command[recipe:]]) == 0
     assert "gloo between islands" in shown and "(FSDP2)" in shown and "16 nodes in all" in shown

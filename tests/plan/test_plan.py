@@ -354,7 +354,7 @@ def test_the_recipe_is_one_that_train_takes(way: str, tmp_path: Path, capsys: py
     check(config, config.islands)
     assert f"a sync every {config.sync.every} inner steps (H)" in shown
     assert f" {config.sync.streams} TCP connection" in shown
-    assert f"train {path}:plan" in shown and " settings that reach a utilisation of " in shown
+    assert f" {path}:plan" in shown and " settings that reach a utilisation of " in shown
     compile(path.read_text(encoding="utf-8"), "mine.py", "exec")
     assert max(len(line) for line in path.read_text(encoding="utf-8").splitlines()) <= 160
     assert main(["plan", *WAYS[way], "--recipe", str(path)]) == 2  # never overwrites

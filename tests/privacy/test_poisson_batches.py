@@ -156,7 +156,7 @@ def test_an_empty_batch_adds_noise_alone_and_sums_are_over_the_expected_number()
     noise = [torch.zeros_like(p) for p in noisy.params]
     add_noise(noise, 3.0 * 0.05, 7)
     torch.testing.assert_close(gradient(noisy), torch.cat([n.flatten() for n in noise]) / 8)
-    assert [i.told_tokens(b) for i in (of_three, noisy) for b in (three, none)] == [48] * 4
+    assert [i.reported_tokens(b) for i in (of_three, noisy) for b in (three, none)] == [48] * 4
 
 
 def small(corpus: Path, run_dir: Path | None, **changes: Any) -> RunConfig:

@@ -37,15 +37,15 @@ GONE = "its process is gone"
 class Doomed(Collective):
     """Kills its process in its exchange number `last` of those that survive a death, done with `told` only."""
 
-    last, told, done = 0, list[int](), 0
+    last, asked, done = 0, list[int](), 0
 
     def _swap_living(
         self, sends: Sequence[torch.Tensor], receives: Sequence[torch.Tensor]
     ) -> list[list[torch.Tensor | None]]:
         self.done += 1
         if self.done == self.last:
-            works = [torch.distributed.irecv(receives[k], group_src=k) for k in self.told]  # or their sends fail
-            works += [torch.distributed.isend(sends[k], group_dst=k) for k in self.told]
+            works = [torch.distributed.irecv(receives[k], group_src=k) for k in self.asked]  # or their sends fail
+            works += [torch.distributed.isend(sends[k], group_dst=k) for k in self.asked]
             for work in works:
                 assert work is not None
                 work.wait()
@@ -61,8 +61,8 @@ def doomed_main(out: str, deaths: Deaths, threshold: float) -> int:
     sync = build(transport, SecureSum(threshold=threshold))
     (me,) = transport.local
     if me in deaths:
-        last, told = deaths[me]
-        transport.last, transport.told = transport.done + last, list(told)
+        last, asked = deaths[me]
+        transport.last, transport.asked = transport.done + last, list(asked)
     reports: list[SyncReport] = []
     sync.listeners.append(reports.append)
     dealt: list[Party] = []
@@ -96,17 +96,17 @@ def survivors(tmp_path: Path, islands: int, deaths: Deaths, threshold: float = 0
 
 
 @pytest.mark.parametrize(
-    ("last", "told"),
+    ("last", "asked"),
     [
         *((ROLL, (0,)), (HEARD, ()), (KEYS, (0,)), (SEALED, (3,)), (MASKED, ()), (MASKED, (0,)), (SUMS, ())),
         *((SUMS, (0,)), (CONFIRM, (0,)), (CONFIRM + 1, (3,)), (SHARES, (3,)), (VERIFY, (0,))),
     ],
 )
-def test_a_process_that_is_killed_in_the_exchange_is_recovered(tmp_path: Path, last: int, told: tuple[int]) -> None:
+def test_a_process_that_is_killed_in_the_exchange_is_recovered(tmp_path: Path, last: int, asked: tuple[int]) -> None:
     """Whenever it dies and whoever still heard it, the others commit one sum, and the next one without it."""
     counted = last >= CONFIRM  # its vector and its part of the sum were everywhere
     left = [0, 1, 2, 3] if counted else [0, 1, 3]
-    seen = survivors(tmp_path, 4, {2: (last, told)})
+    seen = survivors(tmp_path, 4, {2: (last, asked)})
     assert_one_sum(seen, left, [0, 1, 3], 4, exact=last != ROLL, restarts=int(last in (HEARD, KEYS, SEALED)))
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from lowcomm.outer import SGD
-from lowcomm.run.clock import start_together
+from lowcomm.run.clock import agree_on_start
 from lowcomm.schedule import EveryH, Streaming
 from lowcomm.state.deadlines import Late
 from lowcomm.sync import LocalSGD
@@ -120,7 +120,7 @@ def late() -> dict[str, object]:
     told: list[Late] = []
     sync.deadlines.listeners.append(told.append)
     time.sleep(0.5 * rank)  # processes never start at once
-    seen: dict[str, object] = {"clock_start": start_together(wire, 2.0 + rank)}
+    seen: dict[str, object] = {"clock_start": agree_on_start(wire, 2.0 + rank)}
     for step in range(3 * toy.EVERY + 1):
         if step == toy.EVERY - 1 and rank == 1:
             subprocess.Popen(["sh", "-c", f"sleep 1; kill -CONT {os.getpid()}"])

@@ -87,13 +87,13 @@ def run_threads(islands: int, body: Callable[[int], None]) -> None:
     """Run `body(island)` in a thread each; raises the first error that came out of one."""
     errors: list[BaseException] = []
 
-    def guarded(island: int) -> None:
+    def catching(island: int) -> None:
         try:
             body(island)
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=guarded, args=(k,)) for k in range(islands)]
+    threads = [threading.Thread(target=catching, args=(k,)) for k in range(islands)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lowcomm.config import EvalConfig
-from lowcomm.run.finale import holding_global_weights
+from lowcomm.run.finale import with_global_weights
 from lowcomm.schedule import Schedule
 from lowcomm.state.checkpoint import global_part
 from lowcomm.sync import LocalSGD
@@ -37,7 +37,7 @@ def test_whoever_looks_between_two_steps_sees_the_global_weights_of_that_step(sc
         if averages:
             committed[0] = toy.flat([sync.replicas[0].params[n] for n in order])
             assert torch.equal(own, toy.flat([sync.replicas[1].params[n] for n in sync.weights()]))
-        with holding_global_weights(sync.state):
+        with with_global_weights(sync.state):
             seen = toy.flat([sync.replicas[0].params[n] for n in order])
         assert torch.equal(seen, committed[0]), f"evaluation after step {step + 1}"
         assert torch.equal(toy.flat(list(sync.weights().values())), seen), f"report after step {step + 1}"
