@@ -160,16 +160,23 @@ def unequal(short: bool) -> Row:
         for number in range(4):
             run.join(f"island-{number}", slow_s=0.4 if number == 0 else 0.1)
         run.wait_for_end()
-        fast = [island.summary() for island in run.islands[1:]]
-        useful = [1 - s["blocked_s"] / s["wall_s"] for s in fast]
+        useful = [_useful(island, run.versions()) for island in run.islands[1:]]
         found |= {f"{mode}_{k}": v for k, v in outcome(run, made).items()}
-        found |= {f"{mode}_useful": min(useful), f"{mode}_wall_s": max(s["wall_s"] for s in fast)}
+        wall_s = max(island.summary()["wall_s"] for island in run.islands)
+        found |= {f"{mode}_useful": min(useful), f"{mode}_wall_s": wall_s}
     return found
 
 
 def start(run: Run, config: RunConfig) -> list[Island]:
     run.create(config)
     return [run.join(f"island-{number}") for number in range(config.islands or 1)]
+
+
+def _useful(island: Island, versions: int) -> float:
+    """Share of the time in which it trained, between the first rounds and the last, which wait for starts and ends."""
+    lines = [line for line in island.lines("sync") if 2 <= line["version"] < versions - 3]
+    spent_s = lines[-1]["time_s"] - lines[0]["time_s"]
+    return 1 - sum(line["blocked_s"] for line in lines[1:]) / spent_s
 
 
 def _blocked(island: Island, died: int) -> tuple[list[float], list[float]]:

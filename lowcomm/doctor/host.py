@@ -32,6 +32,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "flower": ("flwr",),
     "privacy": ("dp-accounting",),
     "secure": ("cryptography",),
+    "store": ("obstore",),
     "docs": ("mkdocs-material", "mkdocstrings-python"),
 }
 """Extra -> the distributions it brings; a test keeps it equal to pyproject.toml."""

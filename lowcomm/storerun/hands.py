@@ -15,7 +15,7 @@ from torch import Tensor
 from lowcomm.data import Shard
 from lowcomm.run.assembly import Run
 from lowcomm.run.export import export
-from lowcomm.run.finale import Evaluation, evaluate, holding_global_weights, write_summary
+from lowcomm.run.finale import Evaluation, evaluate, with_global_weights, write_summary
 from lowcomm.storerun.blocks import Batch, BlockReader
 from lowcomm.storerun.weights import LocalWeights
 from lowcomm.sync.round import depart
@@ -77,7 +77,7 @@ class Hands:
         if not math.isfinite(loss):
             island.inner.zero_grad()
             return Stepped(loss=loss, tokens=0)
-        tokens = island.told_tokens(batches)
+        tokens = island.reported_tokens(batches)
         run.sync.count_tokens(run.members.share(tokens))
         island.update(lr_step)
         return Stepped(loss=loss, tokens=tokens)
@@ -112,7 +112,7 @@ class Hands:
         """Within, the model holds these global weights."""
         before = self.weights.hold({f: self.cut(f, flat) for f, flat in enumerate(weights)})
         try:
-            with holding_global_weights(self.run.sync.state):
+            with with_global_weights(self.run.sync.state):
                 yield
         finally:
             self.weights.hold(before)

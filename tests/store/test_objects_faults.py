@@ -117,6 +117,9 @@ def test_trouble_passes_and_a_create_in_it_is_unknown(server: Scripted, status: 
                 ask()
         assert objects.trouble is not None and objects.trouble.cause is cause
     assert len(server.asked) - asked == objects.counts.requests == 5  # asked once each
+    with pytest.raises(ConfigError, match=cause.value):
+        open_objects(f"s3://{BUCKET}/run")
+    assert len(server.asked) - asked == 6
     server.status, server.code = 404, "NoSuchKey"
     assert objects.get("commits/1") is None and objects.trouble is None
 
