@@ -19,7 +19,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,18 @@ UNUSABLE = "unusable"
 
 
 def save(
-    root: Path, name: str, island: int, parts: Mapping[str, Part], session: str, failure: str | None = None
+    root: Path,
+    name: str,
+    island: int,
+    parts: Mapping[str, Part],
+    session: str,
+    failure: str | None = None,
+    lost: Sequence[int] = (),
 ) -> Path:
     """Write one island's parts as checkpoint `name` under `root`; returns its directory.
 
     session: equal on all islands, new after each resume, so that parts of two attempts are never mixed.
-    failure: what kind of failure made this island save; None: it is healthy.
+    failure: what kind of failure made this island save; None: it is healthy. lost: islands that have no part in it.
     Raises CheckpointError (disk full, read-only, ...); earlier checkpoints are then as they were.
     """
     partial = root / f".partial-{name}-{island:05d}"
@@ -65,6 +71,8 @@ def save(
         manifest = {"format": FORMAT, "checkpoint": name, "island": island, "session": session, "files": files}
         if failure is not None:
             manifest["failure"] = failure
+        if lost:
+            manifest["lost"] = list(lost)
         sealed = {**manifest, "sha256": seal(manifest)}
         (partial / "manifest.json").write_text(json.dumps(sealed, indent=1), encoding="utf-8")
         _sync_and_hash(partial / "manifest.json")
@@ -89,18 +97,18 @@ def save(
 def names(root: Path) -> list[str]:
     """Checkpoint names under `root`, oldest first, complete or not."""
     found = [p.name for p in root.glob("*") if p.is_dir() and NAME.fullmatch(p.name)]
-    return sorted(found, key=_age)
+    return sorted(found, key=age)
 
 
 def highest_stop(root: Path) -> int:
     """The highest number after "-stop" or "-part" in any name, complete or not; 0 if there is none."""
-    return max((max(_age(name)[1] - 1, 0) for name in names(root)), default=0)
+    return max((max(age(name)[1] - 1, 0) for name in names(root)), default=0)
 
 
 def verified(root: Path, island: int) -> dict[str, str]:
     """Session by name of the checkpoints in which this island's part is whole (SHA-256 matches), oldest first."""
     whole = [name for name in names(root) if _problem(root, name, island) is None]
-    return {name: _manifest(_island_dir(root, name, island))["session"] for name in whole}
+    return {name: read_manifest(_island_dir(root, name, island))["session"] for name in whole}
 
 
 def newest_problem(root: Path, island: int) -> str | None:
@@ -111,13 +119,46 @@ def newest_problem(root: Path, island: int) -> str | None:
 
 def failures(root: Path, island: int) -> dict[str, str]:
     """Kind of failure by name of the checkpoints whose part of this island a failure saved."""
-    found = {name: _failure(_island_dir(root, name, island)) for name in names(root)}
+    found = {name: failure_of(_island_dir(root, name, island)) for name in names(root)}
     return {name: failure for name, failure in found.items() if failure is not None}
 
 
-def _failure(directory: Path) -> str | None:
+def lost(root: Path) -> dict[str, frozenset[int]]:
+    """By name of the checkpoints that were saved without some islands, as they were lost: these islands."""
+    found: dict[str, frozenset[int]] = {}
+    for name in names(root):
+        said = [manifest.get("lost", []) for manifest in _manifests(root / name)]
+        if any(said):
+            found[name] = frozenset(k for islands in said for k in islands)
+    return found
+
+
+def first_part(root: Path, name: str, lost: Collection[int]) -> int:
+    """An island that has a part in a checkpoint. Raises CheckpointError if none lies here."""
+    numbers = sorted(int(path.name.removeprefix("island-")) for path in (root / name).glob("island-*"))
+    there = [k for k in numbers if k not in lost]
+    if not there:
+        raise CheckpointError(
+            f"checkpoint {name} was saved without islands {sorted(lost)}, and no other island's part lies in {root}. "
+            "Fix: copy the checkpoint of another machine there, then pass --resume auto"
+        )
+    return there[0]
+
+
+def _manifests(directory: Path) -> list[dict[str, Any]]:
+    """Those of a checkpoint that can be read."""
+    found: list[dict[str, Any]] = []
+    for island in sorted(directory.glob("island-*")):
+        with suppress(OSError, ValueError, RecursionError):
+            if isinstance(manifest := read_manifest(island), dict):
+                found.append(manifest)
+    return found
+
+
+def failure_of(directory: Path) -> str | None:
+    """The kind of failure that saved an island's part; None: none did, or it can't be read."""
     try:
-        failure = _manifest(directory).get("failure")
+        failure = read_manifest(directory).get("failure")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return failure if isinstance(failure, str) else None
@@ -139,7 +180,7 @@ def load(root: Path, name: str, island: int) -> dict[str, Part]:
         for other in sorted((root / name).glob("island-*")):
             number = other.name.removeprefix("island-")
             whole = number.isdecimal() and _problem(root, name, int(number)) is None
-            if whole and "global.json" in _manifest(other)["files"]:
+            if whole and "global.json" in read_manifest(other)["files"]:
                 parts["global"] = _read(other)["global"]
                 return parts
         raise CheckpointError(f"checkpoint {name} in {root} has no global part that is whole")
@@ -154,41 +195,11 @@ def remove(root: Path, name: str, islands: Sequence[int]) -> None:
         (root / name).rmdir()
 
 
-def prune(root: Path, keep: int) -> None:
-    """Remove all but the newest `keep` healthy checkpoints with all parts, and what never got complete before them.
+def age(name: str) -> tuple[int, int, float]:
+    """By which names are in order: rounds; inside one 1 + the number of resumes, else 0; saves inside it.
 
-    All parts: as many as the fullest checkpoint has here (a disk may hold one node's islands only), of one session.
-    Healthy: not every part was saved by a failure. Of those that are not, the newest is kept beside the healthy ones
-    until there is a newer healthy one.
+    A stop is the last of these.
     """
-    sessions = {name: _sessions(root / name) for name in names(root)}
-    parts = max((len(found) for found in sessions.values()), default=0)
-    complete = [name for name, found in sessions.items() if len(found) == parts and len(set(found)) == 1]
-    healthy = [name for name in complete if not _is_of_failure(root / name)]
-    kept = {*healthy[-keep:], *complete[-1:]}
-    for name in names(root):
-        if kept and name not in kept and _age(name) < _age(complete[-1]):
-            shutil.rmtree(root / name, ignore_errors=True)
-
-
-def _is_of_failure(directory: Path) -> bool:
-    """Whether every part was saved by a failure: where one island was told to stop, the others' failure is the stop."""
-    return all(_failure(island) is not None for island in directory.glob("island-*"))
-
-
-def _sessions(directory: Path) -> list[str]:
-    """The session of each island's part; an unreadable one counts as a session of its own."""
-    found: list[str] = []
-    for island in sorted(directory.glob("island-*")):
-        try:
-            found.append(str(_manifest(island)["session"]))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            found.append(f"unreadable {island.name}")
-    return found
-
-
-def _age(name: str) -> tuple[int, int, float]:
-    """Rounds; inside one 1 + the number of resumes, else 0; saves inside it, of which a stop is the last."""
     match = NAME.fullmatch(name)
     assert match is not None
     if match[3] is not None:
@@ -206,12 +217,13 @@ def seal(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Of an island's part. Raises OSError or ValueError."""
     return json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
 
 
 def _read(directory: Path) -> dict[str, Part]:
-    stems = sorted({Path(file).stem for file in _manifest(directory)["files"]})
+    stems = sorted({Path(file).stem for file in read_manifest(directory)["files"]})
     try:
         return {
             stem: (
@@ -231,7 +243,7 @@ def _problem(root: Path, name: str, island: int) -> str | None:
         for path in (directory.parent, directory, directory / "manifest.json"):
             if path.is_symlink():
                 return f"{path} is a link: a checkpoint consists of plain files"
-        manifest = _manifest(directory)
+        manifest = read_manifest(directory)
         if manifest["format"] != FORMAT:
             return f"{directory} has format {manifest['format']}, this version reads {FORMAT}"
         if (manifest["checkpoint"], manifest["island"]) != (name, island):

@@ -28,6 +28,7 @@ from lowcomm.state.deadlines import LATE_TOLERANCE_S
 from lowcomm.state.norms import NORM_BOUND
 from lowcomm.state.spec import BufferRule, Clients, SyncSpec
 from lowcomm.sync.compatibility import check_islands, check_spec, check_tuning
+from lowcomm.transport.heartbeat import HEARTBEAT_S, check_heartbeat
 from lowcomm.typecheck import check_types
 from lowcomm.types import require
 from lowcomm.zeroth_order import check_zeroth_order
@@ -68,7 +69,10 @@ class SyncConfig:
     norm_bound: float | None = NORM_BOUND
     """An island whose Delta is so many times larger than is usual is left out of the round; None: none for that."""
     timeout_s: float = 1800.0
-    """Seconds after which a silent peer fails an exchange."""
+    """Seconds after which a silent peer fails an exchange, or is left behind where the others go on."""
+    heartbeat_s: float | None = HEARTBEAT_S
+    """Real islands tell each other so often that they live, also while they train; None: who is dead is seen at a sync,
+    and the run ends."""
     on_late: Literal["wait", "stop"] = "wait"
     """When an exchange has not arrived by its deadline: wait for it, or stop at the next one with all islands saved."""
     late_tolerance_s: float = LATE_TOLERANCE_S
@@ -246,6 +250,7 @@ def _check_sync(config: RunConfig) -> None:
         require(fits, "batched", True, "False, as gradients of single sequences are needed", "leave it out")
         alone = config.island.size in (None, 1)
         require(alone, "island.size", config.island.size, "1, as sync.privacy clips whole updates", "leave it out")
+    check_heartbeat(sync.heartbeat_s, "sync.")
     timeout_ok = 0 < sync.timeout_s < float("inf")
     require(timeout_ok, "sync.timeout_s", sync.timeout_s, "a finite number above 0", "1800 is half an hour")
     require(1 <= sync.streams <= 64, "sync.streams", sync.streams, "1 to 64", "4 to 8 suit a round trip of 50 ms")

@@ -44,7 +44,7 @@ def check_resumable(config: RunConfig, islands: int) -> None:
         _add_defaults(stored, config)
         now = to_dict(dataclasses.replace(config, islands=islands))
         for values in (stored, now):
-            for name in ("on_late", "late_tolerance_s"):  # they change nothing of what is trained
+            for name in ("on_late", "late_tolerance_s", "heartbeat_s"):  # they change nothing of what is trained
                 values["sync"].pop(name, None)
             values["data"]["source"].pop("skip_bad_rows", None)  # the way on from a row that ended the run
             for name in ("sampling", "local_steps", "objective", "secure", "exchange"):  # older runs have none of them

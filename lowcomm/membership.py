@@ -16,8 +16,14 @@ from lowcomm.island import Mesh
 from lowcomm.island.mesh import check_divides, divisors
 from lowcomm.rendezvous.nodes import read_meeting
 from lowcomm.rendezvous.store import RunStore
+from lowcomm.run.left_behind import GOES_ON
 from lowcomm.transport import Collective, Simulated, Transport
+from lowcomm.transport.board import STORE_S, Board, FileBoard, StoreBoard
+from lowcomm.transport.heartbeat import Heartbeat
+from lowcomm.transport.links import sockets
 from lowcomm.transport.listeners import close_listeners
+from lowcomm.transport.regroup import Epoch
+from lowcomm.transport.regrouping import Regrouping
 from lowcomm.types import ConfigError, require
 
 DEFAULT_ISLANDS = 4
@@ -80,6 +86,10 @@ class Membership:
     """None: islands of one rank."""
     store: dist.Store | None = None
     """By which the ranks have found each other, unless torchrun started them: nobody else can write it."""
+    heartbeat: Heartbeat | None = None
+    """Tells which of the other islands are alive; None: nothing does."""
+    directory: Path | None = None
+    """Private one of the ranks of this machine, where our own supervisor started them."""
 
     def share(self, tokens: int) -> int:
         """This rank's share of the tokens of its island's batch; the shares of its ranks sum to `tokens`."""
@@ -93,6 +103,18 @@ class Membership:
         """
         if self.store is not None:
             close_listeners(self.store, what, dist.get_rank(), dist.get_world_size())
+
+    def may_lose(self) -> None:
+        """All have begun: from now on islands may be lost, where the others can go on without them."""
+        if isinstance(self.transport, Regrouping):
+            self.transport.survives = True
+        if self.directory is not None and self.heartbeat is not None and goes_on(self.transport):
+            FileBoard(self.directory).post(GOES_ON, "")
+
+    def leave(self, why: str) -> None:
+        """Tell the others that this process goes of its own will."""
+        if self.heartbeat is not None:
+            self.heartbeat.stop(why)
 
     def close(self) -> None:
         """Leave all groups; safe to call twice."""
@@ -167,6 +189,12 @@ def join(config: RunConfig, world: World, device: torch.device, transport: Trans
     timeout_s, streams = config.sync.timeout_s, config.sync.streams
     store = None if world.store is None else open_store(world.store, timeout_s)
     alone = config.island.size == 1
+    beats = alone and config.sync.heartbeat_s is not None and world.size > 1
+    files = beats and world.store is not None and isinstance(store, dist.FileStore)
+    board = FileBoard(world.store.parent) if files and world.store is not None else None
+    if board is not None:
+        board.join(world.rank)
+    before = sockets()
     try:
         everyone = Collective.open(device, timeout_s, streams if alone else 1, store, world.rank, world.size)
     except (RuntimeError, ValueError, OSError) as error:  # what torch raises here is of all three kinds
@@ -177,15 +205,82 @@ def join(config: RunConfig, world: World, device: torch.device, transport: Trans
             + "GLOO_SOCKET_IFNAME"
         ) from error
     if alone:
-        members = Membership(transport=everyone, everyone=everyone, mesh=None, store=store)
-        members.close_listeners("groups")
-        return members
+        heartbeat = _heartbeat(config, world, board, store) if beats else None
+        return _islands_of_one(config, world, device, everyone, store, heartbeat, sockets() - before)
     assert config.island.size is not None and dist.is_initialized()
     mesh = Mesh.build(config.island.size, device.type, timeout_s)
     peers = Collective(mesh.peers, beside=mesh.beside, streams=streams, timeout_s=timeout_s)
     members = Membership(transport=peers, everyone=everyone, mesh=mesh, store=store)
     members.close_listeners("groups")  # NCCL listens later, and knows its own by a secret
     return members
+
+
+def _islands_of_one(
+    config: RunConfig,
+    world: World,
+    device: torch.device,
+    everyone: Collective,
+    store: dist.Store | None,
+    heartbeat: Heartbeat | None,
+    connections: frozenset[str],
+) -> Membership:
+    """Each rank an island. connections: sockets of the group."""
+    transport = everyone
+    if heartbeat is not None and may_regroup(config, device):
+        transport = Regrouping(
+            everyone, heartbeat, connections, timeout_s=config.sync.timeout_s, streams=config.sync.streams,
+            spared=_master_ports(), joined=lambda epoch: _close_again(store, epoch, world.rank),
+        )  # fmt: skip
+    directory = None if world.store is None else world.store.parent
+    members = Membership(
+        transport=transport, everyone=transport, mesh=None, store=store, heartbeat=heartbeat, directory=directory
+    )
+    members.close_listeners("groups")
+    if heartbeat is not None:
+        heartbeat.start()
+    return members
+
+
+def may_regroup(config: RunConfig, device: torch.device) -> bool:
+    """Whether exchanges go on in a group that is made anew: islands in lockstep whose vectors are on the CPU.
+
+    Secure sums and gossip go on without one, each in its own way.
+    """
+    lockstep = config.sync.exchange is None and config.sync.secure is None
+    return lockstep and (device.type == "cpu" or config.sync.outer_device == "cpu")
+
+
+def goes_on(transport: Transport) -> bool:
+    """Whether this run goes on when an island is lost."""
+    return transport.goes_on or isinstance(transport, Regrouping)
+
+
+def _heartbeat(config: RunConfig, world: World, board: Board | None, own: dist.Store | None) -> Heartbeat | None:
+    """None: ranks that neither our own store nor a TCPStore of torchrun has joined have no board."""
+    if board is None and own is not None:
+        board = StoreBoard(own, own)  # its threads do not hold each other up
+    if board is None:
+        store = dist.distributed_c10d._get_default_store()
+        while isinstance(store, dist.PrefixStore):
+            store = store.underlying_store
+        if not isinstance(store, dist.TCPStore):
+            return None
+        apart: dist.Store = store.clone()  # pyright: ignore[reportAttributeAccessIssue]
+        apart.set_timeout(timedelta(seconds=STORE_S))
+        board = StoreBoard(store, apart)
+    assert config.sync.heartbeat_s is not None
+    return Heartbeat(board, world.rank, range(world.size), config.sync.heartbeat_s)
+
+
+def _master_ports() -> tuple[int, ...]:
+    port = os.environ.get("MASTER_PORT", "")
+    return (int(port),) if port.isdecimal() else ()
+
+
+def _close_again(store: dist.Store | None, epoch: Epoch, rank: int) -> None:
+    """The listeners of a new group."""
+    if store is not None:
+        close_listeners(store, f"groups {epoch.number}", epoch.members.index(rank), len(epoch.members))
 
 
 def open_store(path: Path, timeout_s: float) -> dist.Store:

@@ -20,11 +20,12 @@ from lowcomm.run.divergence import set_aside
 from lowcomm.run.export import export
 from lowcomm.run.finale import Evaluation, evaluate, with_global_weights, write_summary
 from lowcomm.run.journal import Journal
+from lowcomm.run.losses import saves_without
 from lowcomm.run.privacy_spent import Counts, privacy_spent
 from lowcomm.run.resume import is_finite, load_newest, save_now, start_files
-from lowcomm.run.signals import tell_stopped, who_stopped
+from lowcomm.run.signals import tell_stopped, who_asked, who_stopped
 from lowcomm.transport.base import Transport
-from lowcomm.types import CheckpointError, DataError, LowcommError, SyncError, UnusableError
+from lowcomm.types import CheckpointError, DataError, FencedError, LowcommError, SyncError, UnusableError
 
 DONE, FAILED, STOPPED = 0, 1, 3
 """Exit codes; 2 (bad input) is given by the command line before anything starts."""
@@ -52,7 +53,13 @@ def train(
         if not (config.resume and load_newest(run)):
             run.start = agree_on_start(run.members.everyone, 0.0)
             run.progress.note(data.described())
-        code = Loop(run).run_to_end()
+        loop = Loop(run)
+        run.members.may_lose()
+        code = loop.run_to_end()
+        run.members.leave("done" if code == DONE else "stopped")
+    except BaseException as error:
+        run.members.leave(f"failed: {type(error).__name__}")
+        raise
     finally:
         run.stop.restore(leaving=world.under_torchrun)
         run.progress.close()
@@ -90,6 +97,8 @@ class Loop:
                 if self.should_stop():
                     return self.stop("stopped")
             sync.finish()
+        except FencedError:
+            raise  # nothing is to be written any more
         except SyncError as error:
             if not is_finite(run):  # a checkpoint of these weights would hide the good one before it
                 write_summary(run, "failed", self.journal.time_s())
@@ -105,7 +114,7 @@ class Loop:
         except LowcommError:
             write_summary(run, "failed", self.journal.time_s())
             raise
-        self.note_skipped()
+        self.journal.note_skipped()
         wall_s = self.journal.time_s()
         result = self.evaluate()
         if run.config.eval.clients:
@@ -122,14 +131,6 @@ class Loop:
         if run.metrics.failure is not None:
             raise CheckpointError(f"the run is done, but metrics.jsonl is cut short: {run.metrics.failure}")
         return DONE
-
-    def note_skipped(self) -> None:
-        """Say how many rows of streams were left out, on the rank that read them."""
-        for number, shard in zip(self.run.sync.transport.local, self.run.shards, strict=True):
-            if shard.skipped:
-                note = f"{shard.skipped} rows of island {number} were left out, as they could not be used"
-                self.run.progress.warn(f"skipped {number}", note)
-                self.journal.note(note)
 
     def budget_is_spent(self) -> bool:
         """Whether what comes next would cost more epsilon than the run may: the next round, or, in one, the next step.
@@ -198,6 +199,8 @@ class Loop:
     def after_step(self) -> None:
         """Log, evaluate and save where they are due."""
         run, sync = self.run, self.run.sync
+        if sync.transport.fenced is not None:
+            raise sync.transport.fenced
         gradients = sync.state.action_at(sync.step).average_gradients
         boundary = self.journal.synced or (gradients and sync.step % sync.state.spec.every == 0)
         self.journal.synced = False
@@ -208,11 +211,9 @@ class Loop:
             passed, self.boundary = every is not None and sync.step // every > self.boundary // every, sync.step
             if passed and sync.step < run.config.steps:
                 self.evaluate()
-        if 0 in sync.transport.lost and not run.world.relayed:
-            raise SyncError("island 0, which writes what the run leaves behind, is gone: the run stops")
         if gradients:
             self.cadence.synced(sync.wait)  # every step is a sync
-        if not sync.transport.lost:
+        if not sync.transport.lost or saves_without(run):
             self.save_if_due(boundary, gradients)
 
     def save_if_due(self, boundary: bool, gradients: bool) -> None:
@@ -254,8 +255,13 @@ class Loop:
         run = self.run
         name = f"{run.sync.rounds_done:06d}-stop{run.resumes}"
         failed = str(error) if isinstance(error, DataError) else "a sync failed"
-        cause = run.stop.signal or (failed if status == "failed" else self._who_asked())
-        kind = checkpoint.UNUSABLE if isinstance(error, UnusableError) else "exchange"
+        cause = run.stop.signal or (
+            failed
+            if status == "failed"
+            else who_asked(run.sync.transport.islands, run.config.checkpoint.stop_at_step == run.sync.step)
+        )
+        again = isinstance(error, UnusableError) and not run.sync.transport.lost  # those come back with a resume
+        kind = checkpoint.UNUSABLE if again else "exchange"
         saved = self.save(name, kind if status == "failed" else None)
         if saved:
             note = f"{status} ({cause}) at inner step {run.sync.step}, saved as {name}; continue with --resume auto"
@@ -267,12 +273,6 @@ class Loop:
         if status == "stopped" and not saved:
             raise CheckpointError(f"stopped ({cause}), but not saved: {self.save_failure}")
         return STOPPED
-
-    def _who_asked(self) -> str:
-        if self.run.config.checkpoint.stop_at_step == self.run.sync.step:
-            return "stop_at_step"
-        elsewhere = who_stopped(self.run.sync.transport.islands)
-        return "a signal to another rank" if elsewhere is None else f"island {elsewhere[0]} was: {elsewhere[1]}"
 
     def save(self, name: str, failure: str | None = None) -> bool:
         """Save; a full disk does not stop training, but the run won't end with exit code 0."""

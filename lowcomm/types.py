@@ -42,6 +42,27 @@ class TransportError(SyncError):
     """The transport itself failed: a connection was lost, or nothing came within the time limit."""
 
 
+class RetryError(SyncError):
+    """The exchange failed alike on every island that is left; nothing has changed, and it may be tried again now."""
+
+
+class LostError(RetryError, TransportError):
+    """Islands are gone, and those that are left have a group of their own again."""
+
+
+class AlteredError(RetryError):
+    """Contributions did not arrive as they were sent."""
+
+    def __init__(self, message: str, islands: dict[int, str]) -> None:
+        super().__init__(message)
+        self.islands = islands
+        """Whose, and what was seen."""
+
+
+class FencedError(LowcommError):
+    """The others have gone on without this island: whatever it would do or write now is not of the run any more."""
+
+
 class UnusableError(SyncError):
     """Too few contributions were usable: from the same state the exchange would fail again."""
 

@@ -17,7 +17,7 @@ from lowcomm.state.consistency import Consistency
 from lowcomm.state.coverage import check_partition, prove
 from lowcomm.sync import LocalSGD, SyncReport
 from lowcomm.transport import Simulated
-from lowcomm.transport.base import ordered_sum
+from lowcomm.transport.base import Altered, ordered_sum
 from lowcomm.types import CoverageError, DivergenceError, SyncError
 from tests.support import toy
 
@@ -29,12 +29,12 @@ class Flaky(Simulated):
         super().__init__(islands)
         self.fail_at, self.calls = set(fail_at), 0
 
-    def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+    def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> Altered:
         self.calls += 1
         if self.calls in self.fail_at:
             out[: len(out) // 2] = 123.0
             raise SyncError("the link was cut")
-        super().weighted_sum(vectors, weights, out)
+        return super().weighted_sum(vectors, weights, out)
 
 
 def snapshot(sync: LocalSGD) -> list[Tensor]:
@@ -381,8 +381,9 @@ def test_bytes_are_counted_for_the_exact_buffers() -> None:
     for step in range(toy.EVERY):
         toy.train_step(n, step)
     size = n.state.fragments[0].size
-    roll_call, digests = 4 * 8, 16
-    expected = 2 * (islands - 1) * size // islands * 4 + (islands - 1) * (roll_call + digests)
+    roll_call, digests, checksum, agreement = 4 * 8, 16, 8, islands
+    small = roll_call + digests + checksum + agreement
+    expected = 2 * (islands - 1) * size // islands * 4 + (islands - 1) * small
     assert n.transport.sent_bytes[0] - before == expected
     assert n.transport.received_bytes == n.transport.sent_bytes
 

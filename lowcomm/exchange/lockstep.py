@@ -31,7 +31,8 @@ class Lockstep(Exchange):
     def _exchange(self, out: Outgoing, pending: Pending) -> Arrived:
         """What may run beside training: it changes nothing but the fragment's lent vectors."""
         if self.parts.transport.ranks == 1:
-            return self._exchange_part(out, pending)
+            with self.parts.transport.transaction():
+                return self._exchange_part(out, pending)
         return all_or_nothing(self.parts.transport, lambda: self._exchange_part(out, pending))
 
     def _exchange_part(self, out: Outgoing, pending: Pending) -> Arrived:
@@ -43,6 +44,7 @@ class Lockstep(Exchange):
         cohort = call_roll(
             transport, parts.aggregator, out.round, out.unsynced, norms, parts.quorum,
             parts.deadlines.arrival_s(pending), parts.deadlines.vote, out.expected, out.sections, out.norms_before,
+            out.without,
         )  # fmt: skip
         pending.called = time.perf_counter()
         pending.latency_s = pending.called - start

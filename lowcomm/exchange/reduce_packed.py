@@ -11,7 +11,7 @@ Memory: two packed vectors (sent and received) beside the fragment's own scratch
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -55,11 +55,11 @@ def _reduce(way: Way, out: Outgoing, cohort: Cohort) -> Arrived:
     coming = []
     for j in numbers:
         packed = [owner.combine(j, bodies[j][i]) for i, owner in enumerate(owners)]
-        sizes = [[plan.row_bytes(j, k) for k in islands]] * len(local)
+        sizes = [[plan.row_bytes(j, k) if k in transport.present else 0 for k in islands]] * len(local)
         coming.append(transport.start_swap([[row] * transport.islands for row in packed], sizes))
     bad = [dict[int, str]() for _ in local]
     for j in numbers:
-        _read_all(out, plan, j, coming[j](), bad)
+        _read_all(out, plan, j, coming[j](), bad, transport.lost)
     if failed := agree(transport, bad):
         whose = "; ".join(f"chunk of island {k}: {why}" for k, why in failed.items())
         raise UnusableError(f"round {out.round.index}: a packed sum is unusable ({whose}). Nothing was committed.")
@@ -79,6 +79,8 @@ class _Owner:
         self.seed = self.own.own_seed(use=1)
         self.start, stop = plan.chunks[self.island]
         self.old = out.states[local].get(SECOND)
+        if self.old is not None and self.old.numel() != stop - self.start:
+            self.old = None  # of the chunk that it had when more islands were there
         self.second: Tensor | None = None
         """What the second encoding lost, fp32 of the chunk's size (under error feedback)."""
         if plan.feedback is not None:
@@ -135,7 +137,12 @@ def _open_all(
 
 
 def _read_all(
-    out: Outgoing, plan: Plan, j: int, received: Sequence[Sequence[Tensor]], bad: list[dict[int, str]]
+    out: Outgoing,
+    plan: Plan,
+    j: int,
+    received: Sequence[Sequence[Tensor]],
+    bad: list[dict[int, str]],
+    lost: Collection[int],
 ) -> None:
     """Decode segment j of all chunks into the mean; `bad` gets the owners of those that are unusable."""
     for i, rows in enumerate(received):
@@ -143,6 +150,8 @@ def _read_all(
             continue  # islands in one process share what they get
         for k, row in enumerate(rows):
             start, stop = plan.cuts[j][k]
+            if k in lost:
+                continue
             try:
                 plan.dense.read(plan.open(row, j, k, sender=k), out.fragment.mean[start:stop])
             except PayloadError as error:

@@ -33,12 +33,14 @@ def call_roll(
     expected: frozenset[int] | None = None,
     sections: Mapping[str, Section] | None = None,
     history: NormHistory | None = None,
+    without: Mapping[int, str] | None = None,
 ) -> Cohort:
     """Exchange (round, arrival, tokens, norm) and what sections say, and decide who takes part.
 
     tokens, norms: one per local island. arrival_s: as in `Cohort.arrivals_s`, of this process. stop: its vote to stop
     the run; None: nobody votes. expected: islands that were sampled (None: all), of which a `quorum` (a fraction) must
     be left, or SyncError is raised. history: norms that rounds before have committed; None: nobody is judged by them.
+    without: islands that all know to be left out, with the reason.
     """
     sections, vote = sections or {}, [] if stop is None else [float(stop)]
     rows = [
@@ -51,8 +53,9 @@ def call_roll(
         table, gone = gather_rows(transport, rows)
     said = _split([row[4 + len(vote) :] for row in table], sections)
     wanted = range(len(table)) if expected is None else sorted(expected)
-    dropped = _dropped(table, gone, wanted, sections, said)
+    dropped = _dropped(table, _causes(transport, gone), wanted, sections, said)
     all_tokens = [row[2] for row in table]
+    dropped = {**{k: why for k, why in (without or {}).items() if k in wanted}, **dropped}
     if history is not None:
         usable = [k for k in wanted if all_tokens[k] > 0 and k not in dropped]
         dropped |= history.too_large([row[3] for row in table], usable)
@@ -70,9 +73,15 @@ def call_roll(
     )
 
 
+def _causes(transport: Transport, gone: Collection[int]) -> dict[int, str]:
+    """Why islands are gone, in the same words everywhere."""
+    known = {} if transport.goes_on else transport.lost  # else each may have heard of another cause
+    return {k: known.get(k, "its process is gone") for k in gone}
+
+
 def _dropped(
     table: Sequence[Sequence[float]],
-    gone: Collection[int],
+    gone: Mapping[int, str],
     wanted: Iterable[int],
     sections: Mapping[str, Section],
     said: Mapping[str, list[list[float]]],
@@ -82,7 +91,7 @@ def _dropped(
     expected_round = rounds[len(rounds) // 2]
     dropped: dict[int, str] = {}
     for k in wanted:
-        why = "its process is gone" if k in gone else _unusable(table[k], expected_round)
+        why = gone.get(k) or _unusable(table[k], expected_round)
         why = why or next((w for n, s in sections.items() if s.refuse and (w := s.refuse(k, said[n][k]))), None)
         dropped |= {k: why} if why else {}
     return dropped
@@ -126,7 +135,8 @@ def _unusable(row: Sequence[float], round_index: float) -> str | None:
 def gather_rows(transport: Transport, rows: Sequence[torch.Tensor]) -> tuple[list[list[float]], set[int]]:
     """The table, with zeros for islands whose process is gone, and these: who is lost to one is left out by all."""
     if not transport.goes_on:
-        return transport.gather(rows).tolist(), set()
+        table = transport.gather(rows).tolist()
+        return table, set(transport.lost)
     came = transport.gather_present(rows)
     islands = range(transport.islands)
     lost = torch.tensor([k in transport.lost for k in islands], dtype=torch.uint8)

@@ -60,13 +60,15 @@ class Plan:
 
     @classmethod
     def of(cls, way: Way, out: Outgoing, chunks: list[Bounds] | None = None) -> Plan:
-        """For the fragment that goes out; chunks None: one for each island, of equal size."""
+        """For the fragment that goes out; chunks None: one for each island that is not lost, of equal size."""
         codec = way.codec.at(out.round)
         feedback = codec if isinstance(codec, ErrorFeedback) else None
         dense = codec if feedback is None else feedback.codec
         assert isinstance(dense, Dense)
         if chunks is None:
-            chunks = cut(out.fragment.numel, way.transport.islands, dense.granule)
+            there = way.transport.present
+            owned = dict(zip(there, cut(out.fragment.numel, len(there), dense.granule), strict=True))
+            chunks = [owned.get(k, (0, 0)) for k in range(way.transport.islands)]
         return cls(
             dense=dense,
             feedback=feedback,

@@ -35,7 +35,7 @@ class Store(ExchangeChoice):
     mode: Literal["synchronous", "buffered", "timed"] = "synchronous"
     """Whether a commit waits for the members, takes `size` contributions, or what is there every `every_s` seconds."""
     size: int = 4
-    """Of mode "buffered", Z: contributions per commit."""
+    """Of mode "buffered", Z: contributions of islands per commit."""
     every_s: float = 60.0
     """Of mode "timed": seconds between commits."""
     staleness: Literal["polynomial", "constant"] = "polynomial"
@@ -49,7 +49,7 @@ class Store(ExchangeChoice):
     snapshot_s: float = 600.0
     """A new snapshot at least every so many seconds, for those who join."""
     keep: int = 3
-    """Announced snapshots that are kept."""
+    """Number of announced snapshots that are kept."""
 
     anchors: ClassVar[Literal["shared", "own"]] = "own"
     whole_islands: ClassVar[bool] = True

@@ -55,7 +55,7 @@ class Run:
     ledger: Ledger | None
     """What the run's privacy costs; None: it has no mechanism."""
     lock: IO[str] | None
-    writes: bool
+    writes_from_start: bool
     """Whether this process writes summary, clients and export: as `World.writes`, or the first of a site."""
     session: str
     """Equal on all islands, new in each process group: ties the parts of a checkpoint together."""
@@ -70,6 +70,20 @@ class Run:
     def directory(self) -> Path:
         """The run directory."""
         return self.config.directory
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes what a run leaves behind: as from the start, or as the first that is left."""
+        transport = self.sync.transport
+        return self.writes_from_start or (self.members.mesh is None and transport.present[0] == transport.local[0])
+
+    @property
+    def leads_node(self) -> bool:
+        """Whether this process writes what a node needs once: the first on it that is left."""
+        first = self.world.rank - self.world.local_rank
+        return self.world.local_rank == 0 or (
+            self.members.mesh is None and all(k in self.sync.transport.lost for k in range(first, self.world.rank))
+        )
 
 
 def preflight(config: RunConfig, world: World) -> tuple[RunConfig, Data]:
@@ -200,7 +214,7 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
         stop=StopFlag(),
         ledger=ledger_of(config, data, config.islands),
         lock=handle,
-        writes=world.writes or (site and not is_locked(config.directory)),
+        writes_from_start=world.writes or (site and not is_locked(config.directory)),
         session=session,
     )
 

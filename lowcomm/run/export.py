@@ -31,15 +31,16 @@ if TYPE_CHECKING:
 
 
 def export(run: Run) -> None:
-    """Write all that is to be used of a run that is done. Every island takes part; rank 0, and each site
-    that keeps its data, writes what is global.
+    """Write all that is to be used of a run that is done. Every island takes part; the first that is left, and each
+    site that keeps its data, writes what is global.
 
     Raises CheckpointError if something can't be written.
     """
     if not run.config.checkpoint.export:
         return
     personal = _personal_models(run)
-    first = run.sync.transport.local[0] == 0 or run.config.data.sharding == "own"
+    there = run.sync.transport
+    first = there.local[0] == there.present[0] or run.config.data.sharding == "own"
     with with_global_weights(run.sync.state):
         state = run.islands[0].whole_state() if first else None
         if run.writes:

@@ -73,6 +73,20 @@ def evaluate(run: Run) -> Evaluation:
 
     Sites that keep their data each take all of their own, summed in island order.
     """
+    total = _summed(run)
+    while round(total[3]) < len(run.data.validation_batches()):  # an island died with its share
+        total = _summed(run)
+    nats, tokens, text_bytes, _ = total
+    mean = run.sync.state.consensus
+    return Evaluation(
+        loss=nats / tokens,
+        bits_per_byte=nats / math.log(2) / max(text_bytes, 1.0),
+        consensus_distance=None if mean is None else mean.distance,
+    )
+
+
+def _summed(run: Run) -> list[float]:
+    """Nats, tokens and bytes of the text over all batches, and the batches that were evaluated."""
     batches = run.data.validation_batches()
     transport = run.sync.transport
     own = run.config.data.sharding == "own"
@@ -81,25 +95,18 @@ def evaluate(run: Run) -> Evaluation:
     mine = range(len(batches)) if alone else range(there.index(transport.local[0]), len(batches), len(there))
     island = run.islands[0]
     island.model.eval()
-    sums = torch.zeros(len(batches), 3, dtype=torch.float64)
+    sums = torch.zeros(len(batches), 4, dtype=torch.float64)
     for index, (inputs, targets) in enumerate(batches):
         if index in mine:
             losses = island.token_losses(inputs, targets)
             learnt = targets[targets != IGNORED]
             text_bytes = run.data.token_bytes[learnt].sum()
-            sums[index] = torch.tensor([float(losses.double().sum()), float(learnt.numel()), float(text_bytes)])
+            sums[index] = torch.tensor([float(losses.double().sum()), float(learnt.numel()), float(text_bytes), 1.0])
     island.model.train()
     sums = sums.sum(dim=0, keepdim=True) if own else sums
     zeros = torch.zeros_like(sums)
     rows = [sums.flatten()] + [zeros.flatten()] * (len(transport.local) - 1)
-    total = transport.gather(rows).sum(dim=0).view_as(sums).sum(dim=0)
-    nats, tokens, text_bytes = total.tolist()
-    mean = run.sync.state.consensus
-    return Evaluation(
-        loss=nats / tokens,
-        bits_per_byte=nats / math.log(2) / max(text_bytes, 1.0),
-        consensus_distance=None if mean is None else mean.distance,
-    )
+    return transport.gather(rows).sum(dim=0).view_as(sums).sum(dim=0).tolist()
 
 
 def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation | None = None) -> None:
@@ -115,7 +122,7 @@ def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation |
     elements = run.islands[0].parameter_counts() if alike else (None, None)
     table = torch.stack(rows)
     if evaluation is not None:
-        table = transport.gather(rows)[transport.present]
+        table = transport.gather(rows)[transport.present]  # zeros stand for the lost
     if not run.writes:
         return
     tokens, sent, received, blocked_s, sync_s, wall, _, waited_s, _, _ = table.mean(dim=0).tolist()

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 import torch
 
 from lowcomm.run.assembly import Run
+from lowcomm.run.losses import saves_without, take_over
 from lowcomm.run.privacy_spent import privacy_spent
 from lowcomm.state.deadlines import Late, describe
 from lowcomm.state.report import SyncReport
+from lowcomm.transport.heartbeat import Condition
 
 
 class Journal:
@@ -33,6 +35,8 @@ class Journal:
             run.progress.note(f"attack, as sync.allow_attack says: {attack.said}")
         run.sync.listeners.append(self.on_sync)
         run.sync.deadlines.listeners.append(self.on_late)
+        if run.members.heartbeat is not None:
+            run.members.heartbeat.listeners.append(self.on_peer)
 
     def count(self) -> None:
         """Bring `counted` up to date; all ranks of an island call it alike."""
@@ -74,6 +78,8 @@ class Journal:
             )
         self.note_lost(report.round.index)
         for island, why in report.dropped.items():
+            if run.lost.get(island, report.round.index) != report.round.index:
+                continue  # as was said
             note = f"island {island} was left out of round {report.round.index}: {why}"
             run.progress.note(f"warning: {note}")
             self.note(note)
@@ -86,12 +92,31 @@ class Journal:
 
     def note_lost(self, round: int) -> None:
         """Say once of each island that is gone what becomes of the run. round: that in which it was found gone."""
-        for island, cause in self.run.sync.transport.lost.items():
-            if island not in self.run.lost:
-                self.run.lost[island] = round
-                note = f"island {island} is gone: the run goes on without it, and without checkpoints ({cause})"
-                self.run.progress.note(f"warning: {note}")
+        run = self.run
+        for island, cause in run.sync.transport.lost.items():
+            if island not in run.lost:
+                run.lost[island] = round
+                saves = "" if saves_without(run) else ", and without checkpoints"
+                note = f"island {island} is gone: the run goes on without it{saves} ({cause})"
+                if run.writes:
+                    take_over(run)
+                run.progress.note(f"warning: {note}")
                 self.write(0, "lost", {"note": note})
+
+    def on_peer(self, island: int, condition: Condition, passed_s: float) -> None:
+        """Say that another island is dead, silent or heard again. Comes from the heartbeat's thread, at any time."""
+        run = self.run
+        notes = {
+            "dead": f"island {island} is dead: its process is gone",
+            "silent": f"island {island} is silent: no heartbeat for {passed_s:.1f} s",
+            "alive": f"island {island} is heard again after {passed_s:.1f} s",
+        }
+        if condition in notes and island not in run.sync.transport.lost:
+            own = run.sync.transport.local[0]
+            line = {"event": "heartbeat", "island": own, "round": run.sync.round, "step": run.sync.step}
+            more = {"cause": condition, "waited_s": passed_s, "note": notes[condition], "time_s": self.time_s()}
+            run.metrics.write({**line, **more})
+            run.progress.warn(f"{condition} {island}", f"warning: island {own}: {notes[condition]}")
 
     def on_late(self, late: Late) -> None:
         """Say that an exchange missed its deadline, and why, on each local island."""
@@ -126,6 +151,14 @@ class Journal:
         )
         self.losses, self.trained = [0.0] * len(run.islands), [0] * len(run.islands)
         self.logged_step, self.logged_s, self.logged_gradients_s = sync.step, time.monotonic(), sync.state.gradients_s
+
+    def note_skipped(self) -> None:
+        """Say how many rows of streams were left out, on the rank that read them."""
+        for number, shard in zip(self.run.sync.transport.local, self.run.shards, strict=True):
+            if shard.skipped:
+                note = f"{shard.skipped} rows of island {number} were left out, as they could not be used"
+                self.run.progress.warn(f"skipped {number}", note)
+                self.note(note)
 
     def note(self, note: str) -> None:
         """A line about the whole run."""

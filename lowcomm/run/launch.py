@@ -32,16 +32,22 @@ def launch(config: RunConfig, arguments: Sequence[str]) -> int:
 def _tell(config: RunConfig, ended: Ended) -> None:
     """Name the ranks that a signal killed before the others were asked to stop, and put the summary right."""
     size = config.island.size or 1
-    for rank, code in ended.failed.items():
+    others = [code for rank, code in ended.codes.items() if rank not in ended.lost]
+    went_on = ended.signal is None and not ended.failed and bool(others) and set(others) <= {0}
+    for rank, code in {**ended.lost, **ended.failed}.items():
         if code < 0:
             who = f"island {rank}" if size == 1 else f"rank {rank} (island {rank // size})"
             hint = " (by hand, or as memory ran out)" if code == -signal.SIGKILL else ""
+            killed = f"{who} was killed by {signal.Signals(-code).name}{hint}"
+            if went_on:
+                print(f"lowcomm: warning: {killed}: the run went on without it", file=sys.stderr)
+                continue
             print(
-                f"lowcomm: error: {who} was killed by {signal.Signals(-code).name}{hint}: the run stops. "
-                f"{_what_is_left(config)}. Fix: pass --resume auto",
+                f"lowcomm: error: {killed}: the run stops. {_what_is_left(config)}. Fix: pass --resume auto",
                 file=sys.stderr,
             )
-    unsaved = [rank for rank, code in ended.codes.items() if code not in (0, 3) and rank not in ended.failed]
+    known = {**ended.lost, **ended.failed}
+    unsaved = [rank for rank, code in ended.codes.items() if code not in (0, 3) and rank not in known]
     if ended.signal is not None and unsaved:
         cause = signal.Signals(ended.signal).name
         print(

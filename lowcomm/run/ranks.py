@@ -2,7 +2,8 @@
 
 No rendezvous listens: the ranks find each other through a FileStore in a directory that only this user can enter; of
 several machines (lowcomm/run/node.py) the directory has the address and the secret of theirs. One rank that fails ends
-the others, which save. `python -m lowcomm.run.ranks COUNT ARGUMENTS` runs `lowcomm ARGUMENTS`.
+the others, which save; one that a signal kills does not where the others can go on, nor one that they have left behind.
+`python -m lowcomm.run.ranks COUNT ARGUMENTS` runs `lowcomm ARGUMENTS`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from lowcomm.run.left_behind import left_behind, lost_of
 from lowcomm.run.signals import STOPPING
 
 POLL_S = 0.05
@@ -42,13 +44,15 @@ class Ended:
     """Exit codes of all ranks."""
     signal: int | None
     """The signal that came before any rank had failed."""
+    lost: Mapping[int, int] = field(default_factory=dict)
+    """Exit codes, by rank, of those without which the others went on."""
 
     @property
     def code(self) -> int:
         """One for all: 0 done, 2 bad input, 3 stopped with everything saved, else 1."""
-        codes = set(self.codes.values())
+        codes = {code for rank, code in self.codes.items() if rank not in self.lost}
         if not codes:
-            return 3  # the signal came before there was a rank
+            return 1 if self.lost else 3  # 3: the signal came before there was a rank
         if self.failed and set(self.failed.values()) == {2}:
             return 2  # the others may have been asked to stop before they had come as far
         return 0 if codes <= {0} else 3 if codes <= {0, 3} else 1
@@ -87,7 +91,7 @@ def run_ranks(
                 env = {**os.environ, **settings, **_rank_variables(rank, count, start)}
                 # a session of its own: Ctrl-C reaches the ranks from here only, once
                 processes.append(subprocess.Popen(command, env=env, start_new_session=True))
-            return _watch(processes, signals, 0 if start is None else start.first_rank)
+            return _watch(processes, signals, Path(directory), 0 if start is None else start.first_rank)
         finally:
             for process in processes:
                 if process.poll() is None:
@@ -127,23 +131,35 @@ def _caught() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _watch(processes: Sequence[subprocess.Popen[bytes]], signals: Sequence[int], first_rank: int) -> Ended:
+def _watch(
+    processes: Sequence[subprocess.Popen[bytes]], signals: Sequence[int], directory: Path, first_rank: int = 0
+) -> Ended:
     failed: dict[int, int] = {}
+    lost: dict[int, int] = {}
     came: int | None = None
     deadline: float | None = None
     while True:
         codes = {rank: process.poll() for rank, process in enumerate(processes, first_rank)}
         ended = {rank: code for rank, code in codes.items() if code is not None}
         if deadline is None:
-            failed = {rank: code for rank, code in ended.items() if code != 0}
+            unknown = {rank: code for rank, code in ended.items() if code != 0 and rank not in lost}
+            lost |= lost_of(unknown, directory) if unknown else {}
+            failed = {rank: code for rank, code in unknown.items() if rank not in lost}
             came = signals[0] if signals and not failed else None
             if failed or came is not None:
                 deadline = time.monotonic() + STOP_S
                 _send(processes, signal.SIGTERM)
         elif time.monotonic() > deadline:
             _send(processes, signal.SIGKILL)
+        left = [rank for rank, code in codes.items() if code is None]
+        if left and set(left) <= left_behind(directory, first_rank + len(processes)):
+            # a frozen process hears of nothing
+            lost |= dict.fromkeys(left, -signal.SIGKILL)
+            for rank in left:
+                processes[rank - first_rank].kill()
+                ended[rank] = processes[rank - first_rank].wait()
         if len(ended) == len(processes):
-            return Ended(failed=failed, codes=ended, signal=came)
+            return Ended(failed=failed, codes=ended, signal=came, lost=lost)
         time.sleep(POLL_S)
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from lowcomm import checkpoint
+from lowcomm.checkpoint_pruning import prune
 from lowcomm.config_file import to_dict
 from lowcomm.run.assembly import Run
 from lowcomm.run.clock import agree_on_start
+from lowcomm.run.losses import saves_without
 from lowcomm.run.run_dir import environment, write_json
 from lowcomm.state.checkpoint import global_part, island_part, load_global, load_island
+from lowcomm.state.newcomer import load_newcomer
 from lowcomm.sync.overlap import relaunch
 from lowcomm.transport.base import texts_of
 from lowcomm.types import CheckpointError
@@ -35,12 +39,11 @@ def save_now(run: Run, name: str, time_s: float, failure: str | None = None) -> 
 
     Raises CheckpointError; nothing older is touched.
     """
-    all_stop = (
-        run.stop.signal is not None and run.sync.state.exchange.stands_for_all == "mean"
-    )  # each saves what is its own
-    if run.sync.transport.lost and not all_stop:
+    lost = sorted(run.sync.transport.lost)
+    all_stop = run.stop.signal is not None and run.sync.state.exchange.stands_for_all == "mean"  # each saves its own
+    if lost and not saves_without(run) and not all_stop:
         raise CheckpointError(
-            f"a checkpoint would lack the part of islands {sorted(run.sync.transport.lost)}, which are gone. "
+            f"a checkpoint would lack the part of islands {lost}, which are gone. "
             "Fix: let the run end, or start all islands again with --resume auto"
         )
     if not is_finite(run):
@@ -57,11 +60,11 @@ def save_now(run: Run, name: str, time_s: float, failure: str | None = None) -> 
             tensors["rng.cuda"] = island.cuda_rng
         values = {**values, "data": run.shards[i].state_dict(), "time_s": time_s, "resumes": run.resumes}
         parts: dict[str, checkpoint.Part] = {"island": (tensors, values)}
-        if sharded or (run.world.local_rank == 0 and i == 0):  # of several ranks each has its own shard of it
+        if sharded or (run.leads_node and i == 0):  # of several ranks each has its own shard of it
             parts["global"] = global_part(run.sync.state)
-        checkpoint.save(root, name, number, parts, run.session, failure)
-    if run.world.local_rank == 0:
-        checkpoint.prune(root, run.config.checkpoint.keep)
+        checkpoint.save(root, name, number, parts, run.session, failure, lost if saves_without(run) else ())
+    if run.leads_node:
+        prune(root, run.config.checkpoint.keep)
 
 
 def is_finite(run: Run) -> bool:
@@ -87,18 +90,7 @@ def load_newest(run: Run) -> bool:
             f"{root} holds no checkpoint that is whole on every island. Fix: pass --resume auto, which starts the run "
             "over in its directory, or another --run-dir"
         )
-    for i, number in enumerate(run.members.everyone.local):
-        checkpoint.remove_partial(root, number)
-        parts = checkpoint.load(root, name, number)
-        if i == 0:
-            load_global(run.sync.state, parts["global"])
-        load_island(run.sync.state, i, parts["island"])
-        tensors, values = parts["island"]
-        run.islands[i].cpu_rng = tensors["rng.cpu"]
-        run.islands[i].cuda_rng = tensors.get("rng.cuda")
-        run.shards[i].load_state_dict(values["data"])
-        run.base_time_s = max(run.base_time_s, values["time_s"])
-        run.resumes = max(stops, values["resumes"]) + 1
+    came = [_load(run, name, i, stops) for i in range(len(run.islands))]
     counted = list(run.sync.transport.sent_bytes), list(run.sync.transport.received_bytes)
     run.start = agree_on_start(run.members.everyone, run.base_time_s)
     run.sync.transport.sent_bytes[:], run.sync.transport.received_bytes[:] = counted  # an unbroken run counts it once
@@ -111,7 +103,33 @@ def load_newest(run: Run) -> bool:
     note += f"; skipped as incomplete or corrupt: {', '.join(torn)}" if torn else ""
     note += f"; skipped as the failure that saved it would come again: {', '.join(failed)}" if failed else ""
     _note(run, note)
+    for number, whole in zip(run.members.everyone.local, came, strict=True):
+        if not whole:
+            again = f"island {number} was lost when it was saved: it takes the global weights, its text begins anew"
+            run.progress.warn(f"newcomer {number}", again)
     return True
+
+
+def _load(run: Run, name: str, i: int, stops: int) -> bool:
+    """Load local island i; whether it has a part of its own in the checkpoint. One that was lost then starts anew."""
+    root, number = run.directory / "checkpoints", run.members.everyone.local[i]
+    checkpoint.remove_partial(root, number)
+    lost = checkpoint.lost(root).get(name, frozenset())
+    whole = number not in lost
+    parts = checkpoint.load(root, name, number if whole else checkpoint.first_part(root, name, lost))
+    if i == 0:
+        load_global(run.sync.state, parts["global"])
+    tensors, values = parts["island"]
+    if whole:
+        load_island(run.sync.state, i, parts["island"])
+        run.islands[i].cpu_rng = tensors["rng.cpu"]
+        run.islands[i].cuda_rng = tensors.get("rng.cuda")
+        run.shards[i].load_state_dict(values["data"])
+    else:
+        load_newcomer(run.sync.state, i, parts["island"])
+    run.base_time_s = max(run.base_time_s, values["time_s"])
+    run.resumes = max(stops, values["resumes"]) + 1
+    return whole
 
 
 def _note(run: Run, note: str) -> None:
@@ -138,15 +156,28 @@ def _newest_common(run: Run) -> tuple[str | None, int]:
     transport = run.members.everyone
     root = run.directory / "checkpoints"
     stops = checkpoint.highest_stop(root)
+    lost = {name: sorted(islands) for name, islands in checkpoint.lost(root).items()}
     rows = [
         torch.frombuffer(
-            bytearray(json.dumps([checkpoint.verified(root, k), stops, checkpoint.failures(root, k)]).encode()),
+            bytearray(json.dumps([checkpoint.verified(root, k), stops, checkpoint.failures(root, k), lost]).encode()),
             dtype=torch.uint8,
         )
         for k in transport.local
     ]
     tables = texts_of(transport.gather_sized(rows))
-    common = [name for name, session in tables[0][0].items() if all(t[0].get(name) == session for t in tables)]
-    hopeless = [n for n in common if all(t[2].get(n) == checkpoint.UNUSABLE for t in tables)]
+    common = _whole(tables)
+    hopeless = [n for n in common if all(t[2].get(n) == checkpoint.UNUSABLE for t in tables if n in t[0])]
     preferred = [n for n in common if n not in hopeless] or common
     return (preferred[-1] if preferred else None), max(t[1] for t in tables)
+
+
+def _whole(tables: Sequence[Any]) -> list[str]:
+    """Checkpoints of which every island has its part, but those that were lost when it was saved; oldest first."""
+    known = {name: None for table in tables for name in table[0]}
+    whole: list[str] = []
+    for name in sorted(known, key=checkpoint.age):
+        lost = {k for table in tables for k in table[3].get(name, ())}
+        sessions = {table[0].get(name) for k, table in enumerate(tables) if k not in lost}
+        if len(sessions) == 1 and None not in sessions:
+            whole.append(name)
+    return whole

@@ -67,3 +67,11 @@ def who_stopped(islands: int) -> tuple[int, str] | None:
             if store.check([key := f"lowcomm/stopped/{island}"]):
                 return island, store.get(key).decode()
     return None
+
+
+def who_asked(islands: int, at_step: bool) -> str:
+    """What stops this process, which got no signal itself. at_step: whether it is at the step to stop at."""
+    if at_step:
+        return "stop_at_step"
+    elsewhere = who_stopped(islands)
+    return "a signal to another rank" if elsewhere is None else f"island {elsewhere[0]} was: {elsewhere[1]}"

@@ -1,5 +1,7 @@
 """Deadlines: an exchange that had not arrived when it was due, how long training waited for it, and why.
 
+Of exchanges without a deadline, for which training stands still, a long wait for a peer is told alike.
+
 Each island says in the roll call how long after the last one it came to this one. A roll call ends everywhere within
 one trip of the link, so these seconds compare without comparing clocks, and they tell a late peer from a slow link:
 the payload crosses after the roll call and is timed by itself. A peer that stops in the middle of a payload looks like
@@ -21,6 +23,8 @@ from lowcomm.types import Round, SyncError, TransportError, require
 OnLate = Literal["wait", "stop"]
 LATE_TOLERANCE_S = 0.5
 """A packet that is lost and sent again takes TCP 0.2 s and a round trip: no reason to end a run."""
+BLOCKED_S = 1.0
+"""Shortest wait for a peer that is told where exchanges have no deadline."""
 Cause = Literal["slow link", "slow peer", "dead peer"]
 
 
@@ -35,6 +39,8 @@ class Late:
     cause: Cause
     detail: str
     """What was measured, on one line."""
+    due: bool = True
+    """Whether it had a deadline; False: training stood still for it all the time, longer than its own round took."""
 
 
 def check_late(on_late: str, tolerance_s: float, prefix: str = "") -> None:
@@ -98,6 +104,7 @@ class Deadlines:
                 self._report(out, time.perf_counter() - start, "dead peer", cause)
             raise
         if not due:
+            self._tell_blocked(out, pending, island)
             return arrived
         if pending.beside:
             pending.needed_bytes_per_s = max(pending.sent_bytes) / max(start - pending.began, 1e-6)
@@ -108,10 +115,24 @@ class Deadlines:
             self._wants_stop |= waited_s > self.tolerance_s
         return arrived
 
-    def _report(self, out: Outgoing, waited_s: float, cause: Cause, detail: str) -> None:
-        self.misses += 1
-        self.waited_s += waited_s
-        late = Late(round=out.round, fragment=out.index, waited_s=waited_s, cause=cause, detail=detail)
+    def _tell_blocked(self, out: Outgoing, pending: Pending, island: int) -> None:
+        """Report that training, which stands still in an exchange without a deadline, waited long for the last peer.
+
+        Long: than this island's own round took, so that islands of somewhat unequal speed are no news.
+        """
+        arrivals_s = pending.cohort.arrivals_s if pending.cohort is not None and not pending.beside else []
+        if not arrivals_s:
+            return
+        last = max(range(len(arrivals_s)), key=lambda k: arrivals_s[k])
+        waited_s = arrivals_s[last] - arrivals_s[island]
+        if waited_s > max(BLOCKED_S, arrivals_s[island]):
+            detail = f"island {last} came to the roll call {waited_s:.3f} s after this one"
+            self._report(out, waited_s, "slow peer", detail, due=False)
+
+    def _report(self, out: Outgoing, waited_s: float, cause: Cause, detail: str, due: bool = True) -> None:
+        self.misses += due
+        self.waited_s += waited_s if due else 0.0
+        late = Late(round=out.round, fragment=out.index, waited_s=waited_s, cause=cause, detail=detail, due=due)
         if not self.listeners:  # a loop that listens to nothing hears of it all the same
             logging.getLogger("lowcomm").warning(describe(late))
         for listener in self.listeners:
@@ -138,7 +159,8 @@ def explain(pending: Pending, island: int, waited_s: float) -> tuple[Cause, str]
 
 def describe(late: Late) -> str:
     """One line for people."""
+    what = "missed its deadline, training waited" if late.due else "was waited for"
     return (
-        f"fragment {late.fragment} of round {late.round.index} missed its deadline, training waited "
-        f"{late.waited_s:.3f} s: {late.cause} ({late.detail})"
+        f"fragment {late.fragment} of round {late.round.index} {what} {late.waited_s:.3f} s: "
+        f"{late.cause} ({late.detail})"
     )

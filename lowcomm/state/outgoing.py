@@ -45,6 +45,8 @@ class Outgoing:
     """Of the fragment's committed rounds: it has no other exchange until this one is committed."""
     expected: frozenset[int] | None = None
     """Islands that contribute; None: all."""
+    without: dict[int, str] = field(default_factory=dict)
+    """Islands that are left out of it, as all know from an exchange of the round that failed, with the reason."""
     sections: dict[str, Section] = field(default_factory=dict)
     """What hooks say beside the Delta, by name."""
     noised: bool = False

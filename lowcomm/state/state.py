@@ -65,6 +65,8 @@ class SyncState:
         """Fragments whose exchange was due and has not been committed."""
         self.in_flight: dict[int, InFlight] = {}
         """Exchanges that have started and were not committed, by fragment, in the order of starting."""
+        self.altered: dict[int, dict[int, str]] = {}
+        """Islands that the next exchange of a fragment leaves out, as what they sent in this one was altered."""
         self.last = False
         """Whether the round is the run's last merge."""
         self.must_rebase = False

@@ -58,7 +58,7 @@ def _share_scalars(state: SyncState) -> bool:
 
 
 def _average_tensors(state: SyncState) -> None:
-    uniform = [1 / state.transport.islands] * state.transport.islands
+    uniform = state.transport.uniform
     for index, fragment in enumerate(state.fragments):
         if index in state.in_flight:
             raise SyncError("gradients were to be averaged while an exchange is in flight. Fix: commit it first")
@@ -100,7 +100,7 @@ def close_averaging(state: SyncState) -> None:
         flat[:1] = torch.nan
     fragment.overwrite_delta()
     try:
-        state.transport.weighted_sum(flats, [1 / state.transport.islands] * state.transport.islands, fragment.mean)
+        state.transport.weighted_sum(flats, state.transport.uniform, fragment.mean)
     finally:
         fragment.release()
     all_done(*gather_rows(state.transport, [finishing_row(state.step, state.round, None, 0)] * count))
@@ -110,8 +110,7 @@ def close_averaging(state: SyncState) -> None:
 def rebase(state: SyncState) -> None:
     """Let the islands' weights be the anchors: after steps with averaged gradients they are equal."""
     if state.buffer_average is not None:
-        uniform = [1 / state.transport.islands] * state.transport.islands
-        state.buffer_average.write(state.buffer_average.means(uniform))
+        state.buffer_average.write(state.buffer_average.means(state.transport.uniform))
     for index, (anchor,) in enumerate(state.anchors):
         digests = [anchor.read(tensors) for tensors in state.tensors(index, anchor.local)]
         state.consistency.compare_each(anchor, digests, state.round_of(index))

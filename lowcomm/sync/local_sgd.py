@@ -35,13 +35,14 @@ from lowcomm.sync.finishing import finish_all
 from lowcomm.sync.handshake import check_counts, find_transport
 from lowcomm.sync.loop import Loop
 from lowcomm.sync.overlap import commit_in_flight, launch
+from lowcomm.sync.reporting import note_retry
 from lowcomm.sync.round import begin, commit, depart, nobody_sampled, skip, unmerged
 from lowcomm.sync.set_aside import set_aside
 from lowcomm.sync.wording import speaks_of_arguments
 from lowcomm.sync.wrapped import check_unwrapped
 from lowcomm.transport import Transport
 from lowcomm.typecheck import listed
-from lowcomm.types import SyncError, require
+from lowcomm.types import RetryError, SyncError, require
 
 
 class LocalSGD(Loop):
@@ -199,7 +200,11 @@ class LocalSGD(Loop):
         On SyncError nothing has changed and the fragment is in `pending`: the next step exchanges it anew.
         """
         for index in fragments:
-            self._report(commit_in_flight(self.state, index))
+            try:
+                self._report(commit_in_flight(self.state, index))
+            except RetryError as error:
+                note_retry(self.state, index, error)
+                self.sync(self.state.due)
 
     def wait(self) -> None:
         """Wait until no exchange runs beside training: before anybody else uses the transport."""
@@ -209,11 +214,14 @@ class LocalSGD(Loop):
         state = self.state
         if nobody_sampled(state):
             return skip(state, index)
-        try:
-            out = depart(state, index)
-            return commit(state, out, begin(state, out), start)
-        finally:
-            state.fragments[index].release()
+        while True:
+            try:
+                out = depart(state, index)
+                return commit(state, out, begin(state, out), start)
+            except RetryError as error:  # on every island that is left alike
+                note_retry(state, index, error)
+            finally:
+                state.fragments[index].release()
 
     def _report(self, report: SyncReport | None) -> None:
         if report is not None:

@@ -23,6 +23,7 @@ def decide_pace(state: SyncState, out: Outgoing, pending: Pending) -> Pace:
     rows = [transport.inside(row).amin(dim=0) for row in own]  # of an island's ranks, as of the islands
     level_bytes = transport.inside(torch.tensor(level_bytes)).amax(dim=0).tolist()
     table = transport.gather(rows)
+    table = table[[k for k in range(len(table)) if table[k].any()]]  # zeros stand for the lost
     measured = Measured(
         step=state.step,
         step_s=float(-table[:, 0].min()),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from lowcomm.state.outgoing import Arrived, Outgoing, Pending
 from lowcomm.state.report import SyncReport
 from lowcomm.state.state import SyncState
+from lowcomm.types import AlteredError, RetryError
 
 
 def report_of(state: SyncState, out: Outgoing, pending: Pending, arrived: Arrived, blocked_s: float) -> SyncReport:
@@ -69,3 +70,9 @@ def _notes(state: SyncState, out: Outgoing, arrived: Arrived) -> Iterator[str]:
             f"from round {state.round} on: H {pace.every}, level {pace.level} "
             f"(step {1000 * (pace.step_s or 0):.3g} ms, exchange at level 0 {1000 * (pace.exchange_s or 0):.3g} ms)"
         )
+
+
+def note_retry(state: SyncState, index: int, error: RetryError) -> None:
+    """Remember what the next exchange of a fragment must know of one that failed."""
+    if isinstance(error, AlteredError):
+        state.altered[index] = {**state.altered.get(index, {}), **error.islands}

@@ -47,7 +47,8 @@ def commit(state: SyncState, out: Outgoing, pending: Pending, start: float, dela
         arrived = state.receive(out, pending, delayed)
         if arrived is None:
             return None
-        changes = [hook.exchange(out, arrived) for hook in state.hooks]
+        with state.transport.transaction():
+            changes = [hook.exchange(out, arrived) for hook in state.hooks]
     except SyncError:
         if delayed:
             state.take_back(out)
@@ -96,6 +97,7 @@ def leave(state: SyncState, index: int) -> Outgoing:
         states=[s[index] for s in state.codec_states],
         rule_state=state.rule_states[index],
         norms_before=state.norms[index],
+        without=state.altered.pop(index, {}),
         expected=spec.expected(transport.islands, state.round),
         bytes_before=list(zip(transport.sent_bytes, transport.received_bytes, strict=True)),
     )

@@ -34,6 +34,8 @@ def of_store(spec: SyncSpec) -> Iterator[Conflict]:
     if clients.local_steps is not None:
         why = "members have no numbers"
         yield Conflict("sync.local_steps", clients.local_steps, OTHER, why, "mode='buffered' for unequal islands")
+    if clients.attack is not None:
+        yield Conflict("sync.attack", type(clients.attack).__name__, OTHER, "members have no numbers", leave)
     if clients.objective is not None and clients.objective.sends:
         why = "control variates are a second exchange in a round"
         yield Conflict("sync.objective", type(clients.objective).__name__, OTHER, why, "use FedProx")

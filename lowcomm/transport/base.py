@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowcomm.types import TransportError
+from lowcomm.types import FencedError, TransportError
 
 BLOCK = 1 << 17
 """Elements summed at a time: accumulator and scratch stay in the L2 cache (2 x 512 KB)."""
 
 
+CHECKSUM_BYTES = 8
+"""Beside each part of a vector that is sent to be summed: xxh3-64."""
 KEPT = "Nothing was committed: local weights are kept and the pseudo-gradient stays pending."
 """What an exchange that failed leaves."""
 MOST_BYTES = 1 << 26
 """Of a row whose size its sender announces, where the caller gives no other bound."""
+Altered = list[dict[int, str]]
+"""By local island: the islands whose contributions it did not get as they were sent, and what was seen."""
 Arrival = Callable[[], list[list[Tensor]]]
 """Waits for a swap that was started and gives what it brought. Raises SyncError."""
 
@@ -43,15 +48,26 @@ class Transport(ABC):
     """Whether `gather` leaves out the islands that are lost, with zeros for them. Set it alike on all islands."""
     lost: Mapping[int, str] = MappingProxyType({})
     """Islands that `gather_present` or `swap_present` found gone, with the cause."""
+    fenced: FencedError | None = None
+    """Set where the others have gone on without this process."""
     link_bytes_per_s: float | None = None
     """Bytes that this process sends per second, from its latest large exchanges; None: not measured."""
 
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Exchanges that succeed on every island or on none, where islands may be lost in them; all enter it alike.
+
+        Where they may not, a failure ends the run, and this does nothing.
+        """
+        yield
+
     @abstractmethod
-    def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+    def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> Altered:
         """`out = sum_k weights[k] * vector_k` over all islands in island order, the same bits everywhere.
 
         vectors: fp32, 1-D, of equal length (a multiple of `islands`); one with weight 0 is skipped, not multiplied.
         out: fp32, 1-D, of that length, or the first of the vectors. Torn on a failure.
+        Returns, by local island, whose part of the sum did not come as it was sent, and what was seen.
         """
 
     @abstractmethod
@@ -92,6 +108,11 @@ class Transport(ABC):
     def present(self) -> list[int]:
         """The islands that are not lost."""
         return [k for k in range(self.islands) if k not in self.lost]
+
+    @property
+    def uniform(self) -> list[float]:
+        """Equal weights of the islands that are not lost, which sum to 1."""
+        return [0.0 if k in self.lost else 1 / len(self.present) for k in range(self.islands)]
 
     def _lose(self, gone: Mapping[int, str]) -> None:
         """These are lost, too. Raises TransportError, and takes none for lost, if nobody else is left of several."""
@@ -163,6 +184,12 @@ def texts_of(rows: Sequence[Tensor]) -> list[Any]:
                 f"island {island} sent text that is no JSON ({type(error).__name__}). {KEPT}"
             ) from error
     return found
+
+
+def sum_bytes(out: Tensor, islands: int) -> int:
+    """Bytes that an island sends, and receives, in a sum of vectors like `out`: on the CPU with a checksum for each."""
+    checksum_bytes = CHECKSUM_BYTES if out.device.type == "cpu" else 0
+    return (islands - 1) * (2 * (out.numel() // islands) * 4 + checksum_bytes)
 
 
 def may_take_place(index: int, weights: Sequence[float]) -> bool:

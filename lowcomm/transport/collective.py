@@ -11,20 +11,31 @@ connection's window does not fill it. NCCL has channels of its own, so tensors o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from typing import Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lowcomm.transport.base import BLOCK, KEPT, MOST_BYTES, Arrival, Transport, check_sizes, ordered_sum
-from lowcomm.transport.pipelined import pipelined_sum, window
+from lowcomm.transport.base import (
+    BLOCK,
+    KEPT,
+    MOST_BYTES,
+    Altered,
+    Arrival,
+    Transport,
+    check_sizes,
+    ordered_sum,
+    sum_bytes,
+)
+from lowcomm.transport.links import STRIPE_BYTES, gloo_beside, stripes
+from lowcomm.transport.pipelined import pipelined_sum, size_and_rank, window
 from lowcomm.transport.survivors import swap_living
 from lowcomm.types import AbandonedError, TransportError, require
 
-STRIPE_BYTES = 1 << 17
-"""A row is shared by as many streams as get this much of it."""
+ALTERED = "its contribution was altered on its way: its checksum differs"
 
 MEASURED_BYTES = 1 << 16
 """Exchanges from this size on tell the link's speed; shorter ones its latency."""
@@ -47,13 +58,29 @@ class Collective(Transport):
         timeout_s: of the groups made here (None: torch's).
         """
         require(1 <= streams <= 64, "streams", streams, "1 to 64", "4 to 8 suit a round trip of 50 ms")
-        self.group = group
         has_cpu = "cpu:" in str(dist.get_backend_config(group))
         # a loop on GPUs often has an NCCL group only; roll calls and CPU-offloaded syncs need gloo beside it
-        self._cpu_group = group if has_cpu else _gloo_group(group, timeout_s)
-        self._lanes = [self._cpu_group, *(_gloo_group(group, timeout_s) for _ in range(streams - 1))]
-        self.islands = dist.get_world_size(group)
-        self.local = (dist.get_rank(group),)
+        cpu_group = group if has_cpu else gloo_beside(group, timeout_s)
+        lanes = [cpu_group, *(gloo_beside(group, timeout_s) for _ in range(streams - 1))]
+        self._begin(group, lanes, beside, dist.get_world_size(group), dist.get_rank(group))
+
+    @classmethod
+    def of_lanes(cls, lanes: Sequence[dist.ProcessGroup]) -> Self:
+        """Over groups of gloo with the same ranks, the first of which carries what is small; they stay as they are."""
+        made = cls.__new__(cls)
+        made._begin(lanes[0], lanes, None, *size_and_rank(lanes[0]))
+        return made
+
+    def _begin(
+        self,
+        group: dist.ProcessGroup | None,
+        lanes: Sequence[dist.ProcessGroup | None],
+        beside: dist.ProcessGroup | None,
+        islands: int,
+        rank: int,
+    ) -> None:
+        self.group, self._cpu_group, self._lanes = group, lanes[0], list(lanes)
+        self.islands, self.local = islands, (rank,)
         self._beside, self.ranks = beside, 1 if beside is None else dist.get_world_size(beside)
         self.sent_bytes = [0]
         self.received_bytes = [0]
@@ -83,15 +110,16 @@ class Collective(Transport):
             dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
         return cls(streams=streams, timeout_s=timeout_s)
 
-    def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+    def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> Altered:
         (vector,) = vectors
         self._need_all("sum")
         n, size, on_cpu = self.islands, out.numel(), out.device.type == "cpu"
         received, scratch = self._buffers(window(size, n, len(self._lanes)) if on_cpu else size, out.device)
-        crossing_bytes = 2 * (n - 1) * (size // n) * 4
+        crossing_bytes, altered = sum_bytes(out, n), dict[int, str]()
         if on_cpu:
             began = time.perf_counter()
-            self._run("sum", lambda: pipelined_sum(vector, weights, out, received, scratch, self._lanes))
+            parts = (vector, weights, out, received, scratch, self._lanes)
+            self._run("sum", lambda: altered.update(dict.fromkeys(pipelined_sum(*parts), ALTERED)))
             self._measure(crossing_bytes, time.perf_counter() - began)
         else:
             self._run("all-to-all", lambda: dist.all_to_all_single(received, vector, group=self.group))
@@ -99,6 +127,7 @@ class Collective(Transport):
             ordered_sum(list(received.view(n, size // n)), weights, result, scratch)
             self._run("all-gather", lambda: dist.all_gather_single(out, result, group=self.group))  # NCCL: in place
         self.count(crossing_bytes, crossing_bytes)
+        return [altered]
 
     def gather(self, rows: Sequence[Tensor]) -> Tensor:
         (row,) = rows
@@ -219,16 +248,12 @@ class Collective(Transport):
         began = time.perf_counter()
 
         def start() -> None:
-            lanes = self._lanes if sends[0].device.type == "cpu" else [self.group]
-            ops = {lane: list[dist.P2POp]() for lane in lanes}
-            for _, row, k in pairs:
-                for lane, part in stripes(lanes, row):
-                    ops[lane].append(dist.P2POp(dist.irecv, part, group=lane, group_peer=k))
-            for row, _, k in pairs:
-                for lane, part in stripes(lanes, row):
-                    ops[lane].append(dist.P2POp(dist.isend, part, group=lane, group_peer=k))
-            for batch in ops.values():
-                works.extend(dist.batch_isend_irecv(batch) if batch else [])
+            if sends[0].device.type == "cpu":
+                works.extend(self._post(pairs))
+                return
+            ops = [dist.P2POp(dist.irecv, row, group=self.group, group_peer=k) for _, row, k in pairs if row.numel()]
+            ops += [dist.P2POp(dist.isend, row, group=self.group, group_peer=k) for row, _, k in pairs if row.numel()]
+            works.extend(dist.batch_isend_irecv(ops) if ops else [])
 
         def wait() -> None:
             for work in works:
@@ -239,6 +264,14 @@ class Collective(Transport):
         if pairs:
             self._run(what, start)
         return lambda: self._run(what, wait)
+
+    def _post(self, pairs: Sequence[tuple[Tensor, Tensor, int]]) -> Iterator[dist.Work]:
+        """Receives and sends over gloo: (what goes out, where the other's goes, island)."""
+        parts = [(lane, part, k) for _, row, k in pairs for lane, part in stripes(self._lanes, row)]
+        works = [dist.irecv(part, group=lane, group_src=k) for lane, part, k in parts]
+        parts = [(lane, part, k) for row, _, k in pairs for lane, part in stripes(self._lanes, row)]
+        works += [dist.isend(part, group=lane, group_dst=k) for lane, part, k in parts]
+        return (work for work in works if work is not None)
 
     def _measure(self, sent_bytes: int, seconds_s: float) -> None:
         """Keep the fastest of the latest exchanges: one that waited for a late peer says little of the link."""
@@ -255,25 +288,5 @@ class Collective(Transport):
             ) from error
 
 
-def stripes(lanes: Sequence[dist.ProcessGroup | None], row: Tensor) -> list[tuple[dist.ProcessGroup | None, Tensor]]:
-    """The groups that share a row (1-D) and the part that each carries: no more than there are STRIPE_BYTES in it.
-
-    None for an empty row, as even that would be a message. Both ends know the size of a row, so they agree.
-    """
-    if row.numel() == 0:
-        return []
-    used = max(1, min(len(lanes), row.numel() * row.element_size() // STRIPE_BYTES))
-    step = -(-row.numel() // used)
-    return [(lane, row[i * step : (i + 1) * step]) for i, lane in enumerate(lanes[:used])]
-
-
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _gloo_group(group: dist.ProcessGroup | None, timeout_s: float | None) -> dist.ProcessGroup:
-    ranks = dist.get_process_group_ranks(group)
-    timeout = None if timeout_s is None else timedelta(seconds=timeout_s)
-    made = dist.new_group(ranks, timeout=timeout, backend="gloo", use_local_synchronization=True)
-    assert isinstance(made, dist.ProcessGroup)
-    return made

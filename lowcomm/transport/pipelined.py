@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.distributed as dist
+import xxhash
 from torch import Tensor
 
-from lowcomm.transport.base import may_take_place, ordered_sum
+from lowcomm.transport.base import CHECKSUM_BYTES, may_take_place, ordered_sum
 
 SEGMENT = 1 << 20
 """Elements sent at a time."""
@@ -20,7 +22,7 @@ SMALLEST = 1 << 11
 results set out while contributions still come in."""
 WINDOW = 4
 """Segments that each group may have on the way to an island at a time."""
-CONTRIBUTION, RESULT = 1, 2
+CONTRIBUTION, RESULT, CHECKSUM = 1, 2, 3
 """Message tags, so that results never meet a receive that waits for contributions."""
 
 
@@ -31,14 +33,16 @@ def pipelined_sum(
     received: Tensor,
     scratch: Tensor,
     groups: Sequence[dist.ProcessGroup | None],
-) -> None:
+) -> list[int]:
     """`out = sum_k weights[k] * vector_k` in island order on every rank; raises RuntimeError on a failure.
+
+    Returns the ranks whose contribution to this rank's part of the sum is not what they sent, by its checksum.
 
     groups: groups of the same ranks that carry the segments in turn.
     All fp32, 1-D, on the CPU. vector, out: of one size, a multiple of the ranks, or the same tensor: a segment's
     result arrives only when all of it has been sent. `out` is torn on a failure. received: of `window` elements.
     """
-    n, me = dist.get_world_size(groups[0]), dist.get_rank(groups[0])
+    n, me = size_and_rank(groups[0])
     peers = [k for k in range(n) if k != me]
     chunk = out.numel() // n
     mine, results = list(vector.view(n, chunk)), list(out.view(n, chunk))
@@ -54,10 +58,13 @@ def pipelined_sum(
 
     contributions = [expect(i) for i in range(min(slots, len(lanes)))]
     answers = [[dist.irecv(results[k][cut], group=lane, group_src=k, tag=RESULT) for k in peers] for cut, lane in lanes]
-    sent = [dist.isend(mine[k][cut], group=lane, group_dst=k, tag=CONTRIBUTION) for cut, lane in lanes for k in peers]
+    sums = Checksums(peers, groups[0])
+    sent = _send(mine, lanes, peers, sums)
     for i, (cut, lane) in enumerate(lanes):
         _wait(contributions[i])
         parts = [row[: cut.stop - cut.start] for row in rows[i % slots]]
+        for k in peers:
+            sums.received(k, parts[k])
         if may_take_place(me, weights):
             parts[me] = mine[me][cut]
         else:
@@ -66,9 +73,60 @@ def pipelined_sum(
         if i + slots < len(lanes):
             contributions.append(expect(i + slots))
         sent += [dist.isend(results[me][cut], group=lane, group_dst=k, tag=RESULT) for k in peers]
-    for waiting in answers:
-        _wait(waiting)
-    _wait(sent)
+    _wait([work for waiting in answers for work in waiting] + sent)
+    return sums.differing()
+
+
+def _send(
+    mine: Sequence[Tensor],
+    lanes: Sequence[tuple[slice, dist.ProcessGroup | None]],
+    peers: Sequence[int],
+    sums: Checksums,
+) -> list[dist.Work | None]:
+    """Start to send every peer its part of the contribution, and then its checksum."""
+    sent: list[dist.Work | None] = []
+    for cut, lane in lanes:
+        for k in peers:
+            sums.sending(k, mine[k][cut])  # before a result may take its place
+            sent.append(dist.isend(mine[k][cut], group=lane, group_dst=k, tag=CONTRIBUTION))
+    sums.send()
+    return sent
+
+
+class Checksums:
+    """xxh3-64 of what goes to and comes from each peer, which tell each other theirs: against accidents only."""
+
+    def __init__(self, peers: Sequence[int], group: dist.ProcessGroup | None) -> None:
+        self.peers, self.group = peers, group
+        self._out = {k: xxhash.xxh3_64() for k in peers}
+        self._in = {k: xxhash.xxh3_64() for k in peers}
+        self._theirs = {k: torch.empty(CHECKSUM_BYTES, dtype=torch.uint8) for k in peers}
+        self._own: list[Tensor] = []
+        self._works = [dist.irecv(self._theirs[k], group=group, group_src=k, tag=CHECKSUM) for k in peers]
+
+    def sending(self, k: int, part: Tensor) -> None:
+        """The next part of what goes to rank k."""
+        self._out[k].update(part.numpy().data)
+
+    def received(self, k: int, part: Tensor) -> None:
+        """The next part of what came from rank k."""
+        self._in[k].update(part.numpy().data)
+
+    def send(self) -> None:
+        """Tell every peer the checksum of what goes to it."""
+        for k in self.peers:
+            self._own.append(torch.frombuffer(bytearray(self._out[k].digest()), dtype=torch.uint8))
+            self._works.append(dist.isend(self._own[-1], group=self.group, group_dst=k, tag=CHECKSUM))
+
+    def differing(self) -> list[int]:
+        """The ranks from which something else came than they sent."""
+        _wait(self._works)
+        return [k for k in self.peers if self._in[k].digest() != self._theirs[k].numpy().tobytes()]
+
+
+def size_and_rank(group: dist.ProcessGroup | None) -> tuple[int, int]:
+    """Of a group, known to torch.distributed or not."""
+    return (dist.get_world_size(), dist.get_rank()) if group is None else (group.size(), group.rank())
 
 
 def segmentation(numel: int, islands: int, groups: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lowcomm.transport.base import BLOCK, MOST_BYTES, Arrival, Transport, check_sizes, ordered_sum
+from lowcomm.transport.base import BLOCK, MOST_BYTES, Altered, Arrival, Transport, check_sizes, ordered_sum, sum_bytes
 from lowcomm.types import require
 
 
@@ -25,12 +25,13 @@ class Simulated(Transport):
         self.received_bytes = [0] * islands
         self._scratch: Tensor | None = None
 
-    def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+    def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> Altered:
         if self._scratch is None or self._scratch.device != out.device:
             self._scratch = torch.empty(BLOCK, device=out.device)
         ordered_sum(vectors, weights, out, self._scratch)
-        crossing_bytes = 2 * (self.islands - 1) * (out.numel() // self.islands) * 4
+        crossing_bytes = sum_bytes(out, self.islands)
         self.count(crossing_bytes, crossing_bytes)
+        return [{} for _ in self.local]
 
     def gather(self, rows: Sequence[Tensor]) -> Tensor:
         stacked = torch.stack(list(rows))

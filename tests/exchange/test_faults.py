@@ -22,6 +22,7 @@ from lowcomm.state.report import SyncReport
 from lowcomm.sync import LocalSGD
 from lowcomm.trainer import train
 from lowcomm.transport import Simulated
+from lowcomm.transport.base import Altered
 from lowcomm.types import ConfigError, UnusableError
 from tests.support import runs, toy
 from tests.support.toy import EVERY
@@ -141,10 +142,11 @@ class Flips(Simulated):
 
     flips = False
 
-    def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
-        super().weighted_sum(vectors, weights, out)
+    def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> Altered:
+        altered = super().weighted_sum(vectors, weights, out)
         if self.flips:
             out[3] = out[3].abs() * 2.0**100
+        return altered
 
 
 def test_a_mean_that_no_norms_allow_is_not_committed() -> None:

@@ -262,7 +262,7 @@ def test_skypilots_own_variables_start_the_nodes() -> None:
         "MASTER": "10.1.0.1",
         "FLAGS": "--name 'two words'",
     }
-    done = launch("-c", f"set -e\n{script}", **sky, SKYPILOT_NUM_GPUS_PER_NODE="8", LOWCOMM_SECRET=SECRET, **own)
+    done = launch("-c", f"set -e\n{script}", **sky, SKYPILOT_NUM_GPUS_PER_NODE="8", **own)
     assert done.returncode == 0, done.stderr
     assert "ip -o -4 addr show to 10.2.0.2" in done.stdout
     assert "--nodes 4 --node-rank 3 --ranks 8 --master 10.1.0.1" in done.stdout

@@ -51,9 +51,7 @@ def start_node(base: Path, rank: int) -> subprocess.Popen[str]:
     words = ["--nodes", "2", "--node-rank", str(rank), "--master", "10.78.0.1", "--port", str(PORT)]
     words += ["--address", f"10.78.0.{rank + 1}", "--secret", str(base / "secret"), "--python", sys.executable]
     flags = ["--run-dir", str(base / f"run{rank}"), "--steps", "100000", "--log-every", "1"]
-    return on_host(
-        rank + 1, "bash", "launch/node.sh", *words, f"{base}/tiny.py:two", *flags, tag=f"{base} node {rank}"
-    )
+    return on_host(rank + 1, "bash", "launch/node.sh", *words, f"{base}/tiny.py:two", *flags, tag=f"{base} node {rank}")
 
 
 def dotted(address: str) -> str:

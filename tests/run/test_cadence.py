@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lowcomm import checkpoint, trainer
+from lowcomm.checkpoint_pruning import prune
 from lowcomm.config import CheckpointConfig, RunConfig, SyncConfig
 from lowcomm.run.cadence import Cadence
 from lowcomm.schedule import EveryStep, Schedule, Streaming
@@ -149,10 +150,10 @@ def test_what_a_failure_saved_pushes_no_healthy_checkpoint_out(tmp_path: Path) -
         save(tmp_path, name)
     for name in ("000002-stop0", "000002-stop1", "000003-stop2"):
         save(tmp_path, name, "unusable", session=name)
-        checkpoint.prune(tmp_path, 2)
+        prune(tmp_path, 2)
         assert checkpoint.names(tmp_path) == ["000001", "000002", name]
     save(tmp_path, "000004")
-    checkpoint.prune(tmp_path, 2)
+    prune(tmp_path, 2)
     assert checkpoint.names(tmp_path) == ["000002", "000004"]
 
 
@@ -160,7 +161,7 @@ def test_where_one_island_was_told_to_stop_the_failure_of_the_others_is_the_stop
     save(tmp_path, "000001")
     checkpoint.save(tmp_path, "000001-stop0", 0, PART, "s")
     checkpoint.save(tmp_path, "000001-stop0", 1, PART, "s", "exchange")
-    checkpoint.prune(tmp_path, 1)
+    prune(tmp_path, 1)
     assert checkpoint.names(tmp_path) == ["000001-stop0"]
 
 

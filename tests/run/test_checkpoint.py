@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lowcomm import checkpoint
+from lowcomm.checkpoint_pruning import prune
 from lowcomm.types import CheckpointError
 from tests.support import runs
 
@@ -260,10 +261,10 @@ def test_keep(tmp_path: Path) -> None:
     for step in range(1, 6):
         save(tmp_path, step)
     save(tmp_path, 6, islands=1)
-    checkpoint.prune(tmp_path, 2)
+    prune(tmp_path, 2)
     assert checkpoint.names(tmp_path) == ["000004", "000005", "000006"]
     save(tmp_path, 7)
-    checkpoint.prune(tmp_path, 1)
+    prune(tmp_path, 1)
     assert checkpoint.names(tmp_path) == ["000007"]
 
 
@@ -271,7 +272,7 @@ def test_keep_does_not_count_mixed_sessions(tmp_path: Path) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2)
     checkpoint.save(tmp_path, "000002", 1, parts(2), "another session")
-    checkpoint.prune(tmp_path, 1)
+    prune(tmp_path, 1)
     assert checkpoint.names(tmp_path) == ["000001", "000002"]
 
 
@@ -287,7 +288,7 @@ def test_saved_again_after_an_incomplete_attempt(tmp_path: Path) -> None:
 def save_for_ever(root: str) -> int:
     for step in range(1, 100_000):
         save(Path(root), step)
-        checkpoint.prune(Path(root), 2)
+        prune(Path(root), 2)
     return 0
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ import pytest
 from lowcomm.config import RunConfig
 from lowcomm.island import IslandConfig
 from lowcomm.run import launch as launch_module
-from lowcomm.run.ranks import Ended
+from lowcomm.run.left_behind import GOES_ON, left_behind
+from lowcomm.run.ranks import Ended, _watch
 
 TERM, KILL = -signal.SIGTERM, -signal.SIGKILL
 HUP = int(signal.SIGHUP)
@@ -72,3 +75,58 @@ def test_with_a_checkpoint_it_says_so(
     (line,) = capsys.readouterr().err.splitlines()
     assert "rank 3 (island 1) was killed by SIGKILL" in line
     assert "Earlier checkpoints are intact. Fix: pass --resume auto" in line
+
+
+@pytest.mark.parametrize(
+    ("codes", "lost", "failed", "code", "line"),
+    [
+        ({0: 0, 1: KILL, 2: 0}, [1], {}, 0, "warning: island 1 was killed by SIGKILL .*: the run went on without it"),
+        ({0: KILL, 1: 0}, [0], {}, 0, "warning: island 0 was killed by SIGKILL .*: the run went on without it"),
+        ({0: 3, 1: KILL, 2: 3}, [1], {}, 3, "error: island 1 was killed by SIGKILL .*: the run stops"),
+        ({0: 1, 1: KILL, 2: 1}, [1], {0: 1}, 1, "error: island 1 was killed by SIGKILL .*: the run stops"),
+        ({0: KILL}, [0], {}, 1, "error: island 0 was killed by SIGKILL .*: the run stops"),
+    ],
+)
+def test_ranks_without_which_the_others_went_on(
+    codes: dict[int, int],
+    lost: list[int],
+    failed: dict[int, int],
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ended = Ended(failed=failed, codes=codes, signal=None, lost={k: codes[k] for k in lost})
+    monkeypatch.setattr(launch_module, "run_ranks", lambda *_: ended)
+    config = RunConfig(islands=len(codes), island=IslandConfig(size=1), run_dir=tmp_path, threads=1)
+    assert launch_module.launch(config, ["train"]) == code
+    (said,) = capsys.readouterr().err.splitlines()
+    assert re.match(f"lowcomm: {line}", said), said
+
+
+def supervised(tmp_path: Path, *programs: str, behind: list[int] | None = None, goes_on: bool = True) -> Ended:
+    """The end of ranks that are shell programs. behind: those that the others say to have left behind."""
+    if goes_on:
+        (tmp_path / GOES_ON).touch()
+    if behind is not None:
+        (tmp_path / "members 1").write_text(json.dumps([k for k in range(len(programs)) if k not in behind]))
+    return _watch([subprocess.Popen(["sh", "-c", program]) for program in programs], [], tmp_path)
+
+
+def test_a_killed_rank_leaves_the_others_alone_where_they_go_on(tmp_path: Path) -> None:
+    wait = f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; exit $(cat {tmp_path}/go)"
+    (tmp_path / "go").write_text("0")
+    ended = supervised(tmp_path, wait, "kill -9 $$")
+    assert (ended.code, ended.lost, ended.failed) == (0, {1: KILL}, {})
+    assert supervised(tmp_path, "kill -9 $$", "kill -9 $$").code == 1
+    (tmp_path / "none").mkdir()
+    alone = supervised(tmp_path / "none", "sleep 100", "kill -9 $$", goes_on=False)
+    assert (alone.code, alone.codes[0], alone.failed) == (1, TERM, {1: KILL})
+
+
+def test_one_that_was_left_behind_is_not_waited_for(tmp_path: Path) -> None:
+    ended = supervised(tmp_path, "exit 0", "kill -STOP $$; sleep 100", behind=[1])
+    assert (ended.code, ended.codes, ended.lost) == (0, {0: 0, 1: KILL}, {1: KILL})
+    assert left_behind(tmp_path, 3) == {1, 2}
+    assert supervised(tmp_path, "sleep 0.2", "exit 1", behind=[1]).code == 0  # woken, and fenced

@@ -16,6 +16,7 @@ from lowcomm.schedule import Adaptive, EveryH, Measured, Pace
 from lowcomm.state.checkpoint import global_part, load_global
 from lowcomm.sync import LocalSGD, SyncReport
 from lowcomm.transport import Simulated
+from lowcomm.transport.base import Altered
 from lowcomm.types import ConfigError, PayloadError, Round
 from tests.support import toy
 
@@ -89,9 +90,9 @@ class SlowLink(Simulated):
 
     wait_s = 0.0
 
-    def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+    def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> Altered:
         time.sleep(self.wait_s)
-        super().weighted_sum(vectors, weights, out)
+        return super().weighted_sum(vectors, weights, out)
 
 
 def test_a_measured_link_that_gets_slower_makes_rounds_longer() -> None:

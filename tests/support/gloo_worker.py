@@ -24,6 +24,7 @@ from lowcomm.schedule import EveryH, Streaming
 from lowcomm.state.deadlines import Late
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Collective, Simulated
+from lowcomm.transport.base import Altered
 from lowcomm.types import DivergenceError, SyncError
 from tests.support import gossiping, toy
 
@@ -111,9 +112,9 @@ def late() -> dict[str, object]:
     class Wire(Collective):
         slow_s = 0.0
 
-        def weighted_sum(self, vectors: Sequence[torch.Tensor], weights: Sequence[float], out: torch.Tensor) -> None:
+        def weighted_sum(self, vectors: Sequence[torch.Tensor], weights: Sequence[float], out: torch.Tensor) -> Altered:
             time.sleep(self.slow_s)
-            super().weighted_sum(vectors, weights, out)
+            return super().weighted_sum(vectors, weights, out)
 
     wire = Wire()
     sync = toy.build(1, schedule=schedule, transport=wire)

@@ -35,7 +35,7 @@ from lowcomm.state.digest import sha256_weights
 from lowcomm.sync import LocalSGD
 from lowcomm.sync.overlap import relaunch
 from lowcomm.transport import Collective, Transport
-from lowcomm.transport.base import Arrival
+from lowcomm.transport.base import Altered, Arrival
 from lowcomm.types import IGNORED, SyncError, TransportError
 
 KINDS = ("ddp", "fsdp", "zero1", "zero2", "zero2-offload", "zero3", "pipeline", "tensor")
@@ -182,9 +182,9 @@ class Broken(Collective):
 
     broken: str | None = None
 
-    def weighted_sum(self, vectors: Sequence[torch.Tensor], weights: Sequence[float], out: torch.Tensor) -> None:
+    def weighted_sum(self, vectors: Sequence[torch.Tensor], weights: Sequence[float], out: torch.Tensor) -> Altered:
         self._fail("sum")
-        super().weighted_sum(vectors, weights, out)
+        return super().weighted_sum(vectors, weights, out)
 
     def start_swap(self, rows: Sequence[Sequence[torch.Tensor]], sizes: Sequence[Sequence[int]]) -> Arrival:
         self._fail("swap")

@@ -296,12 +296,13 @@ def late_main(arguments: Sequence[str], wire_s: float) -> int:
     """`lowcomm ARGUMENTS` in one process, on a wire that takes `wire_s` for each payload."""
     from lowcomm.cli import main
     from lowcomm.transport import Collective
+    from lowcomm.transport.base import Altered
 
     sums = Collective.weighted_sum
 
-    def slow(self: Collective, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+    def slow(self: Collective, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> Altered:
         time.sleep(wire_s)
-        sums(self, vectors, weights, out)
+        return sums(self, vectors, weights, out)
 
     Collective.weighted_sum = slow
     return main(arguments)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowcomm.transport import Simulated, Transport
-from lowcomm.transport.base import MOST_BYTES, Arrival
+from lowcomm.transport.base import MOST_BYTES, Altered, Arrival, sum_bytes
 from lowcomm.types import TransportError
 
 
@@ -46,7 +46,7 @@ class Threaded(Transport):
             raise TransportError("the gather failed: a peer has left. Nothing was committed") from error
         return out
 
-    def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+    def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> Altered:
         time.sleep(self.wire_s(self.payloads))
         self.payloads += 1
 
@@ -58,8 +58,9 @@ class Threaded(Transport):
         result = self._meet(vectors[0].clone(), combine)
         assert isinstance(result, Tensor)
         out.copy_(result)
-        size_bytes = 2 * (self.islands - 1) * (out.numel() // self.islands) * 4
+        size_bytes = sum_bytes(out, self.islands)
         self.count(size_bytes, size_bytes)
+        return [{} for _ in self.local]
 
     def gather(self, rows: Sequence[Tensor]) -> Tensor:
         result = self._meet(rows[0].clone(), lambda given: torch.stack([r for r in given if isinstance(r, Tensor)]))

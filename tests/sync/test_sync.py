@@ -15,6 +15,7 @@ from lowcomm.schedule import Action, EveryH, EveryStep, PostLocal, Schedule
 from lowcomm.state.checkpoint import global_part, load_global
 from lowcomm.sync import LocalSGD, SyncReport
 from lowcomm.transport import Simulated
+from lowcomm.transport.base import Altered
 from lowcomm.types import ConfigError, CoverageError, SyncError
 from tests.methods import SCHEDULES, name
 from tests.support import toy
@@ -36,11 +37,11 @@ class Cut(Simulated):
                 del self.cut[what]
                 raise SyncError(f"the {what} was cut")
 
-    def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+    def weighted_sum(self, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> Altered:
         if self.cut.get("weighted_sum") == 1:
             out.fill_(123.0)  # what gloo leaves behind is torn
         self._count_down("weighted_sum")
-        super().weighted_sum(vectors, weights, out)
+        return super().weighted_sum(vectors, weights, out)
 
     def gather(self, rows: Sequence[Tensor]) -> Tensor:
         self._count_down("gather")
@@ -124,7 +125,7 @@ def test_a_cut_after_the_commit_says_so_and_the_next_sync_compares() -> None:
     transport = Cut(ISLANDS)
     sync = toy.build(ISLANDS, transport=transport, every=100)
     toy.train_step(sync, 0)
-    transport.cut = {"gather": 2}  # the roll call passes, the comparison of the new weights does not
+    transport.cut = {"gather": 3}  # the roll call and the agreement pass, the comparison of the new weights does not
     with pytest.raises(SyncError, match=r"round 0 was committed here, .* not be compared .*was cut"):
         sync.sync((0,))
     assert (sync.round, sync.pending) == (1, (0,))

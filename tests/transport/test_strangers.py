@@ -19,7 +19,13 @@ SECRET = b"what-all-nodes-of-a-run-have-in-common"
 
 def start_rank(rank: int, recipe: Path, store: Path, tag: str) -> subprocess.Popen[str]:
     """As a node's supervisor does."""
-    own = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "LOWCOMM_STORE": str(store)}
+    own = {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "LOWCOMM_STORE": str(store),
+    }
     own |= {"GLOO_SOCKET_IFNAME": "lo", "TORCH_GLOO_LAZY_INIT": "0", "LAUNCH_TEST": tag, "OMP_NUM_THREADS": "1"}
     own |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
     return subprocess.Popen(
