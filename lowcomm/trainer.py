@@ -252,14 +252,11 @@ class Loop:
 
         error: the failure that stops the run, unless it is only that others were told to stop before.
         """
-        run = self.run
-        name = f"{run.sync.rounds_done:06d}-stop{run.resumes}"
+        run, sync = self.run, self.run.sync
+        name = f"{sync.rounds_done:06d}-stop{run.resumes}"
         failed = str(error) if isinstance(error, DataError) else "a sync failed"
-        cause = run.stop.signal or (
-            failed
-            if status == "failed"
-            else who_asked(run.sync.transport.islands, run.config.checkpoint.stop_at_step == run.sync.step)
-        )
+        asked = who_asked(sync.transport.islands, run.config.checkpoint.stop_at_step == sync.step)
+        cause = run.stop.signal or (failed if status == "failed" else asked)
         again = isinstance(error, UnusableError) and not run.sync.transport.lost  # those come back with a resume
         kind = checkpoint.UNUSABLE if again else "exchange"
         saved = self.save(name, kind if status == "failed" else None)

@@ -159,7 +159,12 @@ def test_every_field_is_tried() -> None:
         "sync.exchange",
     }  # tests/test_clients, test_secure, test_gossip, test_buffered
     own_tests |= {"data.chat_template", "inner.lr_schedule"}  # Literals by another name
-    own_tests |= {"sync.buffers", "sync.attack"}  # tests of model directories, and of attacks
+    own_tests |= {
+        "sync.buffers",
+        "sync.attack",
+        "sync.heartbeat_s",
+        "store",
+    }  # model directories, attacks, regroup, stores
     assert found - own_tests == {field for field, _, _ in OUT_OF_RANGE}
 
 

@@ -1,7 +1,7 @@
 """The board: short texts by which processes of one run tell each other who is alive and who goes on.
 
 It is apart from the groups that carry exchanges, so that it works when these are broken. On one machine it is the
-directory of mode 0700 in which the ranks have found each other, on several the store of torchrun.
+directory of mode 0700 in which the ranks have found each other, on several the run's rendezvous (or torchrun's store).
 """
 
 from __future__ import annotations
