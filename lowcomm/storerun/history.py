@@ -106,6 +106,18 @@ def manifests(objects: Objects) -> list[str]:
     return [one.key for one in objects.list(keys.SNAPSHOTS) if one.key.endswith(f"/{keys.MANIFEST}")]
 
 
+def is_over(objects: Objects) -> bool:
+    """Whether the newest snapshot is that of the end: whoever ends a run leaves one."""
+    for key in reversed(manifests(objects)):
+        raw = objects.get(key.removesuffix(keys.MANIFEST) + STATE)
+        if raw is not None:
+            try:
+                return bool(json.loads(raw)["done"])
+            except (ValueError, KeyError, TypeError):
+                return False
+    return False
+
+
 def _from_snapshot(objects: Objects) -> History:
     for key in manifests(objects)[1:]:  # the first is that of version 0
         found = read_manifest(objects, key)

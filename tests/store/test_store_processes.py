@@ -80,6 +80,7 @@ def test_a_damaged_payload_costs_its_author_a_heal_and_nothing_else(tmp_path: Pa
         assert (one["name"] == "damaged") == (len(one["whys"]) > 1), one["whys"]
 
 
+@pytest.mark.long
 def test_a_server_that_is_gone_for_a_while_ends_nobody(tmp_path: Path) -> None:
     with bucket(tmp_path / "s3") as server:
         running = crew(tmp_path, members(), f"s3://{BUCKET}/run")

@@ -17,7 +17,7 @@ from lowcomm.store.commit import Commit
 from lowcomm.store.create import create
 from lowcomm.store.objects import Objects, StoreError
 from lowcomm.storerun.create_run import back_off
-from lowcomm.storerun.history import History, commits, follow, read_history
+from lowcomm.storerun.history import History, commits, follow, is_over, read_history
 from lowcomm.storerun.joining import Opened, open_run
 from lowcomm.storerun.said import header_of
 from lowcomm.storerun.verify import verify
@@ -45,7 +45,9 @@ def look(command: str, arguments: Sequence[str]) -> int:
             return _status(opened, console, options.watch)
         if command == "log":
             return _log(opened.objects, console)
-        return verify(opened, console.print) if command == "verify" else _stop(opened.objects, console)
+        return (
+            verify(opened, lambda line: _say(console, line)) if command == "verify" else _stop(opened.objects, console)
+        )
     except StoreError as error:
         raise ConfigError(str(error)) from error
 
@@ -53,7 +55,7 @@ def look(command: str, arguments: Sequence[str]) -> int:
 def _status(opened: Opened, console: Console, watch: bool) -> int:
     history = read_history(opened.objects)
     _show(opened, history, console)
-    while watch and not history.stopped:
+    while watch and not is_over(opened.objects):
         time.sleep(WATCH_S)
         if follow(opened.objects, history):
             _show(opened, history, console)
@@ -68,10 +70,11 @@ def _show(opened: Opened, history: History, console: Console) -> None:
         for key, _ in sizes
         if (found := keys.read_delta(key)) is not None and found.base >= history.version - run.stale
     }
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    table.title = (
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    _say(
+        console,
         f"{opened.config.name} ({run.run_id[:8]}): version {history.version}, {len(history.members)} members, "
-        f"{sum(size for _, size in sizes) / 1e6:,.1f} MB of contributions kept"
+        f"{sum(size for _, size in sizes) / 1e6:,.1f} MB of contributions kept",
     )
     for column in ("member", "last in", "used", "missed", "staleness", "loss"):
         table.add_column(column, justify="left" if column == "member" else "right", no_wrap=True)
@@ -86,9 +89,15 @@ def _show(opened: Opened, history: History, console: Console) -> None:
     for version, name, reason in history.gone[-5:]:
         console.print(f"commit {version} removed {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
     if history.stopped or objects.get_range(keys.STOP, 0, 1) is not None:
-        console.print("the run was stopped", highlight=False)
+        _say(console, "somebody stopped the run")
+    if is_over(objects):
+        _say(console, "the run is over")
     if history.wall:
         console.print(f"last commit: {history.wall}", highlight=False)
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _log(objects: Objects, console: Console) -> int:
@@ -116,6 +125,9 @@ def _line(commit: Commit, history: History) -> str:
 
 
 def _stop(objects: Objects, console: Console) -> int:
+    if is_over(objects):
+        _say(console, "the run is over already")
+        return 0
     create(objects, keys.STOP, secrets.token_hex(16).encode(), back_off(objects))
-    console.print("asked: the members end their round, the next commit ends the run, and each exports it")
+    _say(console, "asked: the members end their round, the next commit ends the run, and each exports it")
     return 0
