@@ -9,6 +9,13 @@ from lowcomm.storerun.plan import choice_of, shares_data
 from lowcomm.types import ConfigError, require
 
 
+def check_island(config: RunConfig) -> None:
+    """Raise ConfigError for an island whose ranks hold parts that are no runs of elements (see `pieces.py`)."""
+    cut = config.island.kind == "tensor" and (config.island.size or 1) > 1
+    legal = "ddp, fsdp, zero1 to zero3 or pipeline with a store, as tensor parallel ranks hold columns"
+    require(not cut, "island.kind", "tensor", legal, "pass --island.kind fsdp")
+
+
 def check_store_run(config: RunConfig, islands: int) -> None:
     """Raise ConfigError for the first thing that members can't do. islands: the number that the run is made for."""
     check(config, islands)
@@ -18,6 +25,7 @@ def check_store_run(config: RunConfig, islands: int) -> None:
         require(not asked, f"eval.{name}", True, "False with a store, whose members have no numbers", "leave it out")
     at = config.checkpoint.stop_at_step
     require(at is None, "checkpoint.stop_at_step", at, "None with a store", "use `lowcomm stop URL`")
+    check_island(config)
     if not shares_data(config):
         return
     BlockSizes.of(config, choice_of(config), islands)

@@ -67,6 +67,8 @@ def test_what_all_members_have_alike_is_no_flag(made: tuple[Path, Path], capsys:
     for flag, value in (("--sync.every", "8"), ("--seed", "3"), ("--data.seq-len", "16"), ("--steps", "99")):
         assert "for all its members" in refused(capsys, "join", str(store), "--allow", str(corpus), flag, value)
     assert "a-z" in refused(capsys, "join", str(store), "--name", "Site A")
+    tensor = ("--island.size", "2", "--island.kind", "tensor")
+    assert "columns" in refused(capsys, "join", str(store), "--allow", str(corpus), *tensor)
 
 
 def test_another_run_in_the_place(made: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

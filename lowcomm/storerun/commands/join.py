@@ -14,6 +14,7 @@ from lowcomm.membership import World
 from lowcomm.run.ranks import SUPERVISOR, run_ranks
 from lowcomm.run.run_dir import available_cores
 from lowcomm.storerun.build import build_hands, build_member, preflight
+from lowcomm.storerun.checks import check_island
 from lowcomm.storerun.joining import Opened, check_own, check_paths, check_writable, described, open_run
 from lowcomm.storerun.left_behind import show_left_behind
 from lowcomm.storerun.living import live, serve
@@ -37,6 +38,7 @@ def join(arguments: Sequence[str]) -> int:
     opened = open_run(options.url)
     config = parse_flags(opened.config, flags, f"lowcomm join {options.url}")
     check_own(opened.config, config)
+    check_island(config)
     check_paths(opened.config, config, options.allow)
     check_writable(opened)
     if config.run_dir is None:
