@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lowcomm.store import fold
+from lowcomm.store import fold, keys
 from lowcomm.store.chain_state import ChainState
 from lowcomm.store.commit import Commit
 from lowcomm.store.payloads import Payloads
@@ -49,6 +49,9 @@ def verify(opened: Opened, say: Say) -> int:
             there, here = shot[0].state[:16], state.digest[:16]
             say(f"version {state.version}: its snapshot has the digest {there}, the fold {here}")
             return DIFFERS
+    if (later := _after_gap(opened, state.version)) is not None:
+        say(f"version {state.version + 1}: commit {state.version} is missing, and commit {later} is there")
+        return DIFFERS
     what = f"{folded} commits folded, {empty} of them changed nothing"
     say(f"versions {first} to {state.version} fit: {what}; digest {state.digest}")
     return FITS
@@ -63,6 +66,15 @@ def _wrong_before(state: ChainState, commit: Commit | str, version: int) -> str 
     if commit.state != state.digest:
         return f"version {version}: commit {version} has the digest {commit.state[:16]}, the fold {state.digest[:16]}"
     return None
+
+
+def _after_gap(opened: Opened, version: int) -> int | None:
+    """The first commit behind the missing one of this number; None: the chain ends here, or has grown meanwhile."""
+    objects, missing = opened.objects, keys.commit(version)
+    later = [one.key for one in objects.list(keys.COMMITS) if one.key > missing]
+    if not later or objects.get_range(missing, 0, 1) is not None:
+        return None
+    return int(later[0].removeprefix(keys.COMMITS))
 
 
 def _manifests(opened: Opened, say: Say) -> dict[int, str]:

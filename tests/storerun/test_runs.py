@@ -56,6 +56,9 @@ def test_a_calm_run_is_the_run_of_fixed_islands(tmp_path: Path, corpus: Path) ->
     assert verify(open_run(str(tmp_path / "store")), lines.append) == 0, lines
     versions = [m for m in metrics(tmp_path / "a") if m["event"] == "version"]
     assert [v["members"] for v in versions[-3:]] == [2, 2, 2] and versions[-1]["tokens_done"] == 2 * 12 * 64
+    (tmp_path / "store" / "commits" / f"{2:012d}").unlink()  # a hole in a history is not its end
+    assert verify(open_run(str(tmp_path / "store")), lines.append) == 1
+    assert lines[-1] == "version 3: commit 2 is missing, and commit 3 is there"
 
 
 @pytest.mark.parametrize(
