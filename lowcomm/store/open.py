@@ -52,6 +52,7 @@ def _unlooked(url: str, *, make: bool) -> Objects:
     if not is_bucket(url):
         path = Path(unquote(urlsplit(url).path)) if url.startswith("file://") else Path(url).expanduser()
         require(bool(url.strip()), FIELD, url, ADDRESSES, "name a directory or a bucket")
+        require(not path.is_file(), FIELD, url, "a directory, not a file", "name a directory")
         return DirectoryObjects.make(path) if make else DirectoryObjects(path)
     scheme, bucket, prefix = parse(url)
     if importlib.util.find_spec("obstore") is None:

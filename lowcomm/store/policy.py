@@ -112,7 +112,9 @@ def removals(view: View, watch: Watch) -> dict[str, str]:
         wanted = leases.wanted_of(view.state, member, view.rules)
         silent_s = watch.silent_s(inc, view.state, view.policy, view.now)
         if wanted and silent_s > 0:
-            found[inc] = f"{SILENT} for {silent_s:.0f} s more than it may be"
+            found[inc] = (
+                f"{SILENT} {silent_s:.1f} s longer than 3 of its rounds and patience_s = {view.policy.patience_s:g}"
+            )
     return found
 
 

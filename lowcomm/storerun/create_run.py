@@ -87,8 +87,8 @@ def read_run(raw: bytes | None, where: str) -> RunFile:
         return RunFile.read(raw)
     except PayloadError as error:
         raise ConfigError(
-            f"store = {where!r} holds a run.json of another format ({error}). Fix: install the version of lowcomm that "
-            "wrote it"
+            f"store = {where!r} holds a run.json that is damaged or of another format ({error}). Fix: restore it, or "
+            "install the version of lowcomm that wrote it"
         ) from error
 
 

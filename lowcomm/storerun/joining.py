@@ -124,7 +124,7 @@ def described(opened: Opened, config: RunConfig) -> list[str]:
     scratch = isinstance(model.origin, Scratch)
     start = model.directory or (f"preset {model.preset}" if scratch else model.origin)
     lines = [
-        f"run {config.name} ({run.run_id[:8]}) at {opened.objects.where}, made for {opened.islands} islands",
+        f"run {config.name} ({run.run_id[:8]}) at {opened.objects.where}, islands at its start: {opened.islands}",
         f"  model: {start}, {elements:,} trained values; weights come from the store",
         f"  data: {data.source!r}, tokenizer {data.tokenizer!r}, {what}",
         f"  rounds: every {config.sync.every} steps, {config.sync.codec!r}, {choice_of(config)!r}",

@@ -22,8 +22,13 @@ Say = Callable[[str], None]
 def verify(opened: Opened, say: Say) -> int:
     """0: all fits; 1: it does not, and the first version that does not is named."""
     rules = rules_of(opened.config, opened.run)
-    shots = _manifests(opened, say)
-    state = next((s for v in sorted(shots) if (s := _load(opened, shots[v], rules, say)) is not None), None)
+    shots, broken = _manifests(opened, say), list[int]()
+    state = None
+    for version in sorted(shots):
+        state = _load(opened, shots[version], rules, say)
+        if state is not None:
+            break
+        broken.append(version)
     if state is None:
         say("no snapshot can be read: nothing to replay from")
         return DIFFERS
@@ -54,7 +59,9 @@ def verify(opened: Opened, say: Say) -> int:
         return DIFFERS
     what = f"{folded} commits folded, {empty} of them changed nothing"
     say(f"versions {first} to {state.version} fit: {what}; digest {state.digest}")
-    return FITS
+    if broken:
+        say(f"versions {broken[0]} to {first} are not proved, as snapshots of versions {broken} can't be read")
+    return DIFFERS if broken else FITS
 
 
 def _wrong_before(state: ChainState, commit: Commit | str, version: int) -> str | None:

@@ -73,7 +73,7 @@ def _show(opened: Opened, history: History, console: Console) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     _say(
         console,
-        f"{opened.config.name} ({run.run_id[:8]}): version {history.version}, {len(history.members)} members, "
+        f"{opened.config.name} ({run.run_id[:8]}): version {history.version}, members: {len(history.members)}, "
         f"{sum(size for _, size in sizes) / 1e6:,.1f} MB of contributions kept",
     )
     for column in ("member", "last in", "used", "missed", "staleness", "loss"):
