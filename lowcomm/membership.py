@@ -120,6 +120,8 @@ class Membership:
         """Leave all groups; safe to call twice."""
         self.transport.close()
         self.everyone.close()
+        if self.heartbeat is not None:
+            self.heartbeat.linger()
 
 
 def _from_environment(name: str, default: int, lowest: int, highest: int | None = None) -> int:
@@ -190,8 +192,7 @@ def join(config: RunConfig, world: World, device: torch.device, transport: Trans
     store = None if world.store is None else open_store(world.store, timeout_s)
     alone = config.island.size == 1
     beats = alone and config.sync.heartbeat_s is not None and world.size > 1
-    files = beats and world.store is not None and isinstance(store, dist.FileStore)
-    board = FileBoard(world.store.parent) if files and world.store is not None else None
+    board = FileBoard(world.store.parent) if beats and world.store and isinstance(store, dist.FileStore) else None
     if board is not None:
         board.join(world.rank)
     before = sockets()
@@ -257,8 +258,7 @@ def goes_on(transport: Transport) -> bool:
 
 def _heartbeat(config: RunConfig, world: World, board: Board | None, own: dist.Store | None) -> Heartbeat | None:
     """None: ranks that neither our own store nor a TCPStore of torchrun has joined have no board."""
-    if board is None and own is not None:
-        board = StoreBoard(own, own)  # its threads do not hold each other up
+    board = board or (None if own is None else StoreBoard(own, own))  # its threads do not hold each other up
     if board is None:
         store = dist.distributed_c10d._get_default_store()
         while isinstance(store, dist.PrefixStore):

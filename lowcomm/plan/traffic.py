@@ -27,6 +27,10 @@ RING_BYTES = 1 << 17
 Bounds = tuple[int, int]
 
 
+CHECKSUM_BYTES = 8
+"""Of a plain contribution, to each of the others."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
     """One sync of one fragment on one island."""
@@ -47,9 +51,8 @@ def traffic(codec: Coded, numel: int, islands: int, island: int = 0) -> Traffic:
     ring = 2.0 * peers  # roll call and digests
     if codec.kind == "plain":
         bulk = 2 * peers * -(-numel // islands) * 4
-        return Traffic(
-            sent_bytes=bulk + control_bytes, received_bytes=bulk + control_bytes, round_trips=ring + 1.5, phases=2
-        )
+        total = bulk + control_bytes + (CHECKSUM_BYTES + islands) * peers  # and who was found to be altered
+        return Traffic(sent_bytes=total, received_bytes=total, round_trips=ring + 1.5, phases=2)
     agree_bytes = islands * peers
     if codec.kind == "gathered":
         bulk = peers * (HEADER_BYTES + codec.body_bytes(numel))

@@ -39,6 +39,11 @@ class Board(ABC):
     def join(self, rank: int) -> None:
         """Be rank `rank` on it."""
 
+    @property
+    def ends_with_rank_0(self) -> bool:
+        """Whether it lies in the process of rank 0."""
+        return False
+
     def is_dead(self, rank: int) -> bool:
         """Whether another rank's process is known to be gone; False where that can't be told from silence."""
         return False
@@ -105,6 +110,10 @@ class StoreBoard(Board):
         """apart: the same store by another connection, or one that threads may share."""
         self._groups, self._store = store, apart
         self._lock = threading.Lock()
+
+    @property
+    def ends_with_rank_0(self) -> bool:
+        return isinstance(self._groups, dist.TCPStore)
 
     def post(self, key: str, text: str) -> None:
         with self._reached():

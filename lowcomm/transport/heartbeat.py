@@ -21,6 +21,8 @@ HEARTBEAT_S = 1.0
 POLL_S = 0.2
 """Longest time between two looks at the board."""
 JOIN_S = 10.0
+LINGER_S = 3.0
+"""Longest time that rank 0, which has left its groups, keeps the board on which the others read why."""
 SLACK_S = 0.5
 """What a busy machine may hold a beat up, beyond `every_s`, before its process is called silent."""
 Condition = Literal["alive", "silent", "dead", "left"]
@@ -75,6 +77,16 @@ class Heartbeat:
             self.board.post(f"left {self.rank}", why)
         if self._thread.is_alive():
             self._thread.join(JOIN_S)  # one that is in torch's store when the process ends takes it down
+
+    def linger(self) -> None:
+        """Once this process has left: keep a board that goes with it until the others have left as well."""
+        if not (self._over.is_set() and self.rank == 0 and self.board.ends_with_rank_0):
+            return
+        ends_s = time.monotonic() + LINGER_S
+        with contextlib.suppress(OSError):
+            for rank, peer in self.peers.items():
+                while peer.condition == "alive" and self.why_left(rank) is None and time.monotonic() < ends_s:
+                    time.sleep(0.02)
 
     def silent_s(self, rank: int) -> float:
         """Seconds since a peer was last heard."""

@@ -117,7 +117,20 @@ def test_a_port_that_is_in_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         port = str(listening.getsockname()[1])
         client = ["--superlink", "127.0.0.1:1", "--ca", keys / "ca.crt", "--keys", keys / "client-0", "--client", "0"]
         python = ["--python", sys.executable]
-        node = ["--nodes", "2", "--master", "127.0.0.1", "--address", "127.0.0.1", "--behind-firewall"]
+        secret = tmp_path / "secret"
+        secret.write_text("s" * 44)
+        secret.chmod(0o600)
+        node = [
+            "--secret",
+            secret,
+            "--nodes",
+            "2",
+            "--master",
+            "127.0.0.1",
+            "--address",
+            "127.0.0.1",
+            "--behind-firewall",
+        ]
         for command in (
             ["launch/federation/client.sh", *client, "--clients", "3", "--port", port, *python, "diloco.py:smoke"],
             ["launch/federation/server.sh", "--keys", keys, "--clients", "1", "--port", port, *python],
@@ -125,5 +138,7 @@ def test_a_port_that_is_in_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ):
             done = launch(*command)
             assert (done.returncode, done.stdout) == (2, "")
-            assert done.stderr.startswith(f"launch: error: --port = '{port}' is not allowed: a port that no other")
+            own = f"launch: error: --port = '{port}' is not allowed: a port that no other"
+            node_said = f"lowcomm: error: --port = {port} is not allowed: a port of 127.0.0.1 that is free"
+            assert done.stderr.startswith((own, node_said))
             assert done.stderr.count("\n") == 1

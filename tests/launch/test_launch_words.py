@@ -166,7 +166,7 @@ def test_a_recipe_in_a_folder_that_is_not_copied_goes_along_by_itself(tmp_path: 
     root = tmp_path / "root"
     shutil.copytree(LAUNCH, root / "launch")
     (root / "runs").mkdir()
-    (root / "runs" / "mine.py").touch()
+    (root / "runs" / "mine.py").write_text("from lowcomm_recipes.diloco import smoke as smoke\n")
     (tmp_path / "hosts").write_text("one 10.0.0.1 0 0\n")
     arguments = ("--hosts", tmp_path / "hosts", "--dry-run", root / "runs" / "mine.py")
     done = launch(root / "launch" / "ssh.sh", *arguments)

@@ -19,6 +19,7 @@ from lowcomm.run.cadence import Cadence
 from lowcomm.schedule import EveryStep, Schedule, Streaming
 from lowcomm.trainer import train
 from lowcomm.transport import Simulated
+from lowcomm.transport.base import Altered
 from lowcomm.types import SyncError, TransportError, UnusableError
 from tests.support import runs
 
@@ -177,11 +178,11 @@ def failing(config: RunConfig, error: SyncError, monkeypatch: pytest.MonkeyPatch
     """Run until the exchange after `sums` of them raises `error`."""
     before, calls = Simulated.weighted_sum, [0]
 
-    def fail(self: Simulated, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+    def fail(self: Simulated, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> Altered:
         calls[0] += 1
         if calls[0] > sums:
             raise error
-        before(self, vectors, weights, out)
+        return before(self, vectors, weights, out)
 
     with monkeypatch.context() as patch, pytest.raises(type(error)):
         patch.setattr(Simulated, "weighted_sum", fail)
@@ -220,8 +221,9 @@ def test_weights_that_are_no_numbers_are_not_saved(
 ) -> None:
     """Global weights that became infinite in a sync: neither a round's checkpoint nor a stop's holds them."""
 
-    def blow_up(self: Simulated, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+    def blow_up(self: Simulated, vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> Altered:
         out.fill_(float("inf"))
+        return [{} for _ in self.local]
 
     config = runs.small(corpus, tmp_path / "run")
     with monkeypatch.context() as patch:

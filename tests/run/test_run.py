@@ -32,7 +32,7 @@ SUMMARY_KEYS = {
     *("status", "name", "parameters", "parameters_trainable", "val_loss", "val_bpb", "tokens", "steps", "rounds"),
     *("islands", "bytes_sent", "bytes_received", "wall_s", "blocked_s", "sync_s", "utilisation", "weights_sha256"),
     *("deadline_misses", "deadline_waited_s", "peak_bytes_per_s", "link_bytes_per_s", "lost"),
-    "privacy",
+    *("privacy", "attack"),
 }
 
 

@@ -171,7 +171,7 @@ def test_an_unsampled_island_sends_no_contribution() -> None:
     train_rounds(sync, 4)
     (drawn,) = FixedSize(count=1).draw(4, 0, 0)
     sent = [now - then for now, then in zip(sync.transport.sent_bytes, start, strict=True)]
-    vector = sync.state.fragments[0].size * 4 // 4 * 3
+    vector = (sync.state.fragments[0].size * 4 // 4 + 8) * 3  # each part with its checksum
     assert all(sent[drawn] - s == vector for k, s in enumerate(sent) if k != drawn)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -99,10 +100,11 @@ def listening(pids: list[int]) -> dict[int, tuple[str, int]]:
     """Address and port of every TCP socket on which these processes listen, by inode."""
     inodes: set[int] = set()
     for pid in pids:
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            name = str(entry.readlink()) if entry.is_symlink() else ""
-            if name.startswith("socket:"):
-                inodes.add(int(name[8:-1]))
+        with contextlib.suppress(FileNotFoundError):  # it, or its file, is gone meanwhile
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                name = str(entry.readlink()) if entry.is_symlink() else ""
+                if name.startswith("socket:"):
+                    inodes.add(int(name[8:-1]))
     found = {}
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pids[0]}/net/{table}").read_text().splitlines()[1:]:
