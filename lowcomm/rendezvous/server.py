@@ -77,14 +77,13 @@ class KeyServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            keep_open(writer.get_extra_info("socket"))
-            seals = await self._login(reader, writer)
-            if seals is not None:
-                self._members.add(writer)
-                self._alone.clear()
-                await self._answer(reader, writer, *seals)
-        except CLOSED:
-            pass
+            with contextlib.suppress(*CLOSED):  # it has gone, as all do in the end
+                keep_open(writer.get_extra_info("socket"))
+                seals = await self._login(reader, writer)
+                if seals is not None:
+                    self._members.add(writer)
+                    self._alone.clear()
+                    await self._answer(reader, writer, *seals)
         finally:
             self._strangers.pop(writer, None)
             self._members.discard(writer)

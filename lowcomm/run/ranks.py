@@ -8,21 +8,19 @@ the others, which save; one that a signal kills does not where the others can go
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lowcomm.run.left_behind import left_behind, lost_of
-from lowcomm.run.signals import STOPPING
+from lowcomm.run.signals import caught
 
 POLL_S = 0.05
 STOP_S = 120.0
@@ -81,7 +79,7 @@ def run_ranks(
     """
     command = [sys.executable, "-u", "-m", "lowcomm.cli", *arguments]
     processes: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryDirectory(prefix="lowcomm-") as directory, _caught() as signals:  # mode 0700
+    with tempfile.TemporaryDirectory(prefix="lowcomm-") as directory, caught() as signals:  # mode 0700
         try:
             alone = Start(first_rank=0, ranks=count, store=Path(directory) / "store")
             start = alone if prepare is None else prepare(Path(directory), signals)
@@ -113,22 +111,6 @@ def _rank_variables(rank: int, count: int, start: Start) -> dict[str, str]:
     world = {"RANK": str(start.first_rank + rank), "WORLD_SIZE": str(start.ranks)}
     here = {**world, "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
     return {**here, STORE: str(start.store), SUPERVISOR: str(os.getpid()), "TORCH_GLOO_LAZY_INIT": "0"}
-
-
-@contextlib.contextmanager
-def _caught() -> Iterator[list[int]]:
-    """Signals that have come, in their order."""
-    came: list[int] = []
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {n: signal.getsignal(n) for n in STOPPING if signal.getsignal(n) != signal.SIG_IGN}
-        for number in before:
-            signal.signal(number, lambda n, _: came.append(n))
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _watch(

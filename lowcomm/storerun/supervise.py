@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lowcomm.run.ranks import SUPERVISOR
-from lowcomm.run.signals import STOPPING
+from lowcomm.run.signals import caught
 
 POLL_S = 0.1
 
@@ -33,7 +31,7 @@ class Island:
 def supervise(islands: Sequence[Island]) -> int:
     """Run them to their ends; signals are passed on. 0: one of them saw the run's end."""
     processes: list[subprocess.Popen[bytes]] = []
-    with _caught() as signals:
+    with caught() as signals:
         try:
             for island in islands:
                 processes.append(_start(island))
@@ -79,19 +77,3 @@ def _watch(
                     process.send_signal(signal.SIGTERM)
             passed += 1
         time.sleep(POLL_S)
-
-
-@contextlib.contextmanager
-def _caught() -> Iterator[list[int]]:
-    """Signals that have come, in their order."""
-    came: list[int] = []
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {n: signal.getsignal(n) for n in STOPPING if signal.getsignal(n) != signal.SIG_IGN}
-        for number in before:
-            signal.signal(number, lambda n, _: came.append(n))
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lowcomm.cli import main
 from lowcomm.config import EvalConfig, RunConfig, SyncConfig
 from lowcomm.island import InnerConfig
 from lowcomm.local import Baffle, Estimate, OneByte, Probe, move
@@ -30,6 +28,7 @@ from lowcomm.types import CoverageError, SyncError
 from lowcomm.zeroth_order import ZerothOrder, ZerothOrderIsland
 from tests.methods import ESTIMATES, name
 from tests.support import runs, toy
+from tests.support.refusals import refused
 
 RECIPE = """
 from pathlib import Path
@@ -385,17 +384,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
     arguments: Sequence[str],
     words: str,
 ) -> None:
-    def fail(*_: object) -> int:
-        raise AssertionError("something was started")
-
-    monkeypatch.setattr("lowcomm.run.launch.launch", fail)
-    monkeypatch.setattr(dist, "init_process_group", fail)
-    code = main(["train", f"{recipe_file}:one_byte", "--run-dir", str(tmp_path / "new"), *arguments])
-    captured = capsys.readouterr()
-    assert code == 2, captured
-    assert words in captured.err
-    assert captured.err.count("\n") == 1
-    assert not (tmp_path / "new").exists()
+    said = refused(f"{recipe_file}:one_byte", arguments, tmp_path / "new", capsys, monkeypatch)
+    assert words in said
 
 
 def test_a_schedule_of_local_steps_is_refused(corpus: Path) -> None:

@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 
 from lowcomm import recipe
 from lowcomm.aggregate import Aggregator
 from lowcomm.aggregate.lora import FedEx, FedIT, FedRand, FlexLoRA, HetLoRA, SenderMean
-from lowcomm.cli import main
 from lowcomm.codec import Codec, EitherFactor, Fp32, Int8, LargestLayers
 from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig, TextFiles, build_data
@@ -31,6 +29,7 @@ from lowcomm.report.html import write_report
 from lowcomm.trainer import train
 from lowcomm.types import ConfigError
 from tests.support import runs
+from tests.support.refusals import refused
 
 RECIPE = """
 from pathlib import Path
@@ -308,17 +307,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
     arguments: Sequence[str],
     words: str,
 ) -> None:
-    def fail(*_: object) -> int:
-        raise AssertionError("something was started")
-
-    monkeypatch.setattr("lowcomm.run.launch.launch", fail)
-    monkeypatch.setattr(dist, "init_process_group", fail)
-    code = main(["train", f"{recipe_file}:plain", "--run-dir", str(tmp_path / "new"), *arguments])
-    captured = capsys.readouterr()
-    assert code == 2, captured
-    assert words in captured.err
-    assert captured.err.count("\n") == 1
-    assert not (tmp_path / "new").exists()
+    said = refused(f"{recipe_file}:plain", arguments, tmp_path / "new", capsys, monkeypatch)
+    assert words in said
 
 
 def test_base_weights_that_a_rule_changes_are_still_parameters(tmp_path: Path, corpus: Path) -> None:

@@ -15,6 +15,7 @@ belongs. After the chaos the calm phase must end the run. Checked all along (num
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections.abc import Iterator, Sequence
@@ -102,9 +103,8 @@ class Process(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.live()
-        except Killed:
-            pass
+            with contextlib.suppress(Killed):
+                self.live()
         except BaseException as error:
             self.failure = error
         self.ended = True
@@ -119,9 +119,8 @@ class Process(threading.Thread):
         while not toy.left:
             self.pause()
             try:
-                self.turn(toy, rng)
-            except StoreError:
-                pass  # the store is down: back off
+                with contextlib.suppress(StoreError):  # it is down: back off
+                    self.turn(toy, rng)
             except (BrokenRunError, DivergenceError) as error:
                 raise ViolationError("liveness", f"an island gives up: {error}") from error
             world.check_local(toy)
