@@ -1,4 +1,4 @@
-"""Modes that never wait beside the synchronous run, at islands of unequal speed: loss against wall-clock, nano, H = 32.
+"""Modes that never wait beside the synchronous run, at islands of unequal speed: loss against wall-clock, nano, H = 16.
 
     python -m benchmarks.asynchrony --tune [--jobs 2]     outer rates of each mode, on a part of the training files
     python -m benchmarks.asynchrony [--seeds 3] [--jobs 2] [--table-only]
@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.common import RESULTS, Cell, is_done, run_cells, write_result_and_table
 
 SPEEDS = (1.0, 1.0, 0.5, 0.25)
-STEPS, EVERY, BATCH, SEQ_LEN = 1280, 32, 4, 64
+STEPS, EVERY, BATCH, SEQ_LEN = 640, 16, 4, 64
 """Of each island in the synchronous run."""
 WALL_S = STEPS / min(SPEEDS)
 """Of the synchronous run."""
@@ -79,7 +79,7 @@ def cell(name: str, lr: float, momentum: float, seed: int, *, tuning: bool) -> C
 
 def tune(work_dir: Path, jobs: int) -> None:
     """Try the outer rates of each mode, one seed, on a part of the training files."""
-    cells = [cell(name, lr, m, 0, tuning=True) for name in MODES for lr, m in RATES]
+    cells = [cell(name, lr, m, 0, tuning=True) for lr, m in RATES for name in MODES]
     rows = run_cells(cells, work_dir, jobs)
     write_result_and_table(CHOSEN, "python -m benchmarks.asynchrony --tune", rows, tuning_table)
 

@@ -92,9 +92,9 @@ class LogFollower(Exchange):
         before, states = list(transport.sent_bytes), list(out.states)
         due, bad = self._due(out.round.step, last), dict[int, str]()
         readers = list(range(len(self.folds))) if last else due
-        events = (
-            self._close_what_was_full(readers[0], out.round.step, out.round.run) if self.rules.rule.by_clock else {}
-        )
+        events: dict[int, Event] = {}
+        if self.rules.rule.by_clock:
+            events = self._close_what_was_full(readers[0], out.round.step, out.round.run)
         for i in due:
             states[i] = self._contribute(out, i, bad)
         pending.called = time.perf_counter()

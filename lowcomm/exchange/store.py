@@ -8,8 +8,8 @@ sees that enough of them are there writes the next commit, which names those tha
 tau_k: staleness, outer steps since the version that the Delta was taken from; d: `staleness`. Mode "synchronous": a
 commit waits for every member, or for a quorum (`sync.quorum`) and a grace time that follows the spread of arrivals;
 scale 1. Mode "buffered": a commit takes `size` contributions, and nobody waits for anybody;
-scale = min(1, tokens used / tokens of a full round). Other modes are rules of `lowcomm/arrival/` (`rule`), which say when a
-commit is made and what each contribution counts.
+scale = min(1, tokens used / tokens of a full round). Other modes are rules of `lowcomm/arrival/` (`rule`), which say
+when a commit is made and what each contribution counts.
 Bytes per island and round: a payload up, every other member's payload down.
 Errors: ConfigError for a setting out of range.
 Reduces to: mode "synchronous" with members that never change is the run of as many fixed islands, but for the order of

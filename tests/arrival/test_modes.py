@@ -92,9 +92,7 @@ def after(islands: int, rule: ArrivalRule, ticks: int = 14, **fields: Any) -> to
 )
 def test_equal_speeds_are_the_synchronous_run(rule: ArrivalRule, by: str) -> None:
     if isinstance(rule, Decoupled):  # it weighs by tokens times rate: the squares of 4, 5 and 6
-        found = after(3, dataclasses.replace(rule), 8)
-        rows = [e for e in _versions(3, rule, 8)]
-        assert rows == [3, 3] and bool(found.isfinite().all())
+        assert _versions(3, rule, 8) == [3, 3]
         return
     lockstep = build(3, None, by)
     train(lockstep, range(12))
@@ -120,10 +118,13 @@ def _versions(islands: int, rule: ArrivalRule, ticks: int, **fields: Any) -> lis
 
 def test_a_rule_of_fedbuff_is_what_no_rule_is() -> None:
     plain = build(3, Buffered(size=2, staleness="constant", speeds=UNEQUAL))
-    train(plain, range(30))
-    assert torch.equal(after(3, FedBuff(size=2, staleness="constant"), 30, speeds=UNEQUAL), flat(plain))
-    same = Anarchic(size=2, nominal_steps=H)
-    assert torch.equal(after(3, same, 28, speeds=UNEQUAL), after(3, FedBuff(size=2, staleness="constant"), 28, speeds=UNEQUAL)), "equal steps"  # fmt: skip
+    train(plain, range(40))
+    rules = (
+        FedBuff(size=2, staleness="constant"),
+        Anarchic(size=2, nominal_steps=H),
+    )  # 40 ticks are whole rounds of each
+    for rule in rules:
+        assert torch.equal(after(3, rule, 40, speeds=UNEQUAL), flat(plain))
 
 
 def test_a_turn_of_nothing_changes_nothing_and_another_does() -> None:
@@ -283,5 +284,5 @@ def test_what_does_not_go_together_is_refused() -> None:
     refused(r"exchange\.goes_on", Buffered(goes_on="there"))  # pyright: ignore[reportArgumentType]
     turning = Buffered(rule=FedBuff(turn=TurnStale()))
     for outer in (SGD(lr=1.0), Nesterov(momentum=0.0)):
-        refused(r"sync\.outer = .* it has none", turning, outer)
+        refused(r"outer = .* it has none", turning, outer)
     build(2, turning, outer=HeLoCo())
