@@ -49,14 +49,19 @@ def test_a_timed_rule_is_the_timed_mode() -> None:
 
 def test_a_quorum_and_a_grace_window_that_costs_nobody_compute() -> None:
     """Half of three members, and half of the 40 s round of the first who contributed."""
-    here = scene(Decoupled(quorum=0.5, slack=0.5))
-    for inc, at_s in ((A, 10.0), (B, 15.0)):
-        here.arrives(inc, at_s)
-        here.held = [says(c, expected_s=40.0) for c in here.held]
+
+    def arrived(*authors: tuple[str, float]) -> Scene:
+        here = scene(Decoupled(quorum=0.5, slack=0.5))
+        for inc, at_s in authors:
+            here.arrives(inc, at_s)
+            here.held = [says(c, expected_s=40.0) for c in here.held]
+        return here
+
+    here = arrived((A, 10.0), (B, 15.0))
     assert here.at(29.9) is None
     assert used(here.at(30.0)) == [A, B]
-    here.arrives(C, 16.0)
-    assert used(here.at(16.0)) == [A, B, C], "nobody is missing"
+    assert arrived((A, 10.0)).at(50.0) is None, "one of three is no quorum"
+    assert used(arrived((A, 10.0), (B, 15.0), (C, 16.0)).at(16.0)) == [A, B, C], "nobody is missing"
 
 
 def test_a_round_that_ends_by_tokens() -> None:
