@@ -124,9 +124,8 @@ def test_no_momentum_is_sgd(outer: Outer) -> None:
 
 def test_delayed_nesterov_without_delay_is_nesterov() -> None:
     deltas = [torch.randn(9) for _ in range(4)]
-    settings = {"lr": 0.5, "momentum": 0.7}
-    a = apply(DelayedNesterov(**settings, every=1), deltas, torch.ones(9))
-    torch.testing.assert_close(a, apply(Nesterov(**settings), deltas, torch.ones(9)))
+    a = apply(DelayedNesterov(lr=0.5, momentum=0.7, every=1), deltas, torch.ones(9))
+    torch.testing.assert_close(a, apply(Nesterov(lr=0.5, momentum=0.7), deltas, torch.ones(9)))
     a = apply(DelayedNesterov(lr=0.6, momentum=0.0, every=3), deltas, torch.ones(9))
     torch.testing.assert_close(a, apply(SGD(lr=0.2), deltas, torch.ones(9)))
 

@@ -48,7 +48,7 @@ def test_it_is_the_solution_of_the_linear_programme() -> None:
 
 
 def test_bad_rates_are_refused() -> None:
-    for arguments in (([1.0], [1.0]), ([1.0, 0.0], [1.0, 1.0]), ([1.0, 1.0], [1.0, 1.0], [False, False])):
+    for upload, accepts in (([1.0], None), ([1.0, 0.0], None), ([1.0, 1.0], [False, False])):
         with pytest.raises(ConfigError, match="Fix: ") as caught:
-            parts_of_sum(*arguments)
+            parts_of_sum(upload, [1.0] * len(upload), accepts)
         assert "\n" not in str(caught.value)
