@@ -26,7 +26,7 @@ from lowcomm.exchange.lockstep import Lockstep
 from lowcomm.island import PlainIsland
 from lowcomm.model import ModelConfig
 from lowcomm.outer import Nesterov
-from lowcomm.schedule import Streaming
+from lowcomm.schedule import EveryStep, Streaming
 from lowcomm.state.anchor import Anchor
 from lowcomm.transport import pipelined
 from lowcomm.transport.collective import Collective
@@ -75,6 +75,12 @@ def streamed() -> RunConfig:
     base = _run()
     schedule = Streaming(fragments=2, delay=2)
     return dataclasses.replace(base, sync=dataclasses.replace(base.sync, schedule=schedule))
+
+
+def averaged() -> RunConfig:
+    """DDP."""
+    base = _run()
+    return dataclasses.replace(base, sync=dataclasses.replace(base.sync, schedule=EveryStep()))
 
 
 def install() -> None:
@@ -269,6 +275,19 @@ def freeze(number: int) -> None:
     _in_round(number, stop)
 
 
+def unequal_batches(number: int) -> None:
+    """Its text ends three inner steps before that of the others, in the middle of a round."""
+    from lowcomm.trainer import Loop
+
+    def ends(self: Loop) -> bool:
+        over = self.run.sync.step == EVERY * ROUNDS - 3
+        if over:
+            _note()
+        return over
+
+    Loop.budget_is_spent = ends
+
+
 def disk_full(number: int) -> None:
     """No file of a checkpoint can be written from this round on (ENOSPC, as a full disk answers)."""
     from lowcomm import checkpoint
@@ -284,6 +303,6 @@ FAULTS: dict[str, Callable[[int], None]] = {
     f.__name__: f
     for f in (
         *(kill_in_step, kill_at_start, kill_in_exchange, kill_after_apply, nan_loss, nan_gradients, nan_weights),
-        *(blow_up, flip_contribution, flip_result, stream_breaks, disk_full, freeze),
+        *(blow_up, flip_contribution, flip_result, stream_breaks, unequal_batches, disk_full, freeze),
     )
 }
