@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, write_result_and_table
+from benchmarks.faults_acts import EVERY, ROUNDS
 from benchmarks.faults_disk import fill, make_room, may_mount, small_disk
 from benchmarks.faults_processes import Forked, prepare
-from benchmarks.faults_recipe import EVERY, ROUNDS
 from benchmarks.faults_table import table
 
 WORK = Path("runs/bench/faults")
@@ -42,7 +42,7 @@ class Case:
     fault: str
     islands: int
     inside: str | None = None
-    """Prepared in the process: KIND ISLAND, as benchmarks/faults_recipe.py has them."""
+    """Prepared in the process: KIND ISLAND, as benchmarks/faults_acts.py has them."""
     act: Act | None = None
     """Done from outside when the round has come."""
     flags: tuple[str, ...] = ()
