@@ -34,7 +34,17 @@ from lowcomm.aggregate.lora import (
     RoLoRA,
     SenderMean,
 )
-from lowcomm.arrival import Anarchic, ArrivalRule, Decoupled, FedBuff, Timed, TokenBatch, TurnStale
+from lowcomm.arrival import (
+    AEdit,
+    Anarchic,
+    AnarchicSilos,
+    ArrivalRule,
+    Decoupled,
+    FedBuff,
+    Timed,
+    TokenBatch,
+    TurnStale,
+)
 from lowcomm.attack import (
     ALIE,
     Attack,
@@ -192,6 +202,8 @@ ARRIVALS: tuple[ArrivalRule, ...] = (
     TokenBatch(tokens=40),
     FedBuff(size=3, even=True),
     Anarchic(size=2, nominal_steps=4),
+    AnarchicSilos(nominal_steps=4),
+    AEdit(size=2, warm_up=2),
 )
 
 EXCHANGES: tuple[ExchangeChoice, ...] = (

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from lowcomm.types import require
 
+NORMS = 16
+"""Norms of an island's latest contributions that are kept."""
 Damping = Literal["polynomial", "constant"]
 
 
@@ -72,6 +74,10 @@ class Moment:
     """Islands that train."""
     paces: Mapping[str, Pace] = field(default_factory=dict)
     """By island, of those that have contributed before."""
+    norms: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """L2 norms of each island's latest contributions (at most NORMS), without those that wait."""
+    usual_norm: float = 0.0
+    """Mean norm of the contributions of the last version."""
     waited_s: float = 0.0
     """Since the last version."""
 
@@ -108,6 +114,8 @@ class ArrivalRule(ABC):
 
     by_clock: ClassVar[bool] = False
     """Whether `due` looks at times: then somebody must say in the log that the version is full."""
+    keeps_latest: ClassVar[bool] = False
+    """Whether a version counts the latest contribution of every island, also of those that have sent no new one."""
 
     @property
     def sets_steps(self) -> bool:

@@ -78,6 +78,8 @@ class Fold:
         """Contributions in the buffer, and how fast islands are."""
         self.sum: Tensor | None = None
         """Their weighted sum: fp32, flat, of the fragment's size; None: there are none."""
+        self.latest: dict[int, Tensor] = {}
+        """What the latest contribution of each island added to the sum, where the rule keeps it there."""
         self.seen = [-1] * rules.islands
         """The highest sequence number of each island."""
         self.done: set[int] = set()
@@ -173,19 +175,34 @@ class Fold:
             values = rule.turn(values, [state.get(MOMENTUM) for state in states], staleness)
         if self.sum is None:
             self.sum = torch.zeros(fragment.size, device=fragment.device)
-        for total, value in zip(fragment.views(self.sum).values(), values, strict=True):
-            total.add_(value.mul(weight))
+        if rule.keeps_latest:
+            self._replace(entry.island, values, weight)
+        else:
+            for total, value in zip(fragment.views(self.sum).values(), values, strict=True):
+                total.add_(value.mul(weight))
         self.room.add(position, entry.sequence, one, weight)
         if not rule.by_clock and rule.due(self.moment()):
             self._step(position)
         return weight
+
+    def _replace(self, island: int, values: list[Tensor], weight: float) -> None:
+        """Let a contribution take the place of its author's last one in the sum."""
+        assert self.sum is not None
+        new = torch.zeros_like(self.sum)
+        for view, value in zip(self.anchor.fragment.views(new).values(), values, strict=True):
+            torch.mul(value, weight, out=view)
+        self.latest[island] = new
+        # added up anew, so that rounding errors do not
+        self.sum.zero_()
+        for k in sorted(self.latest):
+            self.sum.add_(self.latest[k])
 
     def _step(self, position: int) -> None:
         """The outer step along the buffer, whose last entry is at `position`. Momentum alone moves nothing."""
         total = self.room.total
         if self.sum is not None and total > 0:
             self.anchor.step(self.sum.mul_(self.rules.rule.scale(self.room.used, total)))
-        self.sum = None
+        self.sum = None  # `latest`, where there is any, makes it again
         self.room.leave(position)
 
     def _end(self, position: int) -> None:
@@ -196,8 +213,11 @@ class Fold:
 
     def part(self) -> Part:
         """For the checkpoint."""
-        tensors = {} if self.sum is None else {"buffered.sum": self.sum[: self.anchor.fragment.numel]}
+        numel = self.anchor.fragment.numel
+        tensors = {} if self.sum is None else {"buffered.sum": self.sum[:numel]}
+        tensors |= {f"buffered.latest.{k}": flat[:numel] for k, flat in self.latest.items()}
         return tensors, {
+            "latest": list(self.latest),
             "position": self.position, "room": self.room.part(), "seen": list(self.seen), "done": sorted(self.done),
             "epoch": self.epoch,
         }  # fmt: skip
@@ -208,6 +228,11 @@ class Fold:
         self.room.load(values["room"])
         self.seen, self.done, self.sum = list(values["seen"]), set(values["done"]), None
         if self.count:
-            fragment = self.anchor.fragment
-            self.sum = torch.zeros(fragment.size, device=fragment.device)
-            self.sum[: fragment.numel].copy_(tensors["buffered.sum"])
+            self.sum = self._flat(tensors["buffered.sum"])
+        self.latest = {k: self._flat(tensors[f"buffered.latest.{k}"]) for k in values["latest"]}
+
+    def _flat(self, saved: Tensor) -> Tensor:
+        fragment = self.anchor.fragment
+        flat = torch.zeros(fragment.size, device=fragment.device)
+        flat[: fragment.numel].copy_(saved)
+        return flat

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from lowcomm.arrival import Moment, Pace, Waiting
+from lowcomm.arrival.base import NORMS
 
 
 class Seat(NamedTuple):
@@ -25,6 +26,8 @@ class Room:
         self.islands = islands
         self.here: list[Seat] = []
         self.paces: dict[str, Pace] = {}
+        self.norms: dict[str, list[float]] = {}
+        self.usual_norm = 0.0
         self.stepped_at: int | None = None
         """Position of the entry that made the last version; None: there is none yet."""
 
@@ -49,6 +52,9 @@ class Room:
 
     def leave(self, position: int) -> None:
         """All make a version, because of the entry at `position`."""
+        for one in self.used:
+            self.norms[one.author] = [*self.norms.get(one.author, []), one.norm][-NORMS:]
+        self.usual_norm = sum(one.norm for one in self.used) / max(1, len(self.here))
         self.here, self.stepped_at = [], position
 
     def sequences(self, island: int) -> set[int]:
@@ -59,13 +65,18 @@ class Room:
         """What a rule is told. done: islands that train no more."""
         here = (dataclasses.replace(seat.one, waited_s=waited_s(seat.position)) for seat in self.here)
         members = frozenset(str(k) for k in range(self.islands) if k not in done)
-        return Moment(here=tuple(here), members=members, paces=dict(self.paces), waited_s=waited_s(self.stepped_at))
+        return Moment(
+            here=tuple(here), members=members, paces=dict(self.paces), norms=self.norms, usual_norm=self.usual_norm,
+            waited_s=waited_s(self.stepped_at),
+        )  # fmt: skip
 
     def part(self) -> dict[str, Any]:
         """As JSON."""
         return {
             "here": [[s.position, s.sequence, dataclasses.asdict(s.one), s.weight] for s in self.here],
             "paces": {k: list(pace) for k, pace in self.paces.items()},
+            "norms": self.norms,
+            "usual_norm": self.usual_norm,
             "stepped_at": self.stepped_at,
         }
 
@@ -73,4 +84,5 @@ class Room:
         """Put back what `part` gave."""
         self.here = [Seat(at, sequence, Waiting(**one), weight) for at, sequence, one, weight in values["here"]]
         self.paces = {k: Pace(*pace) for k, pace in values["paces"].items()}
-        self.stepped_at = values["stepped_at"]
+        self.norms = {k: list(norms) for k, norms in values["norms"].items()}
+        self.usual_norm, self.stepped_at = values["usual_norm"], values["stepped_at"]

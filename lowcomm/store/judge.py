@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from statistics import median_high
 
 from lowcomm.arrival import ArrivalRule, Moment, Pace, Waiting
+from lowcomm.arrival.base import NORMS
 from lowcomm.store import fold, leases
 from lowcomm.store.chain_state import ChainState
 from lowcomm.store.contribution import Contribution
@@ -111,7 +112,13 @@ def moment(
             )
         )  # fmt: skip
     members = frozenset(wanted) | {one.author for one in waiting}
-    return Moment(here=tuple(waiting), members=members, paces=paces, waited_s=waited_s)
+    norms: dict[str, list[float]] = {}
+    rows = state.fragments[here[0].header.fragment].norms if here else ()
+    for row in rows[-NORMS:]:
+        for inc, norm in row.items():
+            norms.setdefault(inc, []).append(norm)
+    usual = math.fsum(rows[-1].values()) / len(rows[-1]) if rows and rows[-1] else 0.0
+    return Moment(here=tuple(waiting), members=members, paces=paces, norms=norms, usual_norm=usual, waited_s=waited_s)
 
 
 def weights_of(state: ChainState, used: Sequence[Contribution], rules: ChainRules, policy: Policy) -> list[float]:

@@ -56,6 +56,9 @@ def of_store(spec: SyncSpec) -> Iterator[Conflict]:
         if spec.exchange.rule.even:
             why = "members train whole blocks of text"
             yield Conflict("sync.exchange.rule.even", True, OTHER, why, "leave it out")
+        if spec.exchange.rule.keeps_latest:
+            name, why = type(spec.exchange.rule).__name__, "no snapshot holds the latest Delta of every member"
+            yield Conflict("sync.exchange.rule", name, OTHER, why, "use Anarchic")
         yield from of_rule(spec, spec.exchange.rule, OTHER)
     yield from _lora(spec)
 

@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from lowcomm.arrival import Anarchic, ArrivalRule, Decoupled, FedBuff, Moment, Pace, Timed, TokenBatch, TurnStale
+from lowcomm.arrival import (
+    AEdit,
+    Anarchic,
+    AnarchicSilos,
+    ArrivalRule,
+    Decoupled,
+    FedBuff,
+    Moment,
+    Pace,
+    Timed,
+    TokenBatch,
+    TurnStale,
+)
 from lowcomm.arrival import Waiting as One
 from lowcomm.types import ConfigError
 from tests.methods import ARRIVALS, name
@@ -92,6 +104,18 @@ def test_anarchic_counts_inner_steps() -> None:
     assert factors(Anarchic(size=2, nominal_steps=16), one("a"), one("b", steps=32)) == [1.0, 0.25]
 
 
+def test_edit_leaves_out_what_is_out_of_the_ordinary_and_weighs_by_the_norm() -> None:
+    rule = AEdit(size=2, z_most=3.0, warm_up=4)
+    known = dataclasses.replace(at(), norms={"a": [9.0, 11.0, 9.0, 11.0], "b": [10.0] * 3}, usual_norm=900.0)
+    assert rule.weight(one("a", norm=12.9), known) > 0 and rule.weight(one("a", norm=13.1), known) == 0
+    assert rule.weight(one("b", norm=99.0), known) > 0, "not known for long enough"
+    here = [one("c", norm=901.0), one("d", norm=899.0)]
+    weights = [rule.weight(x, known) for x in here]
+    shares = [w * rule.scale(here, sum(weights)) for w in weights]
+    assert shares == pytest.approx([1 / (1 + math.e**2), 1 / (1 + math.e**-2)])
+    assert factors(rule, one("a", norm=5.0), one("b", norm=5.0)) == [0.5, 0.5]
+
+
 def test_the_turn_is_the_papers() -> None:
     turn = TurnStale(c_ok=0.5, kappa=2.0, k_d=0.5, k_s=1.0, b_max=0.4)
     m = torch.tensor([2.0, 0.0, 0.0])
@@ -144,6 +168,11 @@ def test_rules_are_checked_and_their_weights_are_sane(rule: ArrivalRule) -> None
         (TokenBatch(tokens=0), "tokens"),
         (Anarchic(size=5000), "size"),
         (Anarchic(nominal_steps=0), "nominal_steps"),
+        (AnarchicSilos(size=0), "size"),
+        (AnarchicSilos(nominal_steps=0), "nominal_steps"),
+        (AEdit(size=0), "size"),
+        (AEdit(z_most=0.0), "z_most"),
+        (AEdit(warm_up=1), "warm_up"),
         (FedBuff(turn=TurnStale(c_ok=1.5)), "turn.c_ok"),
         (FedBuff(turn=TurnStale(b_max=2.0)), "turn.b_max"),
         (FedBuff(turn=TurnStale(kappa=-1.0)), "turn.kappa"),
