@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lowcomm.arrival import Anarchic, ArrivalRule, Decoupled, FedBuff, Timed, TokenBatch, TurnStale
+from lowcomm.arrival import (
+    AEdit,
+    Anarchic,
+    AnarchicSilos,
+    ArrivalRule,
+    Decoupled,
+    FedBuff,
+    Timed,
+    TokenBatch,
+    TurnStale,
+)
 from lowcomm.codec import ErrorFeedback, Int4
 from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig
@@ -73,6 +83,21 @@ def token_batch() -> RunConfig:
 def anarchic() -> RunConfig:
     """Anarchic FL across devices (arXiv 2108.09875): every second contribution a version, weighed per inner step."""
     return _mode("anarchic", Anarchic(size=2, nominal_steps=16), Nesterov(lr=0.5, momentum=0.3))
+
+
+def anarchic_silos() -> RunConfig:
+    """Anarchic FL across silos (arXiv 2108.09875): every version counts the latest contribution of every island."""
+    return _mode("anarchic-silos", AnarchicSilos(nominal_steps=16), Nesterov(lr=0.5, momentum=0.3))
+
+
+def a_edit() -> RunConfig:
+    """A-EDiT (arXiv 2412.07210): norms out of the ordinary are left out, the others weigh by a softmax."""
+    return _mode("a-edit", AEdit(size=2), Nesterov(lr=0.5, momentum=0.3))
+
+
+def even() -> RunConfig:
+    """HALoS's steps by speed (arXiv 2506.04531): all islands contribute equally often, none grows stale."""
+    return _mode("even", FedBuff(size=4, even=True), Nesterov(lr=0.7, momentum=0.6))
 
 
 def _mode(name: str, rule: ArrivalRule, outer: Outer) -> RunConfig:

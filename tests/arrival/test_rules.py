@@ -81,6 +81,7 @@ def test_decoupled_waits_for_its_quorum_and_then_as_long_as_it_costs_nobody_comp
     assert not rule.due(at(one("c", waited_s=9.9), one("d", waited_s=9.9)))
     assert rule.due(at(one("c", waited_s=10.0), one("d"))), "half of c's round"
     assert rule.due(at(*(one(k) for k in "abcd"))), "nobody is missing"
+    assert factors(rule, one("a"), one("d")) == [0.5, 0.5], "equal work weighs the same"
     fast, slow = one("a", tokens=800.0, steps=8), one("d", tokens=400.0, steps=8)
     assert factors(rule, fast, slow) == [pytest.approx(4 / 5), pytest.approx(1 / 5)]
 
