@@ -260,8 +260,13 @@ def test_a_log_that_can_not_be_written_changes_nothing(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("rule", "stop"),
-    [(Timed(every_s=5.0), 7), (Timed(every_s=5.0), 19), (AnarchicSilos(), 13), (AEdit(size=2, warm_up=2), 19)]
-    + [(TokenBatch(tokens=40), 21)],
+    [
+        (Timed(every_s=5.0), 7),
+        (Timed(every_s=5.0), 19),
+        (AnarchicSilos(), 13),
+        (AEdit(size=2, warm_up=2), 19),
+        (TokenBatch(tokens=40), 21),
+    ],
     ids=name,
 )
 def test_a_resumed_simulation_is_an_unbroken_one(rule: ArrivalRule, stop: int) -> None:
