@@ -74,7 +74,7 @@ def cell(name: str, lr: float, momentum: float, seed: int, *, tuning: bool) -> C
     if tuning:
         arguments += ["--data.tuning"]
     text = "".join(c if c.isalnum() else "-" for c in name.lower())
-    suffix = f"tuning-lr{lr:g}-m{momentum:g}" if tuning else f"seed{seed}"
+    suffix = f"tuning-lr{lr:g}-m{momentum:g}" if tuning else f"lr{lr:g}-m{momentum:g}-seed{seed}"
     columns = {"mode": name, "seed": seed, "outer_lr": lr, "momentum": momentum, "H": EVERY}
     return Cell(name=f"{text}-{suffix}", arguments=tuple(arguments), columns=columns)
 
