@@ -34,6 +34,17 @@ from lowcomm.aggregate.lora import (
     RoLoRA,
     SenderMean,
 )
+from lowcomm.arrival import (
+    AEdit,
+    Anarchic,
+    AnarchicSilos,
+    ArrivalRule,
+    Decoupled,
+    FedBuff,
+    Timed,
+    TokenBatch,
+    TurnStale,
+)
 from lowcomm.attack import (
     ALIE,
     Attack,
@@ -83,7 +94,17 @@ from lowcomm.exchange.gossip import Gossip
 from lowcomm.island import AdamW, Inner, Muon, Soap
 from lowcomm.island import Lion as InnerLion
 from lowcomm.local import Baffle, Estimate, FedProx, Objective, OneByte, RankDecay, Scaffold, SelectLayers
-from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Nesterov, Outer
+from lowcomm.outer import (
+    SGD,
+    DelayedNesterov,
+    FedAdagrad,
+    FedAdam,
+    FedYogi,
+    HeavyBall,
+    HeLoCo,
+    Nesterov,
+    Outer,
+)
 from lowcomm.privacy import AdaptiveClip, ClientGaussian, ExampleGaussian, Mechanism
 from lowcomm.sampling import FixedSize, Poisson, Sampling
 from lowcomm.schedule import (
@@ -107,6 +128,8 @@ OUTERS: tuple[Outer, ...] = (
     FedAdagrad(lr=0.01),
     FedAdam(lr=0.01),
     FedYogi(lr=0.01),
+    DelayedNesterov(lr=0.7, momentum=0.6, every=3, spread=0.2),
+    HeLoCo(lr=0.7, momentum=0.6),
 )
 
 SCHEDULES: tuple[Schedule, ...] = (
@@ -168,12 +191,28 @@ MECHANISMS: tuple[Mechanism, ...] = (
     ExampleGaussian(clip=0.5, seed=1),
 )
 
+ARRIVALS: tuple[ArrivalRule, ...] = (
+    FedBuff(size=2),
+    FedBuff(size=1, weights="unbiased", staleness="constant"),
+    FedBuff(size=2, turn=TurnStale()),
+    Timed(every_s=5.0),
+    Timed(every_s=6.0, weights="identical", staleness="polynomial"),
+    Decoupled(),
+    Decoupled(quorum=0.7, slack=0.5),
+    TokenBatch(tokens=40),
+    FedBuff(size=3, even=True),
+    Anarchic(size=2, nominal_steps=4),
+    AnarchicSilos(nominal_steps=4),
+    AEdit(size=2, warm_up=2),
+)
+
 EXCHANGES: tuple[ExchangeChoice, ...] = (
     Gossip(),
     Gossip(topology=RandomPairs(), gamma=0.5),
     Buffered(size=1, speeds=(1.0, 0.5, 0.3)),
     Buffered(size=2, speeds=(0.3, 1.0, 1.0)),
     Buffered(size=5, staleness="constant", max_staleness=1, speeds=(0.9, 0.7, 0.2)),
+    *(Buffered(rule=rule, goes_on="own", speeds=(1.0, 0.5, 0.3)) for rule in ARRIVALS),
 )
 
 LORA_RULES: tuple[LoraRule, ...] = (

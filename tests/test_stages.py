@@ -10,16 +10,27 @@ import pytest
 import torch
 
 import lowcomm.aggregate
+import lowcomm.arrival
 import lowcomm.codec
 import lowcomm.outer
 import lowcomm.privacy
 import lowcomm.schedule
 import lowcomm.topology
-from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Nesterov, Outer
+from lowcomm.outer import (
+    SGD,
+    DelayedNesterov,
+    FedAdagrad,
+    FedAdam,
+    FedYogi,
+    HeavyBall,
+    HeLoCo,
+    Nesterov,
+    Outer,
+)
 from lowcomm.schedule import EveryH, EveryStep, PostLocal
 from lowcomm.transport import Simulated
 from lowcomm.types import ConfigError, Contribution
-from tests.methods import AGGREGATORS, CODECS, MECHANISMS, OUTERS, SCHEDULES, TOPOLOGIES, name
+from tests.methods import AGGREGATORS, ARRIVALS, CODECS, MECHANISMS, OUTERS, SCHEDULES, TOPOLOGIES, name
 from tests.support import toy
 
 
@@ -27,6 +38,7 @@ from tests.support import toy
     ("package", "base", "listed"),
     [
         (lowcomm.outer, lowcomm.outer.Outer, OUTERS),
+        (lowcomm.arrival, lowcomm.arrival.ArrivalRule, ARRIVALS),
         (lowcomm.schedule, lowcomm.schedule.Schedule, SCHEDULES),
         (lowcomm.aggregate, lowcomm.aggregate.Aggregator, AGGREGATORS),
         (lowcomm.codec, lowcomm.codec.Codec, CODECS),
@@ -54,8 +66,13 @@ def reference(outer: Outer, deltas: list[torch.Tensor], start: torch.Tensor) -> 
     """The papers' equations, written out in float64."""
     x, m, u = start.double(), torch.zeros(len(start)).double(), torch.zeros(len(start)).double()
     v = torch.full((len(start),), getattr(outer, "tau", 0.0) ** 2).double()
-    for delta in (d.double() for d in deltas):
-        if isinstance(outer, SGD):
+    for t, delta in enumerate(d.double() for d in deltas):
+        if isinstance(outer, DelayedNesterov):
+            x = x - delayed_nesterov(outer, [d.double() for d in deltas[: t + 1]])
+        elif isinstance(outer, HeLoCo):
+            m = outer.momentum * m + (1 - outer.momentum) * delta
+            x = x - outer.lr * (delta + outer.momentum * m)
+        elif isinstance(outer, SGD):
             x = x - outer.lr * delta
         elif isinstance(outer, HeavyBall):
             u = outer.momentum * u + delta
@@ -76,6 +93,15 @@ def reference(outer: Outer, deltas: list[torch.Tensor], start: torch.Tensor) -> 
     return x
 
 
+def delayed_nesterov(outer: DelayedNesterov, deltas: list[torch.Tensor]) -> torch.Tensor:
+    """The step after these Deltas, its momentum from the whole history."""
+    n, c, beta = outer.every, outer.spread, outer.momentum
+    means = [sum(deltas[k : k + n], torch.zeros(1)) / n for k in range(0, len(deltas) - n + 1, n)]
+    m = sum((beta ** (len(means) - 1 - k) * mean for k, mean in enumerate(means)), torch.zeros(1).double())
+    share = 1 - c * n + c if len(deltas) % n == 0 else c
+    return outer.lr * (share * beta * m + deltas[-1] / n)
+
+
 @pytest.mark.parametrize("outer", OUTERS, ids=name)
 def test_outer_follows_its_equation(outer: Outer) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -86,10 +112,29 @@ def test_outer_follows_its_equation(outer: Outer) -> None:
     )
 
 
-@pytest.mark.parametrize("outer", [HeavyBall(lr=0.5, momentum=0.0), Nesterov(lr=0.5, momentum=0.0)], ids=name)
+@pytest.mark.parametrize(
+    "outer",
+    [HeavyBall(lr=0.5, momentum=0.0), Nesterov(lr=0.5, momentum=0.0), HeLoCo(lr=0.5, momentum=0.0)],
+    ids=name,
+)
 def test_no_momentum_is_sgd(outer: Outer) -> None:
     deltas = [torch.randn(9) for _ in range(3)]
     assert torch.equal(apply(outer, deltas, torch.ones(9)), apply(SGD(lr=0.5), deltas, torch.ones(9)))
+
+
+def test_delayed_nesterov_without_delay_is_nesterov() -> None:
+    deltas = [torch.randn(9) for _ in range(4)]
+    a = apply(DelayedNesterov(lr=0.5, momentum=0.7, every=1), deltas, torch.ones(9))
+    torch.testing.assert_close(a, apply(Nesterov(lr=0.5, momentum=0.7), deltas, torch.ones(9)))
+    a = apply(DelayedNesterov(lr=0.6, momentum=0.0, every=3), deltas, torch.ones(9))
+    torch.testing.assert_close(a, apply(SGD(lr=0.2), deltas, torch.ones(9)))
+
+
+def test_delayed_nesterov_moves_as_far_as_nesterov_along_the_mean() -> None:
+    deltas = [torch.randn(9) for _ in range(8)]
+    means = [torch.stack(deltas[k : k + 4]).mean(dim=0) for k in (0, 4)]
+    a = apply(DelayedNesterov(lr=0.5, momentum=0.7, every=4), deltas, torch.zeros(9))
+    torch.testing.assert_close(a, apply(Nesterov(lr=0.5, momentum=0.7), means, torch.zeros(9)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [FedAdagrad, FedAdam, FedYogi])
