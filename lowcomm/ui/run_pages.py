@@ -69,8 +69,9 @@ def run(request: Request) -> Response:
 def _place(identity: str, title: str, kind: str) -> Markup:
     """An empty plot that the script fills."""
     return Markup(
-        '<figure class="panel {kind}"><h3>{title}</h3><div class="plot" id="{identity}" role="img" aria-label="{title}" '
-        'hidden></div><div class="empty">Nothing logged yet.</div><figcaption></figcaption></figure>'
+        '<figure class="panel {kind}"><h3>{title}</h3><div class="plot" id="{identity}" role="img" '
+        'aria-label="{title}" hidden></div><div class="empty">Nothing logged yet.</div>'
+        "<figcaption></figcaption></figure>"
     ).format(kind=kind, title=title, identity=identity)
 
 
@@ -149,7 +150,8 @@ def compare(request: Request) -> Response:
     values = page_values(desk_of(request), "Compare", "runs", ["common.js", "plotly.js", "plot.js", "compare.js"])
     query = "&".join(f"run={run_url(desk_of(request), d.name).rpartition('/')[2]}" for d in directories)
     more = {
-        **_compared(runs, names), "names": names, "curves": _panels(curves, "curve"), "lines": _panels(lines, "timeline"),
+        **_compared(runs, names), "names": names,
+        "curves": _panels(curves, "curve"), "lines": _panels(lines, "timeline"),
         "figures": Markup(embedded_json(figures)), "report": f"{desk_of(request).base}report?{query}",
     }  # fmt: skip
     return HTMLResponse(render("compare", {**values, **more}))

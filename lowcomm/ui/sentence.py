@@ -14,70 +14,12 @@ WORDS = {
 NUMBER = r"(\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)"
 COUNT = rf"(\d[\d,]*(?:\.\d+)?(?:e\d+)?\s?(?:k|m|million|thousand)?|{'|'.join(sorted(WORDS, key=len, reverse=True))})"
 """A whole number: digits, with k or M behind them, or a word."""
-FILLING = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "by",
-        "can",
-        "each",
-        "for",
-        "from",
-        "go",
-        "i",
-        "in",
-        "is",
-        "it",
-        "its",
-        "just",
-        "let",
-        "make",
-        "me",
-        "my",
-        "of",
-        "on",
-        "or",
-        "our",
-        "over",
-        "please",
-        "run",
-        "runs",
-        "should",
-        "so",
-        "start",
-        "that",
-        "the",
-        "then",
-        "there",
-        "they",
-        "this",
-        "to",
-        "train",
-        "training",
-        "trained",
-        "tune",
-        "tuned",
-        "use",
-        "used",
-        "using",
-        "want",
-        "we",
-        "will",
-        "with",
-        "would",
-        "across",
-        "between",
-        "all",
-        "per",
-        "every",
-        "do",
-    ]
+_FILLING = (
+    "a an and are as at be by can each for from go i in is it its just let make me my of on or our over please run "
+    "runs should so start that the then there they this to train training trained tune tuned use used using want we "
+    "will with would across between all per every do"
 )
+FILLING = frozenset(_FILLING.split())
 """Words that say nothing of a configuration."""
 TAKEN = "\0"
 """In the place of each character that a rule has taken."""

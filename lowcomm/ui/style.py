@@ -1,4 +1,4 @@
-"""The style sheet of the pages: the report's, and what a report does not have (forms, buttons, lists to choose from)."""
+"""The style sheet of the pages: the report's, and what reports lack: forms, buttons, lists to choose from."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ summary em.bad { color: var(--bad); }
 .row.depth-1 label { padding-left: 18px; } .row.depth-2 label { padding-left: 36px; }
 .row.depth-3 label, .row.depth-4 label, .row.depth-5 label { padding-left: 54px; }
 pre { margin: 0; padding: 10px 12px; background: var(--page); border: 1px solid var(--line); border-radius: 7px;
-  white-space: pre-wrap; overflow-wrap: anywhere; font: 12.5px/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+  white-space: pre-wrap; overflow-wrap: anywhere;
+  font: 12.5px/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 pre.tall { max-height: 340px; overflow-y: auto; }
 table.diff { font-size: 13px; table-layout: fixed; }
 table.diff td { padding: 5px 8px 5px 0; overflow-wrap: anywhere; }

@@ -1,4 +1,4 @@
-"""Templates of the pages. Jinja2 escapes every value; what comes marked as HTML is made by the report, which escapes."""
+"""Templates of the pages. Jinja2 escapes every value; what comes as HTML is made by the report, which escapes."""
 
 from __future__ import annotations
 

@@ -48,9 +48,8 @@ def test_pages_in_a_browser(link: Keys, tmp_path: Path) -> None:
         page.open(link.link)
         page.wait("document.querySelector('#run-table tbody tr') !== null")
         assert page.run("location.href") == home and page.run("document.cookie") == ""
-        page.run(
-            "(document.querySelector('#ask input').value = '3 islands, int4', document.querySelector('#ask button').click())"
-        )
+        page.run("document.querySelector('#ask input').value = '3 islands, int4'")
+        page.run("document.querySelector('#ask button').click()")
         page.wait("document.querySelector('#understood a.button') !== null")
         page.run("document.querySelector('#understood a.button').click()")
         page.wait("document.body.dataset.checked === '1'")
@@ -58,15 +57,13 @@ def test_pages_in_a_browser(link: Keys, tmp_path: Path) -> None:
         assert "--islands 3" in page.run("document.getElementById('command').textContent")
         fields = "document.querySelector(`[data-path='%s'] %s`)"
         every, choose = fields % ("sync.every", "input"), fields % ("sync.outer", "select.choose")
-        page.run(f"({every}.value = '0', {every}.dispatchEvent(new Event('change', {{bubbles: true}})))")
+        changed = "dispatchEvent(new Event('change', {bubbles: true}))"
+        page.run(f"({every}.value = '0', {every}.{changed})")
         page.wait(f"!{fields % ('sync.every', 'p.problem')}.hidden")
         assert page.run("document.getElementById('start').disabled")
-        page.run(
-            f"({every}.value = '8', {choose}.value = 'HeavyBall', {choose}.dispatchEvent(new Event('change', {{bubbles: true}})))"
-        )
-        page.wait(
-            f"{fields % ('sync.outer', 'input')}.value === 'HeavyBall()' && !document.getElementById('start').disabled"
-        )
+        page.run(f"({every}.value = '8', {choose}.value = 'HeavyBall', {choose}.{changed})")
+        page.wait(f"{fields % ('sync.outer', 'input')}.value === 'HeavyBall()'")
+        page.wait("!document.getElementById('start').disabled")
         page.open(f"{home}runs/first")
         page.wait("document.body.dataset.shown === 'done'")
         page.wait("document.querySelectorAll('.plot .main-svg').length >= 5")

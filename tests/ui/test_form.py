@@ -157,7 +157,7 @@ def test_a_run_in_a_store_is_for_a_terminal() -> None:
 
 
 def test_recipes_of_this_directory_are_offered(tmp_path: Path) -> None:
-    mine = "from lowcomm.config import RunConfig\n\ndef quick() -> RunConfig:\n    '''Mine.'''\n    return RunConfig(steps=7)\n"
+    mine = "from lowcomm.config import RunConfig\n\ndef quick() -> RunConfig:\n    return RunConfig(steps=7)\n"
     (tmp_path / "mine.py").write_text(mine + "\ndef other():\n    return 1\n", encoding="utf-8")
     (tmp_path / "broken.py").write_text("def f(", encoding="utf-8")
     (tmp_path / "ddp.py").write_text(mine, encoding="utf-8")

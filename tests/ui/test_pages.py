@@ -195,9 +195,8 @@ def test_a_run_is_resumed_by_its_own_command_only(client: TestClient, desk: Desk
 
 
 def test_flags_of_a_run_as_fields() -> None:
-    assert _without_resume(["--a", "1", "--resume", "auto", "--b", "--resume", "--c=2", "--no-resume", "--resume=True"]) == [
-        "--a", "1", "--b", "--c=2",
-    ]  # fmt: skip
+    resumed = ["--a", "1", "--resume", "auto", "--b", "--resume", "--c=2", "--no-resume", "--resume=True"]
+    assert _without_resume(resumed) == ["--a", "1", "--b", "--c=2"]
     words = [
         "--sync.every",
         "4",
