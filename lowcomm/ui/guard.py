@@ -102,8 +102,8 @@ class Guard:
         self.keys.token = _random()
         self.used()
         # no redirect: after a link of another site it would count as that site's, and go without the cookie
-        page = f'<!doctype html><meta http-equiv="refresh" content="0;url={self.keys.base}"><title>lowcomm</title>'
-        answer = HTMLResponse(page + f'<a href="{self.keys.base}">lowcomm</a>')
+        head = f'<meta http-equiv="refresh" content="0;url={self.keys.base}"><link rel="icon" href="data:,">'
+        answer = HTMLResponse(f"<!doctype html>{head}" + f'<a href="{self.keys.base}">lowcomm</a>')
         answer.set_cookie(COOKIE, self.keys.cookie, path=self.keys.base, httponly=True, samesite="strict")
         return answer
 

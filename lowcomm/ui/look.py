@@ -93,7 +93,7 @@ def bytes_figure(run: Run) -> Figure:
     times_s = [point[0] for point in points]
     divisor, unit = time_unit(max(times_s, default=0.0))
     traces: list[dict[str, Any]] = []
-    for index, name in enumerate(("sent", "received"), 1):
+    for index, name in ((2, "received"), (1, "sent")):  # they are often equal: the second is drawn over the first
         kept = thin([point[index] for point in points], POINTS_PER_TRACE)
         traces.append(
             {
@@ -102,14 +102,15 @@ def bytes_figure(run: Run) -> Figure:
                 "name": name,
                 "x": rounded([times_s[i] / divisor for i in kept]),
                 "y": rounded([points[i][index] for i in kept]),
-                "line": {"color": colour(index - 1), "width": 2, "dash": "solid" if index == 1 else "dot"},
+                "line": {"color": colour(index - 1), "width": 2 if index == 1 else 6},
+                "opacity": 1.0 if index == 1 else 0.4,
                 "hovertemplate": "%{y:.3s}B<extra>%{fullData.name}</extra>",
             }
         )
     yaxis = axis("bytes per island") | {"tickformat": "~s", "ticksuffix": "B", "rangemode": "tozero", "nticks": 7}
     xaxis = axis(f"wall-clock ({unit})") | {"nticks": 6, "rangemode": "tozero"}
     spec = {"data": traces, "layout": layout(xaxis, yaxis)}
-    caption = "solid: sent, dotted: received; mean over the islands"
+    caption = "thin: sent, wide: received; mean over the islands"
     return Figure(title="Bytes against wall-clock", caption=caption, spec=spec, empty=not points)
 
 

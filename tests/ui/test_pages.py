@@ -109,7 +109,7 @@ def test_events_of_a_finished_run_are_its_state_and_the_end(client: TestClient) 
     parts = json.loads(first.removeprefix("event: run\ndata: "))
     assert (parts["status"], parts["alive"], parts["done"], parts["steps"]) == ("done", False, 12, 12)
     assert set(parts["figures"]) == {*(f"curve-{i}" for i in range(6)), "timeline-0"}
-    sent = parts["figures"]["curve-2"]["data"][0]["y"]
+    sent = parts["figures"]["curve-2"]["data"][1]["y"]
     assert sent == sorted(sent) and sent[-1] == runs.summary(Path("runs/first"))["bytes_sent"]
     assert "tile" in parts["html"]["tiles"]
 
