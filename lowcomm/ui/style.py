@@ -71,8 +71,8 @@ table.diff { font-size: 13px; table-layout: fixed; }
 table.diff td { padding: 5px 8px 5px 0; overflow-wrap: anywhere; }
 table.diff del { color: var(--muted); } table.diff ins { text-decoration: none; font-weight: 600; }
 .good { color: var(--good); font-size: 14px; font-weight: 500; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 12px; align-items: start; }
-.card { padding: 12px 16px; }
+.cards { columns: 3 320px; column-gap: 12px; }
+.card { padding: 12px 16px; margin-bottom: 12px; break-inside: avoid; }
 .card h3 { margin-bottom: 6px; }
 .card a { display: block; padding: 5px 0; }
 .card a span { display: block; color: var(--muted); font-size: 13px; line-height: 1.4; }
