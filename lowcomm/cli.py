@@ -1,4 +1,4 @@
-"""The command line: `lowcomm train | simulate | federation | plan | sweep | report | recipes | doctor`."""
+"""The command line: `lowcomm train | simulate | federation | plan | sweep | report | ui | recipes | doctor`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ lowcomm {__version__}: train language models when the links between the machines
   lowcomm sweep RECIPE.py:FUNCTION --sizes 32,48,nano --islands 1,2,4 --every 16,64   a scaling law through small runs
   lowcomm report RUN [RUN ...] [--out FILE]    one HTML page of one or several runs
       [--trace trace.json]                     and what each island did when, for ui.perfetto.dev
+  lowcomm ui [--runs-dir DIR] [--port N]       the same in a browser of this machine: choose, start, watch, compare
   lowcomm recipes                              the recipes that came with the package
   lowcomm recipes copy NAME                    put one into the current directory to edit it
   lowcomm recipes check RECIPE.py:FUNCTION ... load one and read its flags as `lowcomm train` would; starts nothing
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "plan": _plan,
         "sweep": _sweep,
         "report": _report,
+        "ui": _ui,
         "recipes": _recipes,
         "doctor": _doctor,
     }
@@ -181,6 +183,12 @@ def _report(arguments: Sequence[str]) -> int:
 
         print(f"trace: {write_trace(options.runs, options.trace)}")
     return 0
+
+
+def _ui(arguments: Sequence[str]) -> int:
+    from lowcomm.ui.command import run_ui
+
+    return run_ui(arguments)
 
 
 def _recipes(arguments: Sequence[str]) -> int:
