@@ -4,6 +4,7 @@ from lowcomm.island.batched import BatchedIslands
 from lowcomm.island.config import IslandConfig
 from lowcomm.island.ddp import DDPPart
 from lowcomm.island.fsdp import FSDPPart
+from lowcomm.island.gpa import Gpa
 from lowcomm.island.inner import AdamW, Inner, InnerConfig
 from lowcomm.island.lion import Lion
 from lowcomm.island.lr import LR_SCHEDULES, LrSchedule, lr_factor
@@ -25,6 +26,7 @@ __all__ = [
     "DDPPart",
     "EngineOptimizer",
     "FSDPPart",
+    "Gpa",
     "Inner",
     "InnerConfig",
     "IslandConfig",

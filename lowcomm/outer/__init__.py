@@ -5,7 +5,10 @@ from lowcomm.outer.fedadagrad import FedAdagrad
 from lowcomm.outer.fedadam import FedAdam
 from lowcomm.outer.fedyogi import FedYogi
 from lowcomm.outer.heavy_ball import HeavyBall
+from lowcomm.outer.lion import Lion
 from lowcomm.outer.nesterov import Nesterov
+from lowcomm.outer.pier import Pier
+from lowcomm.outer.schedule_free import ScheduleFree
 from lowcomm.outer.sgd import SGD
 
-__all__ = ["SGD", "FedAdagrad", "FedAdam", "FedYogi", "HeavyBall", "Nesterov", "Outer"]
+__all__ = ["SGD", "FedAdagrad", "FedAdam", "FedYogi", "HeavyBall", "Lion", "Nesterov", "Outer", "Pier", "ScheduleFree"]

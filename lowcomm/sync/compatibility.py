@@ -26,6 +26,7 @@ from lowcomm.state.conflict import Conflict, refuse
 from lowcomm.state.deadlines import check_late
 from lowcomm.state.norms import check_bound
 from lowcomm.state.spec import SyncSpec
+from lowcomm.sync import moment_conflicts
 from lowcomm.sync.attack_conflicts import attack_conflicts, check_attackers
 from lowcomm.sync.buffered_conflicts import of_buffered
 from lowcomm.sync.neighbours import keeps_state, own_anchors, with_own_anchors
@@ -70,6 +71,7 @@ def check_islands(
         spec.exchange.check(islands)
     refuse(with_own_anchors(spec, ranks, averaged))
     refuse(_with_ranks(spec, ranks))
+    refuse(moment_conflicts.with_ranks(spec, ranks))
     refuse(_with_buffers(spec, averaged))
     refuse(with_model(spec, ranks, averaged, trained))
     check_attackers(spec, islands, ranks)
@@ -86,6 +88,7 @@ def conflicts(spec: SyncSpec) -> Iterator[Conflict]:
     yield from robust_conflicts(spec)
     yield from own_anchors(spec)
     yield from attack_conflicts(spec)
+    yield from moment_conflicts.moment_conflicts(spec)
 
 
 def _name(part: object) -> str:
