@@ -3,7 +3,8 @@
     python -m benchmarks.gpu_checks [--device cuda] [--small]
 
 Prints one JSON row per op: {part, op, cases, same, differs}. Bits must be equal, but of the DCT, whose sums are of
-another order: within 2e-6 of the norm. Needs torch and triton only; on the CPU Triton's interpreter (TRITON_INTERPRET=1).
+another order: within 2e-6 of the norm. Needs torch and triton only; on the CPU Triton's interpreter
+(TRITON_INTERPRET=1).
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python -m benchmarks.gpu_train --preset 30m --method int4 [--device cuda] [--processes]
 
-Two islands: both in this process (simulated), or with `--processes` this one and another over gloo beside the same card,
-started by torchrun, with anchors and codecs on the CPU, as NCCL has one rank per card. Prints one JSON row; of two processes the first one's, with the slower one's seconds.
+Two islands: both in this process (simulated), or with `--processes` this one and another over gloo beside the same
+card, started by torchrun, with anchors and codecs on the CPU, as NCCL has one rank per card. Prints one JSON row; of
+two processes the first one's, with the slower one's seconds.
 """
 
 from __future__ import annotations
