@@ -1,6 +1,6 @@
 """Time and bytes to DDP's loss: a method runs on until its validation loss is DDP's, or thrice the tokens are spent.
 
-    python -m benchmarks.time_to_loss [--preset nano] [--seeds 3] [--only KEY,KEY] [--peers DIR] [--table-only]
+    python -m benchmarks.time_to_loss [--preset nano] [--seeds 3] [--only KEY,KEY] [--longest 3] [--peers DIR] [--table-only]
 
 Two islands, the models, data and methods of benchmarks/headline.py. Targets are DDP's losses at 25, 50 and 100 % of its
 steps. The learning rate falls over a whole run, so that running on means a longer run: each method is run at 1, 1.25,
@@ -29,7 +29,7 @@ from benchmarks.headline import command, environment, wait
 from benchmarks.headline_methods import BASE, RECIPES, SIZES, Size
 from benchmarks.headline_recipes import ISLANDS
 from benchmarks.peers.session import Plan
-from benchmarks.time_to_loss_methods import ENTRANTS, MUON_BASE, Entrant
+from benchmarks.time_to_loss_methods import ENTRANTS, LENGTHS, MUON_BASE, Entrant
 from benchmarks.time_to_loss_rows import Curve, peer_curve, rows_of, simulated_curve
 from benchmarks.time_to_loss_table import time_to_loss_table
 
@@ -110,7 +110,7 @@ def run_missing(options: argparse.Namespace) -> None:
     """Seed by seed, so that an interrupted call leaves whole columns."""
     for seed in range(options.seeds):
         for entrant in options.entrants:
-            while (length := next_length(entrant, seed, options.work_dir)) is not None:
+            while (length := next_length(entrant, seed, options.work_dir)) is not None and length <= options.longest:
                 if entrant.peer is None:
                     run_cells([cell_of(entrant, seed, length, options.size)], options.work_dir, jobs=1)
                 else:
@@ -134,6 +134,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--preset", choices=sorted(SIZES), default="nano")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default=None, help="keys of methods with commas between, such as lowcomm-diloco-fp32")
+    parser.add_argument("--longest", type=float, default=LENGTHS[-1], help="longest runs that are made, in DDP's")
     parser.add_argument("--peers", type=Path, default=None, help="directory with torchft and accelerate")
     parser.add_argument("--work-dir", type=Path, default=Path("runs/bench/time_to_loss"))
     parser.add_argument("--table-only", action="store_true", help="run nothing: write the result of what is done")
