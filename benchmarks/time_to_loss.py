@@ -1,6 +1,6 @@
 """Time and bytes to DDP's loss: a method runs on until its validation loss is DDP's, or thrice the tokens are spent.
 
-    python -m benchmarks.time_to_loss [--preset nano] [--seeds 3] [--only KEY,KEY] [--longest 3] [--peers DIR] [--table-only]
+    python -m benchmarks.time_to_loss [--preset nano] [--seeds 3] [--only KEY,KEY] [--peers DIR] [--table-only]
 
 Two islands, the models, data and methods of benchmarks/headline.py. Targets are DDP's losses at 25, 50 and 100 % of its
 steps. The learning rate falls over a whole run, so that running on means a longer run: each method is run at 1, 1.25,
