@@ -68,7 +68,9 @@ class PrimalAveraging(Combined):
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         before = [p.clone() for p in params] if self.average > 0 else []
         gaps = [self.state[p].get("d") if p in self.state else None for p in params]
-        super().step()
+        self._share()  # not Combined.step, whose hooks would run a second time
+        for part in self.parts:
+            part.step()
         for p, old, gap in zip(params, before, gaps, strict=False):
             moved = old.sub_(p)
             d = torch.zeros_like(p) if gap is None else gap

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lowcomm.aggregate import Krum
+from lowcomm.aggregate import Krum, Mean
 from lowcomm.exchange.gossip import Gossip
 from lowcomm.local import DesLoc
 from lowcomm.outer import SGD
@@ -70,7 +70,7 @@ def test_after_a_round_of_local_adam_islands_have_one_state() -> None:
 def test_bytes_are_counted() -> None:
     counts = [toy.trajectory(build(m))[-1] for m in (None, DesLoc(first_every=1, second_every=1))]
     plain, averaged = (int(text.split(":")[1]) for text in counts)
-    assert averaged > 2.5 * plain
+    assert averaged > 2.2 * plain  # three sums for one, beside roll calls and digests
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,11 @@ def test_bytes_are_counted() -> None:
         (DesLoc(), {"exchange": Gossip()}, "second exchange of all islands"),
         (DesLoc(), {"schedule": OneStepDelay()}, "training would wait"),
         (DesLoc(), {"aggregator": Krum(faulty=0)}, "plain mean over all islands"),
-        (DesLoc(), {"privacy": ClientGaussian()}, "without noise or masks"),
+        (
+            DesLoc(),
+            {"privacy": ClientGaussian(), "quorum": 1.0, "aggregator": Mean(by="uniform")},
+            "without noise or masks",
+        ),
     ],
 )
 def test_refused(moments_: DesLoc, settings: dict[str, Any], words: str) -> None:
