@@ -1,7 +1,8 @@
 """Stand-ins for packages that a bare machine with a GPU may lack; import it before lowcomm.
 
-Of lowcomm's packages only xxhash is needed at import by what benchmarks/gpu.py runs: digests that are compared between
-islands. blake2b takes its place; it is slower, and rows say so.
+Of lowcomm's packages two are needed at import by what benchmarks/gpu.py runs: xxhash for digests that are compared
+between islands, whose place blake2b takes (it is slower, and rows say so), and safetensors, of which a run without
+checkpoints uses nothing.
 """
 
 from __future__ import annotations
@@ -47,6 +48,23 @@ def stand_in() -> ModuleType:
     return made
 
 
+def empty_safetensors() -> dict[str, ModuleType]:
+    """Modules whose functions are there to be imported, not to be called."""
+
+    def missing(*_: Any, **__: Any) -> Any:
+        raise ModuleNotFoundError("safetensors is not installed: nothing can be saved or loaded")
+
+    first: Any = ModuleType("safetensors")
+    first.SafetensorError, first.safe_open = type("SafetensorError", (Exception,), {}), missing
+    torch: Any = ModuleType("safetensors.torch")
+    for name in ("load", "load_file", "save", "save_file"):
+        setattr(torch, name, missing)
+    first.torch = torch
+    return {"safetensors": first, "safetensors.torch": torch}
+
+
+if "safetensors" not in sys.modules and importlib.util.find_spec("safetensors") is None:
+    sys.modules.update(empty_safetensors())
 if "xxhash" not in sys.modules and importlib.util.find_spec("xxhash") is None:
     sys.modules["xxhash"] = stand_in()
     MISSING.append("xxhash")

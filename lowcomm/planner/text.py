@@ -9,7 +9,7 @@ from rich.table import Table
 
 from lowcomm.plan.choose import Option
 from lowcomm.plan.codecs import FP32
-from lowcomm.plan.penalty import outer_lr, outside
+from lowcomm.plan.penalty import outer_lr, outer_momentum, outside
 from lowcomm.plan.runtime import Settings, predict
 from lowcomm.plan.what_if import needed, parse_sizes
 from lowcomm.planner.command import Plan
@@ -25,7 +25,7 @@ def summary_lines(plan: Plan) -> Iterator[str]:
     p, s = best.prediction, best.prediction.settings
     yield (
         f"plan: {best.label}: a sync every {s.every} inner steps (H), {_fragments(s)}, codec {s.codec.recipe}, "
-        f"{_connections(s.streams)}, outer learning rate {outer_lr(job, s):.2f}"
+        f"{_connections(s.streams)}, outer learning rate {outer_lr(job, s):.2f}, momentum {outer_momentum(job, s):g}"
     )
     yield f"why: {_why(plan)}"
     yield (
