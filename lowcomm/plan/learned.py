@@ -149,13 +149,12 @@ def learn(observations: Sequence[Observation]) -> Learned:
             left[kind].append(residual - fit(others, known)(rows[i]))
     errors = {kind: _relative(observations, found) for kind, found in left.items()}
     best = min(candidates, key=lambda kind: errors[kind])
-    ordered = sorted(left[best])
     return Learned(
         kind=best,
         runs=count,
         error_before=errors["nothing"],
         error_after=errors[best],
-        spread=(_quantile(ordered, RANGE[0]), _quantile(ordered, RANGE[1])),
+        spread=_range(sorted(left[best])),
         lowest=tuple(map(min, zip(*rows, strict=True))),
         highest=tuple(map(max, zip(*rows, strict=True))),
         correct=candidates[best](rows, residuals),
@@ -190,9 +189,9 @@ def _ensemble() -> Any:
     return ensemble
 
 
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    """Linear between neighbours."""
-    place = share * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+def _range(ordered: Sequence[float]) -> tuple[float, float]:
+    """Between these two of n values the next one is expected with the odds of `RANGE`: ranks of n + 1, no others."""
+    count = len(ordered)
+    low = max(1, math.floor(RANGE[0] * (count + 1)))
+    high = min(count, math.ceil(RANGE[1] * (count + 1)))
+    return ordered[low - 1], ordered[high - 1]
