@@ -41,6 +41,7 @@ def methods(rounds: int) -> dict[str, tuple[Settings, ...]]:
         "--sync.schedule",
         f"Growing(growth={growth(rounds * EVERY, rounds, 128)}, longest=128)",
     )
+    common = ("--sync.moments", "DesLoc(first_every=None, second_every=1)")
     eighth, late = max(1, rounds // 8), rounds - max(1, rounds // 4)
     return {
         BASE: _outer(f"Nesterov(lr=0.7, momentum={usual})", "SGD(lr=1.0)"),
@@ -57,6 +58,9 @@ def methods(rounds: int) -> dict[str, tuple[Settings, ...]]:
         "GPA inside": tuple(
             ("--inner.optimizer", f"Gpa(lr={lr}, average={share})", *_of(usual))
             for lr, share in ((3e-3, 0.9), (6e-3, 0.9))
+        ),
+        "SAVIC inside": tuple(
+            ("--inner.optimizer", f"Savic(lr={lr}, scale_every={EVERY})", *common, *_of(usual)) for lr in (3e-4, 1e-3)
         ),
         "EDiT": (("--sync.aggregator", "EDiT(warmup_rounds=10, sharpness=0.1)", *_of(usual)),),
     }

@@ -81,7 +81,7 @@ from lowcomm.data import ByLength, Dirichlet, Iid, NaturalId, Partition, Patholo
 from lowcomm.exchange.base import ExchangeChoice
 from lowcomm.exchange.buffered import Buffered
 from lowcomm.exchange.gossip import Gossip
-from lowcomm.island import AdamW, Gpa, Inner, Muon, Soap
+from lowcomm.island import AdamW, Gpa, Inner, Muon, Savic, Soap
 from lowcomm.island import Lion as InnerLion
 from lowcomm.local import Baffle, DesLoc, Estimate, FedProx, Objective, OneByte, RankDecay, Scaffold, SelectLayers
 from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Nesterov, Outer, Pier, ScheduleFree
@@ -134,6 +134,7 @@ INNERS: tuple[Inner, ...] = (
     Muon(lr=0.02),
     Soap(lr=0.02, every_steps=3),
     Gpa(lr=0.02),
+    Savic(lr=0.02, scale_every=4),
 )
 
 ESTIMATES: tuple[Estimate, ...] = (OneByte(), OneByte(probes=2, bits=32), Baffle(probes=3))

@@ -13,6 +13,7 @@ from lowcomm.island.muon import Muon
 from lowcomm.island.part import Part, Whole
 from lowcomm.island.plain import Batch, PlainIsland
 from lowcomm.island.private import PrivateIsland
+from lowcomm.island.savic import Savic
 from lowcomm.island.soap import Soap
 from lowcomm.island.stage import StagePart
 from lowcomm.island.tensor import TensorPart
@@ -38,6 +39,7 @@ __all__ = [
     "Part",
     "PlainIsland",
     "PrivateIsland",
+    "Savic",
     "Soap",
     "StagePart",
     "TensorPart",
