@@ -7,7 +7,8 @@ Chezhegov et al., Local methods with adaptivity via scaling, arXiv 2406.00846.
 
 S: `scale_every`, the H of the sync: a renewal with the first step of each round; b: `beta2`; alpha: `floor`. D^2 is
 `exp_avg_sq`, m is `exp_avg` (shape and dtype of the parameter). With
-`sync.moments = DesLoc(first_every=None, second_every=1)` all islands have one D from the next round on, as in the paper; without it each has its own.
+`sync.moments = DesLoc(first_every=None, second_every=1)` all islands have one D from the next round on, as in the
+paper; without it each has its own.
 No bytes of its own. Raises ConfigError for a value out of range.
 Deviates: D is renewed from islands' own gradients and then averaged; decoupled weight decay, none on vectors; no OASIS
 scaling, which needs products with the Hessian.
