@@ -51,7 +51,7 @@ def stand_in() -> ModuleType:
 def empty_safetensors() -> dict[str, ModuleType]:
     """Modules whose functions are there to be imported, not to be called."""
 
-    def missing(*_: Any, **__: Any) -> Any:
+    def missing(*_: Any) -> Any:
         raise ModuleNotFoundError("safetensors is not installed: nothing can be saved or loaded")
 
     first: Any = ModuleType("safetensors")
