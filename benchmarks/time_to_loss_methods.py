@@ -24,7 +24,7 @@ class Entrant:
     peer: Method | None = None
     """Trained by its own two processes, not simulated."""
     first: float = 1.0
-    """Shortest length that is tried: at DDP's own it was known to fail by 1.4 % and more (benchmarks/results/headline.json)."""
+    """Shortest length that is tried: where not 1, seed 0 was 1.4 % and more behind at 1 (results/headline.json)."""
     base: str = BASE
     """DDP with the same inner optimizer."""
     islands: int = 2
