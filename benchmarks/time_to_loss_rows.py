@@ -20,6 +20,7 @@ from benchmarks.time_to_loss_methods import ALONE, ENTRANTS, Entrant
 SHARES = (0.25, 0.5, 1.0)
 """Of DDP's tokens: its losses there are what the others run until."""
 LINK_RTT_MS = 50.0
+NOT_REACHED, NOT_RUN_ON = "not reached", "not run on"
 NOT_TIMED = "not timed: python -m benchmarks.headline --part timing"
 
 
@@ -150,7 +151,7 @@ def _target(
     target = next(p for p in ddp.points if p.step >= share * size.steps).bpb
     found, (timed, base) = reached(own, target), at
     row: dict[str, Any] = {"target_share": share, "target_bpb": target, "steps_to_target": None}
-    row |= {"length": None, "wall_s_to_target": None, "bytes_to_target": None, "wall_s_from": "not reached"}
+    row |= {"length": None, "wall_s_to_target": None, "bytes_to_target": None, "wall_s_from": _why_none(entrant, own)}
     if found is None:
         return row
     point, curve = found
@@ -168,6 +169,11 @@ def _target(
         "bytes_to_target": sent(entrant, point, timed),
         "speedup_over_full_link": None if time_s is None or full_s is None else full_s / time_s,
     }
+
+
+def _why_none(entrant: Entrant, own: Sequence[Curve]) -> str:
+    """Why a target has no step: all that may be spent was, or longer runs were not made."""
+    return NOT_REACHED if max(c.length for c in own) >= entrant.lengths[-1] else NOT_RUN_ON
 
 
 def bpb_at(curves: Iterable[Curve], step: int) -> float | None:

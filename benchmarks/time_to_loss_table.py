@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.common import RESULTS
+from benchmarks.time_to_loss_rows import NOT_REACHED, NOT_RUN_ON
 
 SEEDS = 3
 """That a number on the front page has; others are marked."""
@@ -29,9 +30,8 @@ def shown(rows: Sequence[Row], column: str, form: str) -> str:
     value = mean_of(rows, column)
     if value is not None:
         return form.format(value)
-    if any(r["steps_to_target"] is None for r in rows):
-        return "not reached"
-    return "-"
+    missing = {r["wall_s_from"] for r in rows if r["steps_to_target"] is None}
+    return next((why for why in (NOT_RUN_ON, NOT_REACHED) if why in missing), "-")
 
 
 def time_to_loss_table(result: dict[str, Any]) -> str:
@@ -93,7 +93,7 @@ def _foot(result: dict[str, Any]) -> str:
     return (
         f"\n{rows[0]['islands']} islands, one for the row alone, which takes half of DDP's tokens in a step. Steps: "
         "the first evaluation (every 128) at or below DDP's loss with the same seed; the learning rate falls over the "
-        "run, whose length is chosen from 1, 1.25, 1.5, 2 and 3 times DDP's; not reached: in none of them. Seconds: "
+        "run, whose length is chosen from 1, 1.25, 1.5, 2 and 3 times DDP's; not reached: in none of them; not run on: longer ones were not made. Seconds: "
         "steps and syncs x what headline.json measured on the shaped link; -: not timed there. The last five columns "
         f"are for 100 %. `{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
     )

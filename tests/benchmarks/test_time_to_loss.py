@@ -114,6 +114,12 @@ def test_what_was_not_reached_or_not_timed_has_no_seconds(rows: list[dict[str, A
     assert muon["speedup_over_ddp_same_inner"] is None  # DDP with Muon was not run
 
 
+def test_a_run_that_could_be_longer_is_not_called_a_failure() -> None:
+    curves = {(BASE, 0): [curve(1.0, [2.0], every_step=True)], (DILOCO, 0): [curve(1.0, [2.1])]}
+    found = row(rows_of(curves, {"rows": [timed(BASE, 9.0)]}, NANO), DILOCO)
+    assert found["steps_to_target"] is None and found["wall_s_from"] == "not run on"
+
+
 def test_tables_mark_what_has_fewer_seeds(rows: list[dict[str, Any]]) -> None:
     result = {
         "rows": rows, "command": "python -m benchmarks.time_to_loss", "created": "2026-12-01T00:00",
