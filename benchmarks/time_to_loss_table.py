@@ -93,7 +93,8 @@ def _foot(result: dict[str, Any]) -> str:
     return (
         f"\n{rows[0]['islands']} islands, one for the row alone, which takes half of DDP's tokens in a step. Steps: "
         "the first evaluation (every 128) at or below DDP's loss with the same seed; the learning rate falls over the "
-        "run, whose length is chosen from 1, 1.25, 1.5, 2 and 3 times DDP's; not reached: in none of them; not run on: longer ones were not made. Seconds: "
+        "run, whose length is chosen from 1, 1.25, 1.5, 2 and 3 times DDP's; not reached: in none of "
+        "them; not run on: longer ones were not made. Seconds: "
         "steps and syncs x what headline.json measured on the shaped link; -: not timed there. The last five columns "
         f"are for 100 %. `{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
     )
