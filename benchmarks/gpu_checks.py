@@ -200,10 +200,12 @@ def check_topk(device: torch.device, chunks_of: Sequence[tuple[int, int, int]]) 
             given = delta_topk(old.to(device), new.to(device), left, chunks, beta=0.9, bits=bits, path=FAST)
             yield "delta_topk", same(_parts(wanted), _parts(given)) and same(error, left)
             payload = [torch.stack([part] * 3) for part in _parts(wanted)]
-            weights = torch.tensor([0.2, 0.5, 0.3])
-            mean = sparse_decode(*payload, weights, chunks, bits=bits, path=REF)
-            there = [part.to(device) for part in payload]
-            given = sparse_decode(*there, weights.to(device), chunks, bits=bits, path=FAST, out=poison(mean, device))
+            weights, there = torch.tensor([0.2, 0.5, 0.3]), [part.to(device) for part in payload]
+            mean = sparse_decode(payload[0], payload[1], payload[2], weights, chunks, bits=bits, path=REF)
+            given = sparse_decode(
+                there[0], there[1], there[2], weights.to(device), chunks, bits=bits, path=FAST,
+                out=poison(mean, device),
+            )  # fmt: skip
             yield "sparse_decode", same(mean, given)
 
 

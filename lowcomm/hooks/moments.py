@@ -64,5 +64,7 @@ class MomentAverage(Hook):
 def _moment(replica: Replica, parameter: str, names: Sequence[str]) -> Tensor | None:
     """The parameter's moment of one of these names in the island's optimizer."""
     p = replica.params.get(parameter)
-    state = replica.inner.state.get(p, {}) if p is not None else {}
+    if p is None or p not in replica.inner.state:
+        return None
+    state = replica.inner.state[p]
     return next((state[n] for n in names if isinstance(state.get(n), Tensor) and state[n].shape == p.shape), None)
