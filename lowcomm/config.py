@@ -17,7 +17,7 @@ from lowcomm.exchange.base import ExchangeChoice
 from lowcomm.exchange.buffered import Buffered
 from lowcomm.exchange.store import Store
 from lowcomm.island import InnerConfig, IslandConfig
-from lowcomm.local import Objective
+from lowcomm.local import DesLoc, Objective
 from lowcomm.model import Full, ModelConfig
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.privacy import Mechanism
@@ -52,6 +52,8 @@ class SyncConfig:
     """Inner steps of each island per round, 1 to `every`; it rests for the others. None: `every` for all."""
     objective: Objective | None = None
     """What is added to the gradients of inner steps (FedProx, Scaffold); None: nothing."""
+    moments: DesLoc | None = None
+    """Inner optimizers' moments are averaged over the islands as well, each at its own period; None: they are local."""
     exchange: ExchangeChoice | None = None
     """Who exchanges with whom, and when; None: islands in lockstep."""
     secure: SecureSum | None = None
@@ -85,7 +87,7 @@ class SyncConfig:
         """Who takes part how, as a LocalSGD takes it."""
         return Clients(
             sampling=self.sampling, local_steps=self.local_steps, objective=self.objective, secure=self.secure,
-            attack=self.attack, allow_attack=self.allow_attack,
+            attack=self.attack, allow_attack=self.allow_attack, moments=self.moments,
         )  # fmt: skip
 
     def spec(self, seed: int = 0) -> SyncSpec:

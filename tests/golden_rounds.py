@@ -52,6 +52,7 @@ from tests.methods import (
     INNERS,
     LORA_RULES,
     MECHANISMS,
+    MOMENTS,
     OBJECTIVES,
     OUTERS,
     SAMPLINGS,
@@ -222,6 +223,7 @@ def loops() -> dict[str, Loop]:
         for o in OBJECTIVES
         if not isinstance(o, RankDecay | SelectLayers)
     }
+    plain |= {f"moments {name(m)}": Loop(settings={}, clients=SyncConfig(moments=m)) for m in MOMENTS}
     return plain | tuned() | combined()
 
 

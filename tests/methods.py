@@ -8,6 +8,7 @@ from lowcomm.aggregate import (
     Aggregator,
     Bucketing,
     CentredClipping,
+    EDiT,
     GeometricMedian,
     Krum,
     Mean,
@@ -91,9 +92,9 @@ from lowcomm.data import ByLength, Dirichlet, Iid, NaturalId, Partition, Patholo
 from lowcomm.exchange.base import ExchangeChoice
 from lowcomm.exchange.buffered import Buffered
 from lowcomm.exchange.gossip import Gossip
-from lowcomm.island import AdamW, Inner, Muon, Soap
+from lowcomm.island import AdamW, Gpa, Inner, Muon, Savic, Soap
 from lowcomm.island import Lion as InnerLion
-from lowcomm.local import Baffle, Estimate, FedProx, Objective, OneByte, RankDecay, Scaffold, SelectLayers
+from lowcomm.local import Baffle, DesLoc, Estimate, FedProx, Objective, OneByte, RankDecay, Scaffold, SelectLayers
 from lowcomm.outer import (
     SGD,
     DelayedNesterov,
@@ -104,7 +105,10 @@ from lowcomm.outer import (
     HeLoCo,
     Nesterov,
     Outer,
+    Pier,
+    ScheduleFree,
 )
+from lowcomm.outer import Lion as OuterLion
 from lowcomm.privacy import AdaptiveClip, ClientGaussian, ExampleGaussian, Mechanism
 from lowcomm.sampling import FixedSize, Poisson, Sampling
 from lowcomm.schedule import (
@@ -130,6 +134,9 @@ OUTERS: tuple[Outer, ...] = (
     FedYogi(lr=0.01),
     DelayedNesterov(lr=0.7, momentum=0.6, every=3, spread=0.2),
     HeLoCo(lr=0.7, momentum=0.6),
+    Pier(warmup_rounds=2, decay_from=3, decay_rounds=2),
+    ScheduleFree(lr=1.0),
+    OuterLion(lr=0.01),
 )
 
 SCHEDULES: tuple[Schedule, ...] = (
@@ -146,11 +153,20 @@ SCHEDULES: tuple[Schedule, ...] = (
     Growing(growth=1.3, longest=8),
 )
 
-INNERS: tuple[Inner, ...] = (AdamW(lr=0.02), InnerLion(lr=0.005), Muon(lr=0.02), Soap(lr=0.02, every_steps=3))
+INNERS: tuple[Inner, ...] = (
+    AdamW(lr=0.02),
+    InnerLion(lr=0.005),
+    Muon(lr=0.02),
+    Soap(lr=0.02, every_steps=3),
+    Gpa(lr=0.02),
+    Savic(lr=0.02, scale_every=4),
+)
 
 ESTIMATES: tuple[Estimate, ...] = (OneByte(), OneByte(probes=2, bits=32), Baffle(probes=3))
 
 OBJECTIVES: tuple[Objective, ...] = (FedProx(mu=0.1), Scaffold(), RankDecay(), SelectLayers(budget_bytes=256))
+
+MOMENTS: tuple[DesLoc, ...] = (DesLoc(first_every=1, second_every=2),)
 
 SAMPLINGS: tuple[Sampling, ...] = (FixedSize(count=2), Poisson(rate=0.4))
 
@@ -169,6 +185,7 @@ AGGREGATORS: tuple[Aggregator, ...] = (
     Bucketing() | TrimmedMean(faulty=0),
     RFFL(),
     MoNNA(),
+    EDiT(spike=1.5, warmup_rounds=1, radius=0.5),
 )
 MIXINGS: tuple[Mixing, ...] = (NNM(), Bucketing(), NNM() | Bucketing())
 ATTACKS: tuple[Attack, ...] = (

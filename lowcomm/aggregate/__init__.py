@@ -4,6 +4,7 @@ from lowcomm.aggregate.base import Aggregate, Aggregator, Context
 from lowcomm.aggregate.bucketing import Bucketing
 from lowcomm.aggregate.centred_clipping import CentredClipping
 from lowcomm.aggregate.coordinates import CoordinateRule
+from lowcomm.aggregate.edit import EDiT
 from lowcomm.aggregate.geometric_median import GeometricMedian
 from lowcomm.aggregate.gram import GramRule
 from lowcomm.aggregate.krum import Krum
@@ -28,6 +29,7 @@ __all__ = [
     "CentredClipping",
     "Context",
     "CoordinateRule",
+    "EDiT",
     "GeometricMedian",
     "GramRule",
     "Krum",

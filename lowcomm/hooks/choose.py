@@ -10,6 +10,7 @@ from lowcomm.hooks.buffers import BufferAverage
 from lowcomm.hooks.control_variates import ControlVariates
 from lowcomm.hooks.local_objective import LocalObjective
 from lowcomm.hooks.lora import LoraAdapters
+from lowcomm.hooks.moments import MomentAverage
 from lowcomm.hooks.privacy import Privacy
 from lowcomm.hooks.private_tensors import PrivateTensors
 from lowcomm.hooks.rank_pruning import RankPruning
@@ -54,6 +55,8 @@ def hooks_of(
             hooks.append(ControlVariates(objective, replicas, anchors, transport))
         else:
             hooks.append(LocalObjective(objective, replicas, anchors))
+    if spec.clients.moments is not None:
+        hooks.append(MomentAverage(spec.clients.moments, replicas, transport))
     if pruning is not None:
         hooks.append(pruning)
     if type(spec.codec).private is not Codec.private:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lowcomm.local.baffle import Baffle
+from lowcomm.local.desloc import DesLoc
 from lowcomm.local.directions import Probe, move
 from lowcomm.local.estimate import Estimate
 from lowcomm.local.fedprox import FedProx
@@ -14,6 +15,7 @@ from lowcomm.local.select_layers import SelectLayers
 
 __all__ = [
     "Baffle",
+    "DesLoc",
     "Estimate",
     "FedProx",
     "Objective",

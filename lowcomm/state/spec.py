@@ -12,7 +12,7 @@ from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.attack import Attack
 from lowcomm.codec import Codec, Fp32
 from lowcomm.exchange.base import ExchangeChoice
-from lowcomm.local import Objective
+from lowcomm.local import DesLoc, Objective
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.privacy import Mechanism
 from lowcomm.sampling import Sampling
@@ -26,7 +26,7 @@ BufferRule = Literal["average", "local"]
 
 @dataclass(frozen=True, kw_only=True)
 class Clients:
-    """How islands take part in rounds; each None: all train alike, and their sums are plain."""
+    """How islands take part in rounds; each None: all train alike, their sums are plain, moments are their own."""
 
     sampling: Sampling | None = None
     """Which islands train in a round."""
@@ -40,6 +40,8 @@ class Clients:
     """What some islands do to their contributions on purpose, to test the aggregator."""
     allow_attack: bool = False
     """Whether that is meant; an attack is refused without it."""
+    moments: DesLoc | None = None
+    """When the inner optimizers' moments are averaged, too."""
 
     def rests_somewhen(self) -> bool:
         """Whether an island may have inner steps in which it does nothing."""
