@@ -29,7 +29,6 @@ from torch import Tensor, nn
 import lowcomm as lc
 from lowcomm.aggregate import NNM, Krum, Mean, Median, TrimmedMean
 from lowcomm.aggregate.lora import FFA, FedIT, FedRand, FedSB, HetLoRA, RoLoRA, SenderMean
-from lowcomm.attack import LabelNoise
 from lowcomm.codec import ErrorFeedback, Fp32, Int4, Int8, InTurn, LocalResidual, Shared, TopK
 from lowcomm.codec.parts import Parts
 from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
@@ -154,7 +153,9 @@ class Loop:
         models = [self.model() for _ in transport.local]
         inners = [self.inner.build(m) for m in models]
         plain = {"every": EVERY, "outer": Nesterov(lr=0.7, momentum=0.6), "seed": 7, "clients": self.clients.clients}
-        return lc.LocalSGD(models, inners, transport=transport, **{**plain, **self.settings}), models, inners
+        sync = lc.LocalSGD(models, inners, transport=transport, **{**plain, **self.settings})
+        sync.judge_by(lambda model: sum(float(p.double().square().sum()) for p in model.parameters()))
+        return sync, models, inners
 
     def simulated(self, scratch: Path) -> dict[str, Any]:
         """As the trainer's cases have it; nothing is written."""
@@ -187,6 +188,7 @@ def inner_step(sync: lc.LocalSGD, models: list[nn.Module], inners: list[Any], st
             continue
         set_gradients(models[i], island, step)
         sync.count_tokens(4 + island, i)
+        sync.count_loss(1 + island / 8, i)
         if not average:
             inners[i].step()
     if average:
@@ -205,7 +207,7 @@ def loops() -> dict[str, Loop]:
     plain |= {
         f"attack {name(a)}": Loop(settings={"aggregator": Median()}, clients=SyncConfig(attack=a, allow_attack=True))
         for a in ATTACKS
-        if not isinstance(a, LabelNoise)
+        if not a.poisons
     }
     mean = Mean(by="uniform")
     plain |= {

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from lowcomm.aggregate import (
+    AFL,
     NNM,
+    QFFL,
     RFFL,
+    SMEA,
     Aggregator,
     Bucketing,
     CentredClipping,
+    FedCPA,
+    FedFB,
+    Flag,
     GeometricMedian,
     Krum,
     Mean,
@@ -15,7 +21,10 @@ from lowcomm.aggregate import (
     Mixing,
     MoNNA,
     NormBound,
+    Shapley,
+    SybilWall,
     TrimmedMean,
+    Trust,
 )
 from lowcomm.aggregate.lora import (
     FFA,
@@ -36,7 +45,9 @@ from lowcomm.aggregate.lora import (
 )
 from lowcomm.attack import (
     ALIE,
+    DMPA,
     Attack,
+    CollectiveAction,
     FreeRider,
     Gaussian,
     InnerProduct,
@@ -146,6 +157,15 @@ AGGREGATORS: tuple[Aggregator, ...] = (
     Bucketing() | TrimmedMean(faulty=0),
     RFFL(),
     MoNNA(),
+    Flag(),
+    SMEA(),
+    SybilWall(),
+    FedCPA(),
+    Trust(),
+    Shapley(),
+    QFFL(),
+    AFL(),
+    FedFB(),
 )
 MIXINGS: tuple[Mixing, ...] = (NNM(), Bucketing(), NNM() | Bucketing())
 ATTACKS: tuple[Attack, ...] = (
@@ -153,8 +173,10 @@ ATTACKS: tuple[Attack, ...] = (
     Scaling(),
     Gaussian(),
     ALIE(islands=(1,)),
+    DMPA(islands=(0, 2)),
     InnerProduct(islands=(0, 3)),
     LabelNoise(),
+    CollectiveAction(),
     FreeRider(),
     Replay(),
     NotANumber(),

@@ -27,7 +27,7 @@ from lowcomm.state.report import SyncReport
 from lowcomm.state.spec import SyncSpec
 from lowcomm.state.step_clock import StepClock
 from lowcomm.transport import Transport
-from lowcomm.types import Round, SyncError
+from lowcomm.types import Delta, Round, SyncError
 
 
 class SyncState:
@@ -77,6 +77,8 @@ class SyncState:
         self.step_clock = StepClock()
         self.deadlines = Deadlines(spec.on_late, spec.late_tolerance_s)
         self.consistency = Consistency(transport)
+        self.losses: Callable[[int, Sequence[Delta]], list[float]] | None = None
+        """Losses on the proxy set of a fragment's anchor minus Deltas; None: there is no such text."""
         self.listeners: list[Callable[[SyncReport], None]] = []
 
     def action_at(self, step: int) -> Action:
