@@ -137,9 +137,7 @@ def table(result: dict[str, Any]) -> str:
         ]
         epsilon = "none" if noise is None else "-" if spent is None else f"{spent:.3g}"
         lines.append(f"| {'none' if noise is None else noise} | {epsilon} | {' | '.join(shown)} |")
-    told = (
-        f"Validation bits per byte; two of eight attack; {STEPS // EVERY} rounds, 0.12M parameters, one seed."
-    )
+    told = f"Validation bits per byte; two of eight attack; {STEPS // EVERY} rounds, 0.12M parameters, one seed."
     return "\n".join([*lines, "", f"{told} `{result['command']}`, {result['created'][:10]}."]) + "\n"
 
 

@@ -27,12 +27,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import lowcomm as lc
-from lowcomm.aggregate import NNM, Krum, Mean, Median, TrimmedMean
+from lowcomm.aggregate import NNM, Krum, Mean, Median, Shapley, TrimmedMean
 from lowcomm.aggregate.lora import FFA, FedIT, FedRand, FedSB, HetLoRA, RoLoRA, SenderMean
 from lowcomm.codec import ErrorFeedback, Fp32, Int4, Int8, InTurn, LocalResidual, Shared, TopK
 from lowcomm.codec.parts import Parts
 from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig
+from lowcomm.data.proxy import Proxy
 from lowcomm.data.source import Corpus, Document, Source
 from lowcomm.exchange.store import Store
 from lowcomm.island import AdamW
@@ -385,6 +386,8 @@ def _cut(config: RunConfig) -> RunConfig:
         sync = dataclasses.replace(sync, privacy=dataclasses.replace(sync.privacy, seed=1))  # pyright: ignore
     if isinstance(sync.aggregator, Krum):
         sync = dataclasses.replace(sync, aggregator=dataclasses.replace(sync.aggregator, faulty=0))
+    if isinstance(sync.aggregator, Shapley):
+        sync = dataclasses.replace(sync, aggregator=Shapley(permutations=2), proxy=Proxy(source=Words(), sequences=1))
     if sync.attack is not None:
         rule, attack = NNM() | TrimmedMean(), dataclasses.replace(sync.attack, islands=(3,))
         sync = dataclasses.replace(sync, aggregator=rule, attack=attack, allow_attack=True)
