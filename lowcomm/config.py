@@ -208,12 +208,12 @@ def check(config: RunConfig, islands: int) -> None:
     require(plain, "batched", True, "False, as model.tuning is set", "leave it out")
     require(config.log_every >= 1, "log_every", config.log_every, "1 or more", "10 is usual")
     _check_own_data(config)
-    _check_step_hashes(config)
     config.data.check(islands)
     config.model.check()
     config.inner.check()
     _check_sync(config)
     _check_clients(config, islands)
+    _check_step_hashes(config)
     check_tuning(config.sync.spec(), config.model.tuning)
     size = config.island.size or 1
     check_zeroth_order(config.inner, config.sync.schedule, config.batched, size, config.model.compile)

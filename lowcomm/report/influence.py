@@ -20,8 +20,8 @@ def influence_figures(runs: Sequence[Run], names: Sequence[str]) -> list[Figure]
 def tables_of(run: Run) -> list[Table]:
     """The tables of influence.json, square ones of finite numbers only."""
     rounds = run.influence.get("rounds")
-    tables = [row.get("influence") for row in rounds if isinstance(row, dict)] if isinstance(rounds, list) else []
-    return [t for t in tables if _is_square(t)]
+    rows: list[Any] = rounds if isinstance(rounds, list) else []
+    return [row["influence"] for row in rows if isinstance(row, dict) and _is_square(row.get("influence"))]
 
 
 def _is_square(table: Any) -> bool:

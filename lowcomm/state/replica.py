@@ -30,7 +30,7 @@ class Replica:
         self.tokens = 0.0
         self.next_tokens = 0
         self.synced_tokens: dict[int, float] = {}
-        self.losses = (0.0, 0)
+        self.losses: tuple[float, int] = (0.0, 0)
         """Sum and number of the inner steps' losses (nats per token) that were said since a rule last took them."""
         self.failed_at: int | None = None
         """Inner step whose loss or gradients were not finite, the last one."""

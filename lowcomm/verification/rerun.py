@@ -21,7 +21,7 @@ from lowcomm.config_read import read_config
 from lowcomm.membership import World
 from lowcomm.report.progress import Progress
 from lowcomm.run.assembly import assemble, preflight
-from lowcomm.run.clock import agree_on_start
+from lowcomm.run.cadence import agree_on_start
 from lowcomm.run.resume import load_newest
 from lowcomm.trainer import Loop
 from lowcomm.types import ConfigError

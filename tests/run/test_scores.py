@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowcomm.aggregate import Krum, Shapley, Trust
+from lowcomm.aggregate import SMEA, Krum, Mean, Shapley, Trust
 from lowcomm.attack import CollectiveAction
 from lowcomm.cli import main
 from lowcomm.config import EvalConfig, RunConfig, SyncConfig
@@ -19,6 +19,7 @@ from lowcomm.data import DataConfig, TextFiles, TrainedBPE
 from lowcomm.data.proxy import Proxy
 from lowcomm.exchange.gossip import Gossip
 from lowcomm.hooks.influence import Influence
+from lowcomm.privacy import ExampleGaussian
 from lowcomm.report.html import write_report
 from lowcomm.run import score_book
 from lowcomm.trainer import train
@@ -99,6 +100,18 @@ def test_a_proxy_set_that_can_not_be_read_starts_nothing(corpus: Path, tmp_path:
     with pytest.raises(ConfigError, match=r"sync\.proxy\.source = 'TextFiles' .* Fix: use the tokenizer Bytes"):
         train(trained)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_robust_rule_after_the_noise_costs_no_privacy(corpus: Path, tmp_path: Path) -> None:
+    spent: list[float] = []
+    for rule in (Mean(by="uniform"), SMEA(faulty=1)):
+        privacy = ExampleGaussian(clip=1.0, noise_multiplier=1.0, seed=1)
+        sync = SyncConfig(every=2, aggregator=rule, privacy=privacy)
+        run_dir = tmp_path / type(rule).__name__
+        base = runs.small(corpus, run_dir, islands=3, steps=4, sync=sync)
+        assert train(replace(base, inner=replace(base.inner, clip_norm=None))) == 0
+        spent.append(runs.summary(run_dir)["privacy"]["epsilon_total"])
+    assert spent[0] == spent[1] and math.isfinite(spent[0])
 
 
 @pytest.mark.parametrize("islands", [1, 3])
