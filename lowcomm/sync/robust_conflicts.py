@@ -63,6 +63,9 @@ def _with_losses(spec: SyncSpec) -> Iterator[Conflict]:
 def with_model(spec: SyncSpec, ranks: int, averaged: Sequence[str], trained: Sequence[str]) -> Iterator[Conflict]:
     """Buffers that islands average, and trained parameters (names) of a model that has adapters."""
     rule = spec.aggregator
+    if ranks > 1 and (isinstance(rule, LossWeighted) or rule.proxies):
+        why = f"{type(rule).__name__} needs an island's whole loss, and its ranks have parts of it"
+        yield Conflict("island.size", ranks, f"sync.aggregator = {type(rule).__name__}", why, "islands of one rank")
     if not isinstance(rule, RobustRule):
         return
     other = f"sync.aggregator = {type(rule).__name__}"

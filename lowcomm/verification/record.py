@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowcomm.private_files import make_directory
+from lowcomm.private_files import make_directory, protect
 from lowcomm.state.report import SyncReport
 from lowcomm.verification.leaf import island_leaf, shared_leaf
 from lowcomm.verification.machine import machine_of
@@ -82,9 +82,9 @@ class StepRecord:
             make_directory(path.parent)
             partial = path.with_suffix(".partial")
             partial.write_text(text + line(MACHINE, machine), encoding="utf-8")
+            protect(partial)
             partial.replace(path)
             self._files.append(os.open(path, os.O_WRONLY | os.O_APPEND))
-            os.fchmod(self._files[-1], 0o600)
         state.listeners.append(self._on_sync)
 
     def close(self) -> None:

@@ -18,7 +18,9 @@ from lowcomm.schedule import EveryStep, Streaming
 from lowcomm.secure import SecureSum
 from lowcomm.state.checkpoint import global_part, island_part, load_global, load_island
 from lowcomm.state.report import SyncReport
+from lowcomm.state.spec import SyncSpec
 from lowcomm.sync import LocalSGD
+from lowcomm.sync.compatibility import check_islands
 from lowcomm.transport import Simulated
 from lowcomm.types import ConfigError, SyncError
 from tests.support import toy
@@ -134,6 +136,11 @@ REFUSED: list[tuple[SyncConfig, str]] = [
     (SyncConfig(aggregator=QFFL(), secure=SecureSum()), r"says its loss in the open"),
     (SyncConfig(aggregator=QFFL(), privacy=ClientGaussian()), r"Fix: "),
 ]
+
+
+def test_islands_of_several_ranks_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"island\.size = 2 .* sync\.aggregator = QFFL"):
+        check_islands(SyncSpec(every=4, aggregator=QFFL()), 2, 2, ())
 
 
 @pytest.mark.parametrize(("sync", "message"), REFUSED, ids=[m[:40] for _, m in REFUSED])

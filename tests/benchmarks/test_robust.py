@@ -18,10 +18,10 @@ from lowcomm.types import Contribution, Round
 PLAIN = Cell(rule="multi-Krum", attack="sign flip", attackers=2, split="iid", seed=0)
 
 
-def test_every_cell_is_another_run_that_passes_the_checks(tmp_path: Path) -> None:
+def test_every_cell_is_another_run_that_passes_the_checks(tmp_path: Path, long: bool) -> None:
     found = list(cells(1))
     assert len({cell.name for cell in found}) == len(found)
-    for cell in found:
+    for cell in found[:: 1 if long else 13]:
         check(cell.config(tmp_path), ISLANDS)
 
 

@@ -74,7 +74,7 @@ def test_a_run_scores_its_islands_and_trains_as_without(corpus: Path, tmp_path: 
     for row in rows:
         assert sum(row["scores"]["share"].values()) == pytest.approx(1)
         assert set(row["scores"]["phi"]) == {"0", "1", "2"}
-    assert main(["audit", str(tmp_path / "scored"), "--rounds", "2"]) == 0
+    assert main(["audit", str(tmp_path / "scored"), "--rounds", "1"]) == 0
     path.write_text(path.read_text(encoding="utf-8").replace('"phi"', '"phi "', 1), encoding="utf-8")
     assert main(["audit", str(tmp_path / "scored"), "--rounds", "1"]) == 1
 
@@ -106,9 +106,9 @@ def test_a_robust_rule_after_the_noise_costs_no_privacy(corpus: Path, tmp_path: 
     spent: list[float] = []
     for rule in (Mean(by="uniform"), SMEA(faulty=1)):
         privacy = ExampleGaussian(clip=1.0, noise_multiplier=1.0, seed=1)
-        sync = SyncConfig(every=2, aggregator=rule, privacy=privacy)
+        sync = SyncConfig(every=1, aggregator=rule, privacy=privacy)
         run_dir = tmp_path / type(rule).__name__
-        base = runs.small(corpus, run_dir, islands=3, steps=4, sync=sync)
+        base = runs.small(corpus, run_dir, islands=3, steps=2, sync=sync)
         assert train(replace(base, inner=replace(base.inner, clip_norm=None))) == 0
         spent.append(runs.summary(run_dir)["privacy"]["epsilon_total"])
     assert spent[0] == spent[1] and math.isfinite(spent[0])

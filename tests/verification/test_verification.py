@@ -18,6 +18,7 @@ from lowcomm.config import RunConfig, SyncConfig
 from lowcomm.exchange.gossip import Gossip
 from lowcomm.island import PlainIsland
 from lowcomm.island.plain import Batch
+from lowcomm.report.html import write_report
 from lowcomm.schedule import EveryStep
 from lowcomm.trainer import train
 from lowcomm.types import ConfigError
@@ -89,6 +90,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     halves = place.config("halves")
     assert train(replace(halves, checkpoint=replace(halves.checkpoint, stop_at_step=6))) == 3
     assert train(replace(halves, resume=True)) == 0
+    assert train(replace(place.config("plain"), step_hashes=False, steps=EVERY)) == 0
     with pytest.MonkeyPatch.context() as patch:
         cheat(patch)
         assert train(place.config("cheat")) == 0
@@ -132,11 +134,17 @@ def test_roots_are_in_log_and_summary(made: Runs) -> None:
     assert runs.summary(directory)["step_hashes"]["chain"] == read(directory, 0).chain.hex()
 
 
-def test_off_costs_nothing(tmp_path: Path) -> None:
-    config = runs.small(runs.write_corpus(tmp_path), tmp_path / "run", steps=EVERY)
-    assert train(config) == 0
-    assert not (tmp_path / "run" / "steps").exists()
-    assert runs.summary(tmp_path / "run")["step_hashes"] is None
+def test_roots_are_in_the_report(made: Runs, tmp_path: Path) -> None:
+    page = write_report([made.directory / "honest"], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Merkle roots of 6 rounds and islands" in page
+    assert read(made.directory / "honest", 1).segments[-1].root.hex() in page
+    plain = write_report([made.directory / "plain"], tmp_path / "plain.html").read_text(encoding="utf-8")
+    assert "Merkle" not in plain
+
+
+def test_off_costs_nothing(made: Runs) -> None:
+    assert not (made.directory / "plain" / "steps").exists()
+    assert runs.summary(made.directory / "plain")["step_hashes"] is None
 
 
 def test_an_audit_of_an_honest_run_finds_nothing(made: Runs, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,9 +240,7 @@ def test_runs_without_rounds_of_their_own_are_refused(change: dict[str, object],
 
 
 def test_bad_input_of_the_commands(made: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    honest = made.directory / "honest"
-    plain = tmp_path / "plain"
-    assert train(runs.small(runs.write_corpus(tmp_path), plain, steps=EVERY)) == 0
+    honest, plain = made.directory / "honest", made.directory / "plain"
     other = tmp_path / "other"
     assert train(runs.small(made.corpus, other, steps=STEPS, step_hashes=True, seed=1)) == 0
     capsys.readouterr()
