@@ -84,8 +84,8 @@ def judged(what: str, lines: list[str], seconds: float, settings: RunConfig, cha
     """A row of what an audit or the referee said."""
     text = " ".join(lines)
     found = re.search(r"island (\d+), inner step (\d+) is the first", text)
-    compared = re.search(r"(\d+) hashes compared", text)
-    assert found is not None and compared is not None, text
+    compared = [int(n) for n in re.findall(r"(\d+) hashes compared", text)]
+    assert found is not None and compared, text
     rounds, leaves = settings.steps // settings.sync.every, ISLANDS * (settings.sync.every + 1)
     return {
         "what": what,
@@ -94,7 +94,7 @@ def judged(what: str, lines: list[str], seconds: float, settings: RunConfig, cha
         "changed_island": CHEAT_ISLAND,
         "found_step": int(found[2]),
         "found_island": int(found[1]),
-        "hashes_compared": int(compared[1]),
+        "hashes_compared": sum(compared),
         "log2_of_hashes": math.log2(rounds * leaves),
         "seconds": seconds,
         "said": lines,
@@ -125,6 +125,7 @@ def main() -> None:
             referee(a, b, lines.append)
         else:
             audit(b, options.steps // options.every, 0, lines.append)
+        lines = [line.replace(f"{work}/", "") for line in lines]
         rows.append(judged(what, lines, time.perf_counter() - start, settings, options.changed))
     steps = options.steps * ISLANDS
     cost = {"what": "hashing", "plain_s_per_step": plain_s / steps, "hashed_s_per_step": honest_s / steps}
