@@ -13,6 +13,7 @@ from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.attack import Attack
 from lowcomm.codec import Codec, Fp32
 from lowcomm.data import DataConfig
+from lowcomm.data.proxy import Proxy, check_proxy
 from lowcomm.exchange.base import ExchangeChoice
 from lowcomm.exchange.buffered import Buffered
 from lowcomm.exchange.store import Store
@@ -58,6 +59,8 @@ class SyncConfig:
     """Who exchanges with whom, and when; None: islands in lockstep."""
     secure: SecureSum | None = None
     """Secure aggregation: nobody sees a single contribution, only the sum; None: plain sums."""
+    proxy: Proxy | None = None
+    """A public text by which some rules judge contributions (Shapley, Trust); None: there is none."""
     attack: Attack | None = None
     """What some islands do to their contributions on purpose, to test the aggregator; None: nothing."""
     allow_attack: bool = False
@@ -122,6 +125,8 @@ class EvalConfig:
     baselines: bool = False
     """With `clients`: also train on each island's data alone and on all data together, as many steps, to compare. Sites
     that keep their data are compared with training alone only."""
+    influence: int | None = None
+    """Rounds between two tables of whose Delta helps whose held-out loss (DICE): influence.json; None: none."""
     membership: bool = False
     """With `clients`: also how well a client's training sequences are told from its held-out ones by their loss."""
 
@@ -170,6 +175,8 @@ class RunConfig:
     """Continue from the newest complete checkpoint of the run directory; auto: if there is one, else start."""
     log_every: int = 10
     """Inner steps between two lines of metrics per island."""
+    step_hashes: bool = False
+    """Hash every island's state after each inner step, for `lowcomm audit` and `lowcomm verify`: steps/, SHA-256."""
     tensorboard: bool = True
     """Also write TensorBoard scalars, where the package is installed."""
     island: IslandConfig = field(default_factory=IslandConfig)
@@ -208,6 +215,7 @@ def check(config: RunConfig, islands: int) -> None:
     config.inner.check()
     _check_sync(config)
     _check_clients(config, islands)
+    _check_step_hashes(config)
     check_tuning(config.sync.spec(), config.model.tuning)
     size = config.island.size or 1
     check_zeroth_order(config.inner, config.sync.schedule, config.batched, size, config.model.compile)
@@ -216,6 +224,7 @@ def check(config: RunConfig, islands: int) -> None:
     config.island.check_optimizer(config.inner.optimizer)
     for field_name, value in (
         ("eval.every", config.eval.every),
+        ("eval.influence", config.eval.influence),
         ("checkpoint.every_rounds", config.checkpoint.every_rounds),
         ("checkpoint.stop_at_step", config.checkpoint.stop_at_step),
     ):
@@ -227,6 +236,24 @@ def check(config: RunConfig, islands: int) -> None:
     ok = every_s is None or 0 < every_s < float("inf")
     require(ok, "checkpoint.every_s", every_s, "a finite number above 0, or None for off", "300 is five minutes")
     require(config.checkpoint.keep >= 1, "checkpoint.keep", config.checkpoint.keep, "1 or more", "2 is usual")
+
+
+def _check_step_hashes(config: RunConfig) -> None:
+    """Raise ConfigError for a run whose islands' steps can't be hashed one by one between exchanges."""
+    sync, size = config.sync, config.island.size or 1
+    alone = sync.exchange is None and config.store is None
+    averages = sync.schedule(1, sync.every).average_gradients
+    for ok, legal, fix in (
+        (
+            not config.batched,
+            "False with batched, which rounds steps otherwise than processes do",
+            "leave one out",
+        ),
+        (not averages, "False with averaged gradients, which make every step an exchange", "use EveryH"),
+        (alone, "False with a store or sync.exchange, whose islands have no rounds in common", "leave one out"),
+        (size == 1, "False with islands of several ranks, none of which has the whole state", "pass --island.size 1"),
+    ):
+        require(ok or not config.step_hashes, "step_hashes", True, legal, fix)
 
 
 def _check_own_data(config: RunConfig) -> None:
@@ -252,6 +279,7 @@ def _check_sync(config: RunConfig) -> None:
         require(fits, "batched", True, "False, as gradients of single sequences are needed", "leave it out")
         alone = config.island.size in (None, 1)
         require(alone, "island.size", config.island.size, "1, as sync.privacy clips whole updates", "leave it out")
+    check_proxy(sync.proxy, type(sync.aggregator).__name__, sync.aggregator.proxies)
     check_heartbeat(sync.heartbeat_s, "sync.")
     timeout_ok = 0 < sync.timeout_s < float("inf")
     require(timeout_ok, "sync.timeout_s", sync.timeout_s, "a finite number above 0", "1800 is half an hour")

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from lowcomm.aggregate import (
+    AFL,
     NNM,
+    QFFL,
     RFFL,
+    SMEA,
     Aggregator,
     Bucketing,
     CentredClipping,
     EDiT,
+    FedCPA,
+    FedFB,
+    Flag,
     GeometricMedian,
     Krum,
     Mean,
@@ -16,7 +22,10 @@ from lowcomm.aggregate import (
     Mixing,
     MoNNA,
     NormBound,
+    Shapley,
+    SybilWall,
     TrimmedMean,
+    Trust,
 )
 from lowcomm.aggregate.lora import (
     FFA,
@@ -48,7 +57,9 @@ from lowcomm.arrival import (
 )
 from lowcomm.attack import (
     ALIE,
+    DMPA,
     Attack,
+    CollectiveAction,
     FreeRider,
     Gaussian,
     InnerProduct,
@@ -186,6 +197,15 @@ AGGREGATORS: tuple[Aggregator, ...] = (
     RFFL(),
     MoNNA(),
     EDiT(spike=1.5, warmup_rounds=1, radius=0.5),
+    Flag(),
+    SMEA(),
+    SybilWall(),
+    FedCPA(),
+    Trust(),
+    Shapley(),
+    QFFL(),
+    AFL(),
+    FedFB(),
 )
 MIXINGS: tuple[Mixing, ...] = (NNM(), Bucketing(), NNM() | Bucketing())
 ATTACKS: tuple[Attack, ...] = (
@@ -193,8 +213,10 @@ ATTACKS: tuple[Attack, ...] = (
     Scaling(),
     Gaussian(),
     ALIE(islands=(1,)),
+    DMPA(islands=(0, 2)),
     InnerProduct(islands=(0, 3)),
     LabelNoise(),
+    CollectiveAction(),
     FreeRider(),
     Replay(),
     NotANumber(),

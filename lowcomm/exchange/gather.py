@@ -115,6 +115,7 @@ class Gather(Way):
             start=out.anchors[0].named,
             round=out.round,
             state=out.rule_state,
+            losses=out.losses,
             sum_ranks=lambda table: self.transport.inside(table.reshape(-1)).sum(dim=0).view_as(table),
         )
 

@@ -19,6 +19,7 @@ from lowcomm.config_file import check_resumable
 from lowcomm.data import Data, Shard, build_data
 from lowcomm.data.hf_dataset import HFDataset
 from lowcomm.exchange.store import Store
+from lowcomm.hooks.influence import Influence
 from lowcomm.island import BatchedIslands, PlainIsland
 from lowcomm.island.mesh import Mesh
 from lowcomm.island_kinds import build_island
@@ -26,9 +27,11 @@ from lowcomm.membership import Membership, World, count_islands, join
 from lowcomm.model import build_model
 from lowcomm.report.metrics import Metrics
 from lowcomm.report.progress import Progress
+from lowcomm.run.held_out import check_influence, measures
 from lowcomm.run.host_checks import check_host
-from lowcomm.run.poisoned import poisoned
+from lowcomm.run.poisoned import check_planted, poisoned
 from lowcomm.run.privacy_spent import Ledger, ledger_of, secure, training_shards
+from lowcomm.run.proxy_loss import proxy_batches
 from lowcomm.run.run_dir import available_cores, check_directory, has_checkpoint, is_locked, lock
 from lowcomm.run.signals import StopFlag
 from lowcomm.state.coverage import UnnamedBuffersError, prove
@@ -36,6 +39,7 @@ from lowcomm.state.spec import BufferRule
 from lowcomm.sync import LocalSGD
 from lowcomm.transport.base import Transport
 from lowcomm.types import ConfigError, CoverageError
+from lowcomm.verification.record import StepRecord
 
 
 @dataclass(kw_only=True)
@@ -61,6 +65,10 @@ class Run:
     """Whether this process writes summary, clients and export: as `World.writes`, or the first of a site."""
     session: str
     """Equal on all islands, new in each process group: ties the parts of a checkpoint together."""
+    record: StepRecord | None = None
+    """What hashes every step; None: nothing does."""
+    influence: Influence | None = None
+    """What measures whose Delta helps whom; None: nothing does."""
     lost: dict[int, int] = field(default_factory=dict)
     """Islands that are gone, as far as was written down, and the round in which each was first missed."""
     resumes: int = 0
@@ -93,6 +101,16 @@ class Run:
             self.members.mesh is None and all(k in self.sync.transport.lost for k in range(first, self.world.rank))
         )
 
+    def close(self) -> None:
+        """Let go of files and groups."""
+        self.progress.close()
+        self.metrics.close()
+        self.members.close()
+        if self.record is not None:
+            self.record.close()
+        if self.lock is not None:
+            self.lock.close()
+
 
 def preflight(config: RunConfig, world: World) -> tuple[RunConfig, Data]:
     """Find bad input: ranges, combinations, run directory, text, tokenizer. Starts nothing and writes no run.
@@ -121,6 +139,9 @@ def preflight(config: RunConfig, world: World) -> tuple[RunConfig, Data]:
                 "Fix: raise data.validation_fraction, shorten data.seq_len or add text"
             )
     ledger_of(config, data, islands)
+    proxy_batches(config, data)
+    check_influence(config)
+    check_planted(config)
     return config, data
 
 
@@ -188,6 +209,7 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
     transport = (members := join(config, world, device, relayed)).transport
     together = config.batched and len(models) > 1  # one island alone is faster as it is
     islands = _build_islands(config, models, members, config.model.compile and not together)
+    record = StepRecord(islands) if config.step_hashes else None  # before the sync: its hook sees what is before one
     batched = BatchedIslands(islands, compile=config.model.compile) if together else None
     sync = LocalSGD.of(
         dataclasses.replace(
@@ -224,6 +246,8 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
         lock=handle,
         writes_from_start=world.writes or (site and not is_locked(config.directory)),
         session=session,
+        record=record,
+        influence=measures(config, data, islands, sync.state),
     )
 
 

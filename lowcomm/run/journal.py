@@ -12,6 +12,7 @@ import torch
 from lowcomm.run.assembly import Run
 from lowcomm.run.privacy_spent import privacy_spent
 from lowcomm.run.run_dir import lock
+from lowcomm.run.score_book import append
 from lowcomm.state.deadlines import Late, describe
 from lowcomm.state.report import SyncReport
 from lowcomm.transport.heartbeat import Condition
@@ -73,6 +74,7 @@ class Journal:
                     "exchanged_bytes": report.exchanged_bytes[i],
                     "needed_bytes_per_s": report.needed_bytes_per_s,
                     "aggregation_error": report.aggregation_error,
+                    "steps_root": None if run.record is None else run.record.root(i),
                     "rank": report.ranks[island] if report.ranks else None,
                     "epsilon": None if spent is None else spent["epsilon_per_round"],
                     "epsilon_total": None if spent is None else spent["epsilon_total"],
@@ -87,10 +89,22 @@ class Journal:
             self.note(note)
         for note in report.notes:
             self.note(note)
+        if run.writes:
+            self.keep(report)
         if spent is not None:
             once, in_all = (_shown(spent[key]) for key in ("epsilon_per_round", "epsilon_total"))
             self.note(f"privacy: epsilon {once} this round, {in_all} in all, at delta {spent['delta']:g}")
         run.progress.synced(seconds_s=report.seconds_s, sent_bytes=self.counted[0][1])
+
+    def keep(self, report: SyncReport) -> None:
+        """Write down what the rule thinks of islands, and who helps whom; a full disk does not stop a run."""
+        try:
+            if report.scores:
+                append(self.run.directory, report.round.index, report.scores)
+            if self.run.influence is not None:
+                self.run.influence.write(self.run.directory)
+        except OSError as error:
+            self.run.progress.warn("scores", f"warning: scores are not written: {error.strerror or error}")
 
     def note_lost(self, round: int) -> None:
         """Say once of each island that is gone what becomes of the run. round: that in which it was found gone."""

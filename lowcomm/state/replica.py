@@ -30,6 +30,8 @@ class Replica:
         self.tokens = 0.0
         self.next_tokens = 0
         self.synced_tokens: dict[int, float] = {}
+        self.losses: tuple[float, int] = (0.0, 0)
+        """Sum and number of the inner steps' losses (nats per token) that were said since a rule last took them."""
         self.failed_at: int | None = None
         """Inner step whose loss or gradients were not finite, the last one."""
         self.unusable: set[int] = set()
@@ -79,6 +81,16 @@ class Replica:
         self.steps += 1
         self.tokens += self.next_tokens or 1
         self.next_tokens = 0
+
+    @property
+    def loss(self) -> float | None:
+        """Their mean; None: nobody has said one."""
+        total, count = self.losses
+        return total / count if count else None
+
+    def count_loss(self, loss: float) -> None:
+        """Say the loss of an inner step."""
+        self.losses = (self.losses[0] + loss, self.losses[1] + 1)
 
     def _mark_written(self) -> None:
         if self._watch is not None:

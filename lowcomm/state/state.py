@@ -26,7 +26,7 @@ from lowcomm.state.report import Consensus, SyncReport
 from lowcomm.state.spec import SyncSpec
 from lowcomm.state.step_clock import StepClock
 from lowcomm.transport import Transport
-from lowcomm.types import Round, SyncError
+from lowcomm.types import Delta, Round, SyncError
 
 
 class SyncState:
@@ -76,6 +76,8 @@ class SyncState:
         self.step_clock = StepClock()
         self.deadlines = Deadlines(spec.on_late, spec.late_tolerance_s)
         self.consistency = Consistency(transport)
+        self.losses: Callable[[int, Sequence[Delta]], list[float]] | None = None
+        """Losses on the proxy set of a fragment's anchor minus Deltas; None: there is no such text."""
         self.listeners: list[Callable[[SyncReport], None]] = []
 
     def action_at(self, step: int) -> Action:

@@ -5,8 +5,9 @@ It hooks the inner optimizer, counts steps, and after every H of them runs a rou
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -28,6 +29,7 @@ from lowcomm.state.replica import Replica
 from lowcomm.state.report import SyncReport
 from lowcomm.state.spec import BufferRule, Clients, SyncSpec
 from lowcomm.sync.assembly import assemble
+from lowcomm.sync.candidates import losses_at
 from lowcomm.sync.compatibility import check_spec
 from lowcomm.sync.consensus import take_mean
 from lowcomm.sync.data_parallel import average_gradients, rebase
@@ -149,6 +151,18 @@ class LocalSGD(Loop):
         """
         require(tokens >= 0, "tokens", tokens, "0 or more", "count what the step trains on")
         self.state.replicas[island].next_tokens += tokens
+
+    def count_loss(self, loss: float, island: int = 0) -> None:
+        """Say the loss (nats per token) of the next inner step of local island `island`: rules that weigh by it ask."""
+        require(math.isfinite(loss), "loss", loss, "a finite number", "leave steps out whose loss is not, set_aside")
+        self.state.replicas[island].count_loss(loss)
+
+    def judge_by(self, loss: Callable[[nn.Module], float]) -> None:
+        """Give rules that judge contributions (Shapley, Trust) the loss of a model on a text that all islands have.
+
+        It must have the same bits on every island; call it before the first step.
+        """
+        self.state.losses = losses_at(self.state, loss)
 
     @torch.no_grad()
     def average_gradients(self) -> None:

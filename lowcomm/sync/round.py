@@ -7,6 +7,7 @@ has changed but what left an island under a privacy mechanism; once the hooks' e
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 
@@ -96,6 +97,7 @@ def leave(state: SyncState, index: int) -> Outgoing:
         unsynced=[contribution(r, index, whole) for r in state.replicas],
         states=[s[index] for s in state.codec_states],
         rule_state=state.rule_states[index],
+        losses=None if state.losses is None else functools.partial(state.losses, index),
         norms_before=state.norms[index],
         without=state.altered.pop(index, {}),
         expected=spec.expected(transport.islands, state.round),

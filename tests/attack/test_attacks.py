@@ -84,7 +84,7 @@ def islands_of(attack: Attack | None, rule: Aggregator | None = None, count: int
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("attack", [a for a in ATTACKS if not isinstance(a, LabelNoise)], ids=name)
+@pytest.mark.parametrize("attack", [a for a in ATTACKS if not a.poisons], ids=name)
 def test_only_attackers_send_something_else_and_only_listeners_cost_bytes(attack: Attack) -> None:
     """Against the same round without it; of what an attacker itself trained nothing is lost before that."""
     plain, attacked = islands_of(None, Median()), islands_of(attack, Median())
