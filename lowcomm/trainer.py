@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from lowcomm.run.journal import Journal
 from lowcomm.run.losses import saves_without
 from lowcomm.run.privacy_spent import Counts, privacy_spent
 from lowcomm.run.resume import is_finite, load_newest, save_now, start_files
+from lowcomm.run.sharpness import average_direction_sharpness
 from lowcomm.run.signals import tell_stopped, who_asked, who_stopped
 from lowcomm.transport.base import Transport
 from lowcomm.types import CheckpointError, DataError, FencedError, LowcommError, SyncError, UnusableError
@@ -289,6 +291,8 @@ class Loop:
         run, start_s = self.run, self.journal.time_s()
         with with_global_weights(run.sync.state):
             result = evaluate(run)
+        if run.config.eval.directions:
+            result = replace(result, directions=average_direction_sharpness(run, result.loss))
         run.progress.evaluated(bits_per_byte=result.bits_per_byte)
         if run.writes:
             losses = {"val_loss": result.loss, "val_bpb": result.bits_per_byte, **result.consensus}

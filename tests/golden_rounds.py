@@ -220,7 +220,7 @@ def loops() -> dict[str, Loop]:
     plain |= {
         f"objective {name(o)}": Loop(settings={}, clients=SyncConfig(objective=o))
         for o in OBJECTIVES
-        if not isinstance(o, RankDecay | SelectLayers)
+        if o.passes == 1 and not isinstance(o, RankDecay | SelectLayers)
     }
     return plain | tuned() | combined()
 

@@ -11,6 +11,7 @@ import torch
 
 import lowcomm.aggregate
 import lowcomm.codec
+import lowcomm.mixing
 import lowcomm.outer
 import lowcomm.privacy
 import lowcomm.schedule
@@ -19,7 +20,7 @@ from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Nesterov
 from lowcomm.schedule import EveryH, EveryStep, PostLocal
 from lowcomm.transport import Simulated
 from lowcomm.types import ConfigError, Contribution
-from tests.methods import AGGREGATORS, CODECS, MECHANISMS, OUTERS, SCHEDULES, TOPOLOGIES, name
+from tests.methods import AGGREGATORS, CODECS, MECHANISMS, OUTERS, RULES, SCHEDULES, TOPOLOGIES, name
 from tests.support import toy
 
 
@@ -32,6 +33,7 @@ from tests.support import toy
         (lowcomm.codec, lowcomm.codec.Codec, CODECS),
         (lowcomm.privacy, lowcomm.privacy.Mechanism, MECHANISMS),
         (lowcomm.topology, lowcomm.topology.Topology, TOPOLOGIES),
+        (lowcomm.mixing, lowcomm.mixing.Rule, RULES),
     ],
 )
 def test_no_method_is_forgotten(package: ModuleType, base: type, listed: tuple[object, ...]) -> None:

@@ -70,6 +70,21 @@ class Exchange(ABC):
         """Whether an island sits out the inner step after `step` of them."""
         return False
 
+    def absent(self) -> frozenset[int]:
+        """Islands whose own anchors do not count in the global weights, as all know."""
+        return frozenset()
+
+    def unfinished(self, step: int) -> bool:
+        """Whether a run has a last exchange after so many inner steps even where nothing was trained since the last."""
+        return self.closes
+
+    def pull(self, index: int, local: int) -> tuple[float, float, Tensor] | None:
+        """(rho, d, goal): `rho (d x - goal)` is added to the gradients of a local island at x; None: nothing."""
+        return None
+
+    def committed(self, out: Outgoing) -> None:  # noqa: B027
+        """What `start` started was committed: the anchors are those of the next round."""
+
     @abstractmethod
     def start(self, out: Outgoing) -> Pending:
         """Start to exchange. Its result raises SyncError, on every island that takes part alike; nothing has changed.

@@ -32,10 +32,14 @@ class Evaluation:
     consensus_distance: float | None = None
     """Mean squared distance of the islands' anchors from their mean, which was evaluated; None: they share one."""
 
+    directions: float | None = None
+    """Mean of the islands' own losses minus that of their mean (`run.sharpness`); None: not asked for."""
+
     @property
     def consensus(self) -> dict[str, float]:
-        """The distance as a field of a log; nothing where there is none."""
-        return {} if self.consensus_distance is None else {"consensus_distance": self.consensus_distance}
+        """Distance and sharpness as fields of a log; nothing where there is none."""
+        found = {"consensus_distance": self.consensus_distance, "average_direction_sharpness": self.directions}
+        return {key: value for key, value in found.items() if value is not None}
 
 
 @contextmanager

@@ -72,6 +72,8 @@ class Journal:
                     "needed_bytes_per_s": report.needed_bytes_per_s,
                     "aggregation_error": report.aggregation_error,
                     "rank": report.ranks[island] if report.ranks else None,
+                    "components": None if report.health is None else report.health.components,
+                    "spectral_gap": None if report.health is None else report.health.spectral_gap,
                     "epsilon": None if spent is None else spent["epsilon_per_round"],
                     "epsilon_total": None if spent is None else spent["epsilon_total"],
                 },

@@ -13,6 +13,7 @@ from lowcomm.codec import State
 from lowcomm.state.anchor import Anchor
 from lowcomm.state.cohort import Cohort, Section
 from lowcomm.state.fragment import Fragment
+from lowcomm.state.health import Health
 from lowcomm.state.norms import NormHistory
 from lowcomm.types import Delta, Round
 
@@ -103,6 +104,8 @@ class Arrived:
     """Local islands that go on from their anchors as the exchange has moved them; None: all, from those of `updates`.
 
     For the others the round has not been."""
+    health: Health | None = None
+    """Of the network over which neighbours exchanged; None: all heard all."""
 
 
 @dataclass(kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lowcomm.state.health import Health
 from lowcomm.types import Round
 
 
@@ -39,3 +40,5 @@ class SyncReport:
     """How far what was aggregated is from what should be, relative; None: exact by construction, or not known."""
     ranks: list[int] = field(default_factory=list)
     """Rank of each island's LoRA factors from now on, where ranks shrink."""
+    health: Health | None = None
+    """Of the network over which neighbours exchanged; None: all heard all."""

@@ -165,11 +165,9 @@ def uneven() -> dict[str, object]:
 def gossip() -> dict[str, object]:
     """Every case of gossiping.py; then the last island of a ring dies in its inner steps, and the others go on."""
     seen: dict[str, object] = {
-        name: gossiping.trajectory(gossiping.build(4, topology, codec, outer, Collective(), local=1))
-        for name, (topology, codec, outer) in gossiping.CASES.items()
+        name: gossiping.trajectory(gossiping.build_case(name, Collective(), local=1)) for name in gossiping.CASES
     }
-    topology, codec, outer = gossiping.CASES["ring, int4, momentum"]
-    sync = gossiping.build(4, topology, codec, outer, Collective(), local=1)
+    sync = gossiping.build_case("ring, int4, momentum", Collective(), local=1)
     dropped: list[list[int]] = []
     weights: list[list[float]] = []
     sync.listeners.append(lambda report: dropped.append(sorted(report.dropped)))
