@@ -26,7 +26,7 @@ from benchmarks.common import write_result
 from benchmarks.decentral_methods import EVERY, METHODS, STEPS, Method
 from benchmarks.decentral_report import write_decentral_pictures, write_decentral_table
 from benchmarks.decentral_rows import SPEEDS, run_facts, timed
-from benchmarks.decentral_scale import measure
+from benchmarks.decentral_scale import NODES, measure
 from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig
 from lowcomm.data import DataConfig
 from lowcomm.island import AdamW, InnerConfig
@@ -118,12 +118,13 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=Path("runs/bench/decentral"))
     parser.add_argument("--only", default="", help="run these methods only, separated by semicolons")
     parser.add_argument("--measure", action="store_true", help="measure the step time and the cost of 256 nodes first")
+    parser.add_argument("--nodes", type=int, default=NODES, help="how many nodes --measure takes")
     parser.add_argument("--table-only", action="store_true", help="run nothing: write what is known")
     options = parser.parse_args()
     options.work_dir.mkdir(parents=True, exist_ok=True)
     measured = options.work_dir / "measured.json"
     if options.measure or not measured.exists():
-        write_json(measured, measure())
+        write_json(measured, measure(options.nodes))
     known = json.loads(measured.read_text(encoding="utf-8"))
     islands, start = [int(n) for n in options.islands.split(",")], time.monotonic()
     only = set(filter(None, options.only.split(";")))

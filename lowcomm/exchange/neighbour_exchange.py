@@ -9,6 +9,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -30,6 +31,17 @@ Came = list[list[Tensor | None]]
 PREFIX = "mixing"
 
 
+@dataclass(kw_only=True)
+class Ahead:
+    """Messages that cross while a round is trained."""
+
+    sides: list[Side]
+    came: Came | None = None
+    """What came of the neighbours; None: not yet, or it failed and is done again."""
+    sent_bytes: list[int] = field(default_factory=list)
+    """By local island."""
+
+
 class NeighbourExchange(Exchange):
     """Swaps messages with neighbours and makes each local island's update of them."""
 
@@ -45,8 +57,8 @@ class NeighbourExchange(Exchange):
         self.memory, self.talk = memory, Talk(rule, parts)
         self.kept: dict[tuple[int, int], dict[str, Tensor]] = {}
         """What the rule keeps, by fragment and local island."""
-        self.ahead: dict[int, tuple[list[Side], list[Came]]] = {}
-        """By fragment: the messages of its next round that cross while it is trained, and what came, once it has."""
+        self.ahead: dict[int, Ahead] = {}
+        """By fragment: the messages of its next round that cross while it is trained."""
         self.round = 0
 
     def rests(self, island: int, step: int) -> bool:
@@ -75,11 +87,12 @@ class NeighbourExchange(Exchange):
         index = out.round.index + 1
         after = dataclasses.replace(out.round, index=index, seed=self.parts.round_seed(index))
         following = dataclasses.replace(out, round=after, norms=[0.0] * len(out.norms))
-        sides, came = self._say(following, index), list[Came]()
-        self.ahead[out.index] = (sides, came)
+        ahead = self.ahead[out.index] = Ahead(sides=self._say(following, index))
 
         def cross(pending: Pending) -> None:
-            came.append(self._swap(sides))
+            before = list(self.parts.transport.sent_bytes)
+            ahead.came = self._swap(ahead.sides)
+            ahead.sent_bytes = [now - then for now, then in zip(self.parts.transport.sent_bytes, before, strict=True)]
 
         self.parts.worker.start(Pending(), cross)
 
@@ -100,7 +113,10 @@ class NeighbourExchange(Exchange):
                 far = self._mix(out, step, side, rows, dropped, norms)
                 heard = far if side.local == 0 else heard
         pending.cohort = dataclasses.replace(pending.cohort, dropped=dict(unusable))
-        pending.sent_bytes = [now - then for now, then in zip(transport.sent_bytes, before, strict=True)]
+        ahead = self.ahead.pop(out.index, None)
+        crossed = ahead.sent_bytes if ahead is not None and ahead.sent_bytes else [0] * len(before)
+        sent = zip(transport.sent_bytes, before, crossed, strict=True)
+        pending.sent_bytes = [now - then + earlier for now, then, earlier in sent]
         lost, self.round = self.network.churn.lost(index), index + 1
         health = self.network.health(index, transport.lost)
         return Arrived(
@@ -122,13 +138,13 @@ class NeighbourExchange(Exchange):
 
     def _heard(self, out: Outgoing, step: int) -> tuple[list[Side], Came]:
         """What this process's islands said and what came, from the messages that crossed while it trained or now."""
-        sides, came = self.ahead.pop(out.index, (None, None))
-        if sides is None or not came:
+        ahead = self.ahead.get(out.index)
+        if ahead is None or ahead.came is None:
             sides = self._say(out, step)
             return sides, self._swap(sides)
-        for side in sides:  # which had vectors that were lent for the round before
+        for side in ahead.sides:  # which had vectors that were lent for the round before
             side.place.delta = out.deltas[side.local]
-        return sides, came[0]
+        return ahead.sides, ahead.came
 
     def _say(self, out: Outgoing, step: int) -> list[Side]:
         transport, index, sides = self.parts.transport, out.round.index, list[Side]()

@@ -5,7 +5,7 @@ Steger and Wormald, Generating random regular graphs quickly (1999), the pairing
     n d stubs, d of each island; two that may be joined (other islands, no edge yet) are drawn and joined, until none is
     left; a draw that gets stuck, or a graph that is not connected, begins anew
 
-d messages per island and round (`degree`). The gap does not fall with n: about 1 - 2 sqrt(d - 1) / (d + 1) and less.
+d messages per island and round (`degree`). The gap does not fall with n: near 1 - (1 + 2 sqrt(d - 1)) / (d + 1).
 Raises: ConfigError for a degree as large as the number of islands or more, below 2 (but for two islands), or with an
 odd product n d.
 Reduces to: `Complete` for d = n - 1, `Ring` in another order of the islands for d = 2.

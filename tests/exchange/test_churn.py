@@ -18,6 +18,8 @@ from lowcomm.exchange.modest import Modest
 from lowcomm.exchange.sampled_exchange import SampledExchange
 from lowcomm.outer import SGD, Nesterov
 from lowcomm.recipe import load
+from lowcomm.report.load import load_run
+from lowcomm.report.network import network_tiles
 from lowcomm.schedule import Growing
 from lowcomm.state.report import SyncReport
 from lowcomm.state.spec import SyncSpec
@@ -218,9 +220,14 @@ def test_a_run_logs_components_and_gap(tmp_path: Path) -> None:
         sync=dataclasses.replace(config.sync, every=4, exchange=Gossip(topology=Ring(), churn=churn)),
         checkpoint=CheckpointConfig(export=False),
     )  # fmt: skip
+    config = dataclasses.replace(config, eval=EvalConfig(directions=True))
     assert train(config) == 0
+    tiles = {label: value for value, label in network_tiles(load_run(tmp_path))}
+    assert tiles["connected parts of the network, at most"] == "1"
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     syncs = [x for x in lines if x["event"] == "sync" and x["island"] == 0]
     assert [x["components"] for x in syncs] == [1, 1, 1]
     assert syncs[0]["spectral_gap"] == syncs[2]["spectral_gap"] > syncs[1]["spectral_gap"] > 0
     assert any("lost islands [1]" in (x["note"] or "") for x in lines)
+    (last,) = [x for x in lines if x["event"] == "eval"]
+    assert abs(last["average_direction_sharpness"]) < 0.5 * last["val_loss"]
