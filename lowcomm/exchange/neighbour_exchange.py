@@ -60,6 +60,8 @@ class NeighbourExchange(Exchange):
         self.ahead: dict[int, Ahead] = {}
         """By fragment: the messages of its next round that cross while it is trained."""
         self.round = 0
+        self.missing = 0
+        """Islands that were lost when the last round was over."""
 
     def rests(self, island: int, step: int) -> bool:
         churn, index = self.network.churn, step // self.parts.every
@@ -101,13 +103,13 @@ class NeighbourExchange(Exchange):
         unusable, dropped, norms = self._not_finite(out), dict[int, str](), [0.0] * transport.islands
         for k, norm in zip(transport.local, out.norms, strict=True):
             norms[k] = norm
-        before, pending.called, missing = list(transport.sent_bytes), time.perf_counter(), len(transport.lost)
+        before, pending.called = list(transport.sent_bytes), time.perf_counter()
         pending.cohort = self._cohort(out, last, None, unusable, norms)
         heard = dict[int, float]()
         for step in range(index * self.steps, last + 1):
             sides, came = self._heard(out, step)
             unusable.update({transport.local[s.local]: s.unusable for s in sides if s.unusable})
-            if len(transport.lost) > missing and self.leaving():
+            if len(transport.lost) > self.missing and self.leaving():
                 raise TransportError(f"islands {sorted(transport.lost)} have stopped, as this one is about to. {KEPT}")
             for side, rows in zip(sides, came, strict=True):
                 far = self._mix(out, step, side, rows, dropped, norms)
@@ -117,7 +119,7 @@ class NeighbourExchange(Exchange):
         crossed = ahead.sent_bytes if ahead is not None and ahead.sent_bytes else [0] * len(before)
         sent = zip(transport.sent_bytes, before, crossed, strict=True)
         pending.sent_bytes = [now - then + earlier for now, then, earlier in sent]
-        lost, self.round = self.network.churn.lost(index), index + 1
+        lost, self.round, self.missing = self.network.churn.lost(index), index + 1, len(transport.lost)
         health = self.network.health(index, transport.lost)
         return Arrived(
             cohort=self._cohort(out, last, heard, {**unusable, **dropped}, norms),

@@ -35,7 +35,8 @@ def consensus(state: SyncState) -> Consensus:
     if state.consensus is None:
         state.worker.wait()
         transport = state.transport
-        there = [k for k in _present(transport) if k not in state.exchange.absent()]
+        present, absent = _present(transport), state.exchange.absent()
+        there = [k for k in present if k not in absent] or present
         locals_ = range(len(state.replicas))
         named: list[Mapping[str, Tensor]] = []
         squares = [0.0 for _ in locals_]

@@ -140,6 +140,13 @@ def test_processes_give_the_simulations_bits_and_a_dead_neighbour_does_not_block
         simulated = gossiping.trajectory(gossiping.build_case(case))
         for rank, seen in results.items():
             assert seen[case][str(rank)] == simulated[str(rank)], case
+    for rank, seen in results.items():  # at torch.distributed: neighbours of the round, and nobody else
+        graphs = {"ring, fp32, D-SGD": 1, "one peer, two steps": 2, "multigraph": 1}
+        for case, steps in graphs.items():
+            choice = gossiping.CASES[case][0]
+            assert isinstance(choice, Gossip)
+            rounds = range(3 * steps)
+            assert seen["messages"][case] == [j for t in rounds for j in choice.topology.neighbours(t, rank, 4, 5)]
     assert results[0]["dropped"] == results[2]["dropped"] == [[], [3], [3]]
     assert results[1]["dropped"] == [[], [], []]  # it has no edge to the dead one
     for seen in results.values():

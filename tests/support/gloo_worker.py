@@ -162,11 +162,33 @@ def uneven() -> dict[str, object]:
     return seen
 
 
+def messages() -> dict[str, list[int]]:
+    """By topology: the ranks that this one sent something to in three rounds, at torch.distributed; no collectives."""
+    seen: dict[str, list[int]] = {}
+    send, gather = dist.isend, dist.all_gather_single
+    for case in ("ring, fp32, D-SGD", "one peer, two steps", "multigraph"):
+        sync, sent = gossiping.build_case(case, Collective(), local=1), list[int]()
+
+        def counted(
+            tensor: torch.Tensor, *, group: dist.ProcessGroup | None, group_dst: int, sent: list[int] = sent
+        ) -> dist.Work | None:
+            sent.append(group_dst)
+            return send(tensor, group=group, group_dst=group_dst)
+
+        dist.isend, dist.all_gather_single = counted, None  # pyright: ignore[reportAttributeAccessIssue]
+        for step in range(3 * toy.EVERY):
+            gossiping.train_step(sync, step)
+        dist.isend, dist.all_gather_single = send, gather
+        seen[case] = sent
+    return seen
+
+
 def gossip() -> dict[str, object]:
     """Every case of gossiping.py; then the last island of a ring dies in its inner steps, and the others go on."""
     seen: dict[str, object] = {
         name: gossiping.trajectory(gossiping.build_case(name, Collective(), local=1)) for name in gossiping.CASES
     }
+    seen["messages"] = messages()
     sync = gossiping.build_case("ring, int4, momentum", Collective(), local=1)
     dropped: list[list[int]] = []
     weights: list[list[float]] = []
