@@ -130,9 +130,12 @@ class SampledExchange(Exchange):
         for local, taker in enumerate(transport.local):
             if taker not in takers:
                 continue
-            heard = [models[local]] if taker in trained and taker not in unusable else []
-            for k in trained:
-                model = None if k == taker else self._decoded(out, came[local][k], k, dropped)
+            heard = list[Tensor]()
+            for k in trained:  # in the order of the draw, so that all aggregators have the same bits
+                if k != taker:
+                    model = self._decoded(out, came[local][k], k, dropped)
+                else:
+                    model = None if taker in unusable else models[local]
                 heard += [] if model is None else [model]
             if len(heard) >= max(1, math.ceil(self.fraction * min(self.sample, len(trained)) - 1e-9)):
                 models[local] = torch.stack(heard).mean(dim=0)

@@ -12,7 +12,8 @@ alone. Every edge has weight 1, whatever the topology's. One vector per message,
 from what both know.
 State: u_kj, u_jk of each neighbour and the sum of z_kj - u_kj: 2 d + 1 vectors, d neighbours.
 Raises: ConfigError for lam or rho out of range.
-Deviates: x_k is H inner steps, not a minimum; a round in which only one end hears the other leaves their u apart.
+Deviates: x_k is H inner steps, not a minimum; a round in which only one end hears the other leaves their u apart. With
+AdamW inside, whose steps have one size, a large lam winds the u up and islands part: begin with 0.05, or with SGD.
 Reduces to: local training with FedProx(mu=rho d) for lam = 0, up to rounding; consensus ADMM for lam to infinity.
 """
 
@@ -34,7 +35,7 @@ from lowcomm.types import require
 class NetworkLasso(Rule):
     """Pull towards each neighbour, of a strength that does not fall with the distance."""
 
-    lam: float = 0.1
+    lam: float = 0.05
     """lam: what an edge between islands that differ costs (loss per unit of distance), 0 or more."""
     rho: float = 0.1
     """rho: strength of the pull of one edge inside a round (loss per squared distance), above 0."""
@@ -71,5 +72,5 @@ class NetworkLasso(Rule):
     def check(self) -> None:
         name = "sync.exchange.rule"
         ok = math.isfinite(self.lam) and self.lam >= 0
-        require(ok, f"{name}.lam", self.lam, "a finite number, 0 or more", "0.1; 0 leaves islands alone")
+        require(ok, f"{name}.lam", self.lam, "a finite number, 0 or more", "0.05; 0 leaves islands alone")
         require(0 < self.rho < math.inf, f"{name}.rho", self.rho, "a finite number above 0", "0.1")
