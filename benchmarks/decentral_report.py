@@ -27,7 +27,8 @@ def decentral_table(result: dict[str, Any], wanted: int) -> str:
     parts.append(
         "Bits per byte of the global weights after 640 inner steps per island on equal tokens (0.12M parameters, "
         "H = 16), mean and, from two seeds on, largest distance from it, over the seeds "
-        f"{', '.join(map(str, seeds))}. Peak: the most that one island sends in a round (DDP: a step). Time: the "
+        f"{', '.join(map(str, seeds))}. Peak: the most that one island sends in a round (DDP: a step). "
+        "Islands that MoDeST does not sample, and lost ones, rest: fewer tokens. Time: the "
         f"planner's model of 100 Mbit/s and 50 ms, {1000 * runs[0]['step_s']:.1f} ms per step of a fast island, for "
         f"islands of equal speed and for islands 1, 1, 2, 4 times slower. {done} of "
         f"{wanted} runs are done. `{result['command']}`, {result['hardware']['cpu']}, "
