@@ -21,9 +21,9 @@ from lowcomm.exchange.network import Network
 from lowcomm.exchange.worker import carry_out
 from lowcomm.mixing import Heard, Place, Rule
 from lowcomm.state.cohort import Cohort
-from lowcomm.state.health import Health
-from lowcomm.state.l2_norm import l2_norm
+from lowcomm.state.norms import l2_norm
 from lowcomm.state.outgoing import Arrived, Outgoing, Pending
+from lowcomm.state.report import Health
 from lowcomm.transport.base import KEPT
 from lowcomm.types import Part, PayloadError, TransportError
 

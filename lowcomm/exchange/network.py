@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from lowcomm.state.health import Health
+from lowcomm.state.report import Health
 from lowcomm.topology import Churn, Topology, components, joined, mixing, spectral_gap
 
 

@@ -20,8 +20,8 @@ from lowcomm.exchange.agreement import maximum
 from lowcomm.exchange.base import Exchange, ExchangeParts
 from lowcomm.exchange.worker import carry_out
 from lowcomm.state.cohort import Cohort
-from lowcomm.state.health import Health
 from lowcomm.state.outgoing import Arrived, Outgoing, Pending
+from lowcomm.state.report import Health
 from lowcomm.topology import Churn
 from lowcomm.transport.base import KEPT
 from lowcomm.types import Part, Payload, PayloadError, Round, TransportError

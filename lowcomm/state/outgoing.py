@@ -13,8 +13,8 @@ from lowcomm.codec import State
 from lowcomm.state.anchor import Anchor
 from lowcomm.state.cohort import Cohort, Section
 from lowcomm.state.fragment import Fragment
-from lowcomm.state.health import Health
 from lowcomm.state.norms import NormHistory
+from lowcomm.state.report import Health
 from lowcomm.types import Delta, Round
 
 

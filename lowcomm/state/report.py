@@ -1,11 +1,25 @@
-"""The report of a sync: what one of them did."""
+"""What one sync did, and the one set of weights that islands with anchors of their own agree on."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lowcomm.state.health import Health
+from torch import Tensor
+
 from lowcomm.types import Round
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """What is left of a network of islands that exchange with neighbours, for metrics and reports."""
+
+    components: int
+    """Connected parts among the islands that are there, over many rounds where neighbours change."""
+    spectral_gap: float
+    """Of mixing among them, 0 to 1; 0 with several components."""
+    there: int
+    """Islands that are there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +56,13 @@ class SyncReport:
     """Rank of each island's LoRA factors from now on, where ranks shrink."""
     health: Health | None = None
     """Of the network over which neighbours exchanged; None: all heard all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consensus:
+    """The mean of the islands' anchors, and how far they are from it; equal on every island."""
+
+    named: list[Mapping[str, Tensor]]
+    """By fragment: the mean by name, fp32, on the outer device."""
+    distance: float
+    """mean_k ||a_k - mean||^2 over all islands that are there."""
