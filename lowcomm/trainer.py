@@ -20,6 +20,7 @@ from lowcomm.run.divergence import set_aside
 from lowcomm.run.export import export
 from lowcomm.run.finale import Evaluation, evaluate, with_global_weights, write_summary
 from lowcomm.run.journal import Journal, saves_without
+from lowcomm.run.judging import judge_of, needs_judge
 from lowcomm.run.privacy_spent import Counts, privacy_spent
 from lowcomm.run.reading import read_ahead
 from lowcomm.run.resume import is_finite, load_newest, save_now, start_files
@@ -48,6 +49,8 @@ def train(
     config, data = preflight(config, world)
     run = assemble(config, data, world, transport)
     run.stop.install()
+    if needs_judge(config.sync.exchange):
+        run.sync.state.exchange.judge = judge_of(run)
     run.sync.state.exchange.leaving = lambda: run.stop.signal is not None
     try:
         start_files(run)

@@ -94,7 +94,17 @@ from lowcomm.local import (
     SelectLayers,
     SharpnessAware,
 )
-from lowcomm.mixing import Cooperation, GASLoC, NetworkLasso, NoLoCo, Overlapped, PlainMixing, Rule, VarianceCorrected
+from lowcomm.mixing import (
+    Cooperation,
+    Game,
+    GASLoC,
+    NetworkLasso,
+    NoLoCo,
+    Overlapped,
+    PlainMixing,
+    Rule,
+    VarianceCorrected,
+)
 from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Nesterov, Outer
 from lowcomm.privacy import AdaptiveClip, ClientGaussian, ExampleGaussian, Mechanism
 from lowcomm.sampling import FixedSize, Poisson, Sampling
@@ -211,6 +221,7 @@ RULES: tuple[Rule, ...] = (
     VarianceCorrected(),
     Cooperation(),
     NetworkLasso(),
+    Game(),
 )
 
 

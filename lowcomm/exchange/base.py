@@ -55,6 +55,8 @@ class Exchange(ABC):
     anchors: ClassVar[Literal["shared", "own"]] = "shared"
     hears_all: ClassVar[bool] = True
     """As in `ExchangeChoice`, which this was built from."""
+    judge: Callable[[int, int, Tensor], float] | None = None
+    """A local island's (second) loss with a fragment (first) at flat weights, on text of its own; None: not a run."""
     leaving: Callable[[], bool] = staticmethod(lambda: False)
     """Whether this process is about to stop: then it is no time to go on without an island that stops as well."""
     stands_for_all: ClassVar[Literal["first", "mean"]] = "first"

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -157,6 +158,7 @@ class NeighbourExchange(Exchange):
             place = Place(
                 island=k, islands=transport.islands, anchor=out.anchors[local].weights, delta=out.deltas[local],
                 gamma=self.gamma, views=out.fragment.views, state=self.kept.setdefault((out.index, local), {}),
+                loss=None if self.judge is None else partial(self.judge, out.index, local),
             )  # fmt: skip
             norm = 0.0 if self.rule.early else out.norms[local]
             sides.append(self.talk.say(out, place, local, self.network.reached(index, step, k), norm))

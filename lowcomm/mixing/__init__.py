@@ -2,6 +2,7 @@
 
 from lowcomm.mixing.base import Heard, Place, Rule
 from lowcomm.mixing.cooperation import Cooperation
+from lowcomm.mixing.game import Game
 from lowcomm.mixing.gasloc import GASLoC
 from lowcomm.mixing.network_lasso import NetworkLasso
 from lowcomm.mixing.noloco import NoLoCo
@@ -12,6 +13,7 @@ from lowcomm.mixing.variance_corrected import VarianceCorrected
 __all__ = [
     "Cooperation",
     "GASLoC",
+    "Game",
     "Heard",
     "NetworkLasso",
     "NoLoCo",

@@ -30,6 +30,8 @@ class Place:
     """Share of the way to the mixed weights."""
     views: Callable[[Tensor], Delta]
     """Names and shapes of a flat vector: views of it."""
+    loss: Callable[[Tensor], float] | None = None
+    """The island's loss at flat weights on held-out text of its own, nats per token; None: nobody to ask."""
     state: dict[str, Tensor] = field(default_factory=dict)
     """What the rule keeps from round to round, by name: zeros or nothing at first; saved in checkpoints."""
 
@@ -61,6 +63,8 @@ class Rule(ABC):
     """Whether what a neighbour said some rounds ago can stand for what it says no more."""
     pulls: ClassVar[bool] = False
     """Whether it adds to the gradients of inner steps (`pull`)."""
+    judges: ClassVar[bool] = False
+    """Whether it asks for losses on an island's own held-out text (`Place.loss`), so that only a run has it."""
     plain_outer: ClassVar[bool] = True
     """Whether it is itself the step on the weights, so that the outer optimizer must be SGD(lr=1.0)."""
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from lowcomm.exchange.gossip import Gossip
 from lowcomm.island.part import Part
 from lowcomm.state.spec import SyncSpec
 from lowcomm.types import ConfigError
@@ -55,8 +56,13 @@ def _check_module(name: str, module: nn.Module, island: Part | None) -> None:
 
 
 def check_passes(spec: SyncSpec) -> None:
-    """Raise ConfigError for an objective whose second backward pass nobody would take."""
-    objective = spec.clients.objective
+    """Raise ConfigError for an objective whose second pass nobody would take, or a rule that asks for losses."""
+    objective, choice = spec.clients.objective, spec.exchange
+    if isinstance(choice, Gossip) and choice.rule.judges:
+        raise ConfigError(
+            f"exchange.rule = {type(choice.rule).__name__} is not allowed in a loop of one's own: it mixes by losses "
+            "on held-out text. Fix: use lowcomm train, or Cooperation()"
+        )
     if objective is not None and objective.passes > 1:
         raise ConfigError(
             f"clients.objective = {type(objective).__name__} is not allowed in a loop of one's own, which takes the "

@@ -16,6 +16,7 @@ from lowcomm.config import CheckpointConfig, EvalConfig
 from lowcomm.exchange.gossip import Gossip
 from lowcomm.exchange.modest import Modest
 from lowcomm.exchange.sampled_exchange import SampledExchange
+from lowcomm.mixing import Game
 from lowcomm.outer import SGD, Nesterov
 from lowcomm.recipe import load
 from lowcomm.report.load import load_run
@@ -208,6 +209,19 @@ def test_what_does_not_go_with_samples_is_refused(changes: dict[str, object], wo
     with pytest.raises(ConfigError, match=words):
         check_spec(spec, 64)
         check_islands(spec, 4, 1, ())
+
+
+def test_a_game_is_for_runs_and_finds_no_help_in_strangers(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"exchange\.rule = Game .*loop of one's own.* Fix: use lowcomm train"):
+        gossiping.build(3, choice=Gossip(rule=Game()))
+    config = load("gossip.py:smoke")
+    config = dataclasses.replace(
+        config, islands=3, steps=8, transport="simulated", tensorboard=False, threads=1, run_dir=tmp_path,
+        data=dataclasses.replace(config.data, seq_len=8, batch_size=1, validation_sequences=2), eval=EvalConfig(),
+        sync=dataclasses.replace(config.sync, every=4, codec=Fp32(), exchange=Gossip(rule=Game())),
+        checkpoint=CheckpointConfig(export=False),
+    )  # fmt: skip
+    assert train(config) == 0
 
 
 def test_a_run_logs_components_and_gap(tmp_path: Path) -> None:

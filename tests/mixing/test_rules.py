@@ -14,6 +14,7 @@ from lowcomm.codec import Int4
 from lowcomm.exchange.gossip import Gossip
 from lowcomm.mixing import (
     Cooperation,
+    Game,
     GASLoC,
     Heard,
     NetworkLasso,
@@ -288,6 +289,7 @@ def test_the_pull_holds_pairs_together_and_without_it_they_part() -> None:
         ({"exchange": Gossip(rule=GASLoC(lr=math.inf))}, r"rule\.lr = inf"),
         ({"exchange": Gossip(rule=GASLoC(momentum=-0.1))}, r"rule\.momentum = -0\.1"),
         ({"exchange": Gossip(rule=VarianceCorrected(most=0.5))}, r"rule\.most = 0\.5"),
+        ({"exchange": Gossip(rule=Game(best=0))}, r"rule\.best = 0"),
         ({"exchange": Gossip(rule=NetworkLasso(lam=-1.0))}, r"rule\.lam = -1\.0"),
         ({"exchange": Gossip(rule=NetworkLasso(rho=0.0))}, r"rule\.rho = 0\.0"),
         ({"exchange": Gossip(rule=Cooperation(scale=0.0))}, r"rule\.scale = 0\.0"),
@@ -302,7 +304,33 @@ def test_what_does_not_go_together_is_refused(changes: dict[str, object], words:
         check_islands(spec, 4, 1, ())
 
 
-@pytest.mark.parametrize("rule", RULES, ids=name)
+def test_a_game_mixes_those_who_help_by_their_shares() -> None:
+    """One weight counts, and the loss is its squared distance from 1."""
+
+    def loss(flat: Tensor) -> float:
+        return float((flat[0] - 1).square())
+
+    def mixed(own: float, others: list[float], best: int = 3) -> float:
+        anchor = torch.zeros(144)
+        delta = anchor.clone()
+        delta[0] = -own
+        one = dataclasses.replace(place(anchor, delta), loss=loss)
+        heard = []
+        for j, value in enumerate(others):
+            difference = torch.zeros(144)
+            difference[0] = value - own
+            heard.append(Heard(island=j, weight=0.1, differences=(difference,)))
+        Game(best=best).mix(one, heard)
+        return float((one.anchor - one.delta)[0])
+
+    assert mixed(0.5, []) == 0.5
+    assert mixed(0.5, [-3.0, 0.4]) == 0.5  # who does not help is not heard
+    # c = 0.8; payoffs 1 - 0.25, 1 - 0.04, 1 - 0.1225: shares (0.75 + 0.8775 - 0.96) / 2 and (0.96 + 0.8775 - 0.75) / 2
+    assert math.isclose(mixed(0.5, [0.8, -3.0]), 0.5 + 0.3 * 0.54375 / 0.8775, rel_tol=1e-5)
+    assert mixed(0.5, [0.8, 0.6, 0.7], best=1) == pytest.approx(mixed(0.5, [0.8]))
+
+
+@pytest.mark.parametrize("rule", [r for r in RULES if not r.judges], ids=name)
 def test_every_rule_trains_and_keeps_its_state(rule: Rule) -> None:
     """Islands train, weights stay finite, and the rule's tensors are what a checkpoint of the island has."""
     sync = gossiping.build(4, choice=Gossip(topology=Torus(rows=2), rule=rule))
