@@ -31,6 +31,7 @@ from lowcomm.trainer import train
 from lowcomm.transport import Simulated
 from lowcomm.types import ConfigError
 from tests.support import gossiping, toy
+from tests.transport.test_collective import run_job
 
 
 def own(sync: LocalSGD) -> Tensor:
@@ -169,6 +170,17 @@ def test_only_samples_train_and_only_they_and_aggregators_send() -> None:
         assert all(torch.equal(rows[k], rows[following[0]]) for k in following)
     sync.finish()
     torch.testing.assert_close(toy.flat(list(sync.weights().values())), own(sync)[following[0]])
+
+
+@pytest.mark.long
+def test_samples_go_on_without_a_process_that_dies(tmp_path: Path) -> None:
+    results = run_job("samples", 4, tmp_path)
+    assert sorted(results) == [0, 1, 2]
+    for seen in results.values():
+        assert seen["mean"] == results[0]["mean"]
+        assert len(seen["weights"]) == 6
+        assert all(row[3] == 0 for row in seen["weights"][2:])
+        assert seen["tokens"] > 3 * toy.EVERY
 
 
 def test_training_goes_on_with_four_of_five_islands_dead() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from lowcomm.exchange.modest import Modest
 from lowcomm.outer import SGD
 from lowcomm.run.cadence import agree_on_start
 from lowcomm.schedule import EveryH, Streaming
@@ -202,7 +203,22 @@ def gossip() -> dict[str, object]:
     return {**seen, "dropped": dropped, "weights": weights, "mean": toy.flat(list(sync.weights().values())).tolist()}
 
 
+def samples() -> dict[str, object]:
+    """MoDeST among four, of which the last dies in its second round; the others go on as samples of three."""
+    sync = gossiping.build(4, transport=Collective(), local=1, choice=Modest(sample=3, aggregators=2))
+    weights: list[list[float]] = []
+    sync.listeners.append(lambda report: weights.append(report.weights))
+    for step in range(6 * toy.EVERY):
+        if dist.get_rank() == 3 and step == toy.EVERY + 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        gossiping.train_step(sync, step)
+    sync.finish()
+    mean = toy.flat(list(sync.weights().values())).tolist()
+    return {"weights": weights, "mean": mean, "tokens": sync.replicas[0].tokens}
+
+
 JOBS = {
+    "samples": samples,
     "uneven": uneven,
     "gossip": gossip,
     "late": late,
