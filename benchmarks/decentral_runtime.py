@@ -52,7 +52,7 @@ def worker(out: Path) -> None:
     text = torch.randint(0, VOCAB - 1, (BATCH, SEQ_LEN + 1), generator=draws)
     for every in sorted({c[2] for c in CELLS}):
         for name in ("all-reduce", "gossip"):
-            model = build_model(ModelConfig(preset="nano"), vocab_size=VOCAB, max_tokens=SEQ_LEN, seed=0, eos_id=None)
+            model = build_model(ModelConfig(preset="nano"), vocab_size=VOCAB, max_tokens=SEQ_LEN, seed=0, eos_id=0)
             inner = AdamW(lr=1e-3).build(model)
             exchange = None if name == "all-reduce" else Gossip(topology=OnePeer(), rule=Overlapped())
             alone = [_step(model, inner, text) for _ in range(8)]

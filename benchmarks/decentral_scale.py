@@ -25,7 +25,7 @@ def measure(nodes: int = NODES, rounds: int = 1) -> dict[str, Any]:
     """
     torch.set_num_threads(1)
     shape = ModelConfig(preset="nano")
-    models = [build_model(shape, vocab_size=VOCAB, max_tokens=SEQ_LEN, seed=0, eos_id=None) for _ in range(nodes)]
+    models = [build_model(shape, vocab_size=VOCAB, max_tokens=SEQ_LEN, seed=0, eos_id=0) for _ in range(nodes)]
     inners = [AdamW(lr=3e-3).build(m) for m in models]
     sync = LocalSGD(models, inners, every=EVERY, outer=SGD(lr=1.0), exchange=Gossip(topology=OnePeer()))
     draws = torch.Generator().manual_seed(0)

@@ -80,7 +80,7 @@ class Exchange(ABC):
         """Whether a run has a last exchange after so many inner steps even where nothing was trained since the last."""
         return self.closes
 
-    def pull(self, index: int, local: int) -> tuple[float, float, Tensor] | None:
+    def force(self, index: int, local: int) -> tuple[float, float, Tensor] | None:
         """(rho, d, goal): `rho (d x - goal)` is added to the gradients of a local island at x; None: nothing."""
         return None
 

@@ -74,8 +74,8 @@ class NeighbourExchange(Exchange):
     def unfinished(self, step: int) -> bool:
         return bool(self.network.churn.relays) and step % self.parts.every != 0
 
-    def pull(self, index: int, local: int) -> tuple[float, float, Tensor] | None:
-        return self.rule.pull(self.kept.get((index, local), {}))
+    def force(self, index: int, local: int) -> tuple[float, float, Tensor] | None:
+        return self.rule.force(self.kept.get((index, local), {}))
 
     def start(self, out: Outgoing) -> Pending:
         pending = Pending()

@@ -57,8 +57,9 @@ class Talk:
 
     def say(self, out: Outgoing, place: Place, local: int, neighbours: Sequence[int], norm: float) -> Side:
         """The messages of a local island; where it has nothing to send, its weights are its anchor's."""
-        for j in neighbours if self.copies is not None else ():
-            self.copies.meet((out.index, local, j))
+        if self.copies is not None:
+            for j in neighbours:
+                self.copies.meet((out.index, local, j))
         try:
             if not math.isfinite(norm):
                 raise PayloadError(f"its pseudo-gradient is not finite (norm {norm})")

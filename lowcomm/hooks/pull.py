@@ -23,7 +23,7 @@ class Pull:
     def _before_step(self, local: int) -> None:
         replica = self.replicas[local]
         for index, anchors in enumerate(self.anchors):
-            found = self.exchange.pull(index, local)
+            found = self.exchange.force(index, local)
             if found is None:
                 continue
             rho, edges, goal = found

@@ -62,7 +62,7 @@ class Rule(ABC):
     remembers: ClassVar[bool] = False
     """Whether what a neighbour said some rounds ago can stand for what it says no more."""
     pulls: ClassVar[bool] = False
-    """Whether it adds to the gradients of inner steps (`pull`)."""
+    """Whether it adds to the gradients of inner steps (`force`)."""
     judges: ClassVar[bool] = False
     """Whether it asks for losses on an island's own held-out text (`Place.loss`), so that only a run has it."""
     plain_outer: ClassVar[bool] = True
@@ -76,7 +76,7 @@ class Rule(ABC):
     def mix(self, place: Place, heard: Sequence[Heard]) -> None:
         """Turn `place.delta` into the update of the anchor. `heard` may be empty; its tensors may be changed."""
 
-    def pull(self, state: dict[str, Tensor]) -> tuple[float, float, Tensor] | None:
+    def force(self, state: dict[str, Tensor]) -> tuple[float, float, Tensor] | None:
         """(rho, d, goal) of what it kept: `rho (d x - goal)` is added to the gradient at x; None: nothing yet."""
         return None
 

@@ -64,7 +64,7 @@ class NetworkLasso(Rule):
         if goals:
             state["goal_sum"], state["edges"] = torch.stack(goals).sum(dim=0), torch.tensor([float(len(goals))])
 
-    def pull(self, state: dict[str, Tensor]) -> tuple[float, float, Tensor] | None:
+    def force(self, state: dict[str, Tensor]) -> tuple[float, float, Tensor] | None:
         if "goal_sum" not in state:
             return None
         return self.rho, float(state["edges"]), state["goal_sum"]

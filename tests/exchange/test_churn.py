@@ -157,6 +157,7 @@ def test_only_samples_train_and_only_they_and_aggregators_send() -> None:
     sync = gossiping.build(8, transport=wire, choice=Modest(sample=3, aggregators=2))
     exchange = sync.state.exchange
     assert isinstance(exchange, SampledExchange)
+    following = list[int]()
     for index in range(4):
         trained = exchange.order(index)[:3]
         tokens = [r.tokens for r in sync.replicas]
