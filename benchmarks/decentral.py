@@ -73,12 +73,14 @@ class Cell:
 
 
 def cells(seeds: int, islands: list[int], only: set[str]) -> Iterator[Cell]:
-    """Seeds outermost, then islands, then methods in the order of the table."""
+    """Seeds outermost, what says most first, then islands, then methods in the order of the table."""
     for seed in range(seeds):
-        for n in islands:
-            for method in METHODS:
-                if method.only in (None, n) and (not only or method.name in only):
-                    yield Cell(method=method, islands=n, seed=seed)
+        for first in (True, False):
+            for n in islands:
+                for method in METHODS:
+                    wanted = method.only in (None, n) and (not only or method.name in only)
+                    if wanted and method.first == first:
+                        yield Cell(method=method, islands=n, seed=seed)
 
 
 def run(cell: Cell, work_dir: Path) -> None:

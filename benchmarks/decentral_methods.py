@@ -45,6 +45,11 @@ class Method:
     """Number of islands that it is for; None: any."""
 
     @property
+    def first(self) -> bool:
+        """Whether it is run for all numbers of islands before the others are for any."""
+        return (self.name, self.topology) in FIRST
+
+    @property
     def loops(self) -> bool:
         """Whether islands are trained one after another, as their steps differ."""
         sync = self.sync(16)
@@ -78,6 +83,17 @@ def _hubs(islands: int) -> Churn:
 
 
 NESTEROV = Nesterov(lr=0.7, momentum=0.6)
+FIRST = {
+    ("DDP", "all"),
+    ("DiLoCo", "all"),
+    ("D-SGD, int8", "one peer"),
+    ("D-SGD, Nesterov, int8", "one peer"),
+    ("decentralised AdamW", "one peer"),
+    ("NoLoCo", "random pairs"),
+    ("D-SGD", "ring"),
+    ("MoDeST, 80 % dead", "samples of 4"),
+    ("D-SGD, 80 % dead", "one peer"),
+}
 METHODS: tuple[Method, ...] = (
     Method(name="DDP", topology="all", sync=_plain(SGD(lr=1.0), EveryStep())),
     Method(name="DiLoCo", topology="all", sync=_plain(NESTEROV)),
