@@ -16,6 +16,7 @@ from lowcomm.data import DataConfig
 from lowcomm.data.proxy import Proxy, check_proxy
 from lowcomm.exchange.base import ExchangeChoice
 from lowcomm.exchange.buffered import Buffered
+from lowcomm.exchange.gossip import Gossip
 from lowcomm.exchange.store import Store
 from lowcomm.island import InnerConfig, IslandConfig
 from lowcomm.local import DesLoc, Objective
@@ -120,6 +121,8 @@ class EvalConfig:
 
     every: int | None = None
     """Inner steps between evaluations, counted at the next sync; None: only at the end."""
+    directions: bool = False
+    """Of islands with weights of their own (gossip): also how much worse they are than their mean, on the same text."""
     clients: bool = False
     """Evaluate every island's own held-out text at the end (data.sharding by_folder or a partition): clients.json."""
     baselines: bool = False
@@ -265,6 +268,10 @@ def _check_own_data(config: RunConfig) -> None:
     alone = isinstance(config.sync.exchange, Store)  # each member accounts for its own text
     ok = not own or alone or config.sync.privacy is None or config.sync.privacy.level == "client"
     require(ok, "data.sharding", "own", "another with ExampleGaussian, whose epsilon needs all sizes", "use iid")
+    choice = config.sync.exchange
+    ok = not config.eval.directions or (choice is not None and choice.anchors == "own")
+    legal = "False, as all islands have the same weights"
+    require(ok, "eval.directions", True, legal, "leave it out, or use sync.exchange = Gossip()")
     for more in ("baselines", "membership"):
         ok = config.eval.clients or not getattr(config.eval, more)
         require(ok, f"eval.{more}", True, "False without eval.clients", "pass --eval.clients")
@@ -277,6 +284,8 @@ def _check_sync(config: RunConfig) -> None:
         examples = sync.privacy.level == "example"
         fits = not (examples and config.batched)
         require(fits, "batched", True, "False, as gradients of single sequences are needed", "leave it out")
+        twice = examples and sync.objective is not None and sync.objective.passes > 1
+        require(not twice, "sync.objective", sync.objective, "one of one backward pass, with sync.privacy", "FedProx()")
         alone = config.island.size in (None, 1)
         require(alone, "island.size", config.island.size, "1, as sync.privacy clips whole updates", "leave it out")
     check_proxy(sync.proxy, type(sync.aggregator).__name__, sync.aggregator.proxies)
@@ -291,6 +300,9 @@ def _check_clients(config: RunConfig, islands: int) -> None:
     check_islands(sync.spec(), islands, 1, ())
     fits = not config.batched or sync.exchange is None or sync.exchange.lockstep
     require(fits, "batched", True, "False with sync.exchange, as islands' steps differ", "leave it out")
+    pulled = isinstance(sync.exchange, Gossip) and sync.exchange.rule.pulls
+    legal = "False, as sync.exchange.rule adds to single gradients"
+    require(not (config.batched and pulled), "batched", True, legal, "leave it out")
     if isinstance(sync.exchange, Buffered):
         sync.exchange.check_processes(config.transport == "simulated" or islands == 1)
     for name in ("sampling", "local_steps", "objective", "secure", "attack"):

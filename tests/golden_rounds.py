@@ -224,7 +224,7 @@ def loops() -> dict[str, Loop]:
     plain |= {
         f"objective {name(o)}": Loop(settings={}, clients=SyncConfig(objective=o))
         for o in OBJECTIVES
-        if not isinstance(o, RankDecay | SelectLayers)
+        if o.passes == 1 and not isinstance(o, RankDecay | SelectLayers)
     }
     plain |= {f"moments {name(m)}": Loop(settings={}, clients=SyncConfig(moments=m)) for m in MOMENTS}
     return plain | tuned() | combined()

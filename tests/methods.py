@@ -103,9 +103,32 @@ from lowcomm.data import ByLength, Dirichlet, Iid, NaturalId, Partition, Patholo
 from lowcomm.exchange.base import ExchangeChoice
 from lowcomm.exchange.buffered import Buffered
 from lowcomm.exchange.gossip import Gossip
+from lowcomm.exchange.modest import Modest
 from lowcomm.island import AdamW, Gpa, Inner, Muon, Savic, Soap
 from lowcomm.island import Lion as InnerLion
-from lowcomm.local import Baffle, DesLoc, Estimate, FedProx, Objective, OneByte, RankDecay, Scaffold, SelectLayers
+from lowcomm.local import (
+    Baffle,
+    DesLoc,
+    Estimate,
+    FedProx,
+    Objective,
+    OneByte,
+    RankDecay,
+    Scaffold,
+    SelectLayers,
+    SharpnessAware,
+)
+from lowcomm.mixing import (
+    Cooperation,
+    Game,
+    GASLoC,
+    NetworkLasso,
+    NoLoCo,
+    Overlapped,
+    PlainMixing,
+    Rule,
+    VarianceCorrected,
+)
 from lowcomm.outer import (
     SGD,
     DelayedNesterov,
@@ -134,7 +157,21 @@ from lowcomm.schedule import (
     Schedule,
     Streaming,
 )
-from lowcomm.topology import Exponential, RandomPairs, Ring, Topology
+from lowcomm.topology import (
+    BarabasiAlbert,
+    Churn,
+    Complete,
+    Edges,
+    Exponential,
+    Loss,
+    Multigraph,
+    OnePeer,
+    RandomPairs,
+    RandomRegular,
+    Ring,
+    Topology,
+    Torus,
+)
 
 OUTERS: tuple[Outer, ...] = (
     SGD(lr=1.0),
@@ -175,7 +212,13 @@ INNERS: tuple[Inner, ...] = (
 
 ESTIMATES: tuple[Estimate, ...] = (OneByte(), OneByte(probes=2, bits=32), Baffle(probes=3))
 
-OBJECTIVES: tuple[Objective, ...] = (FedProx(mu=0.1), Scaffold(), RankDecay(), SelectLayers(budget_bytes=256))
+OBJECTIVES: tuple[Objective, ...] = (
+    FedProx(mu=0.1),
+    Scaffold(),
+    RankDecay(),
+    SelectLayers(budget_bytes=256),
+    SharpnessAware(),
+)
 
 MOMENTS: tuple[DesLoc, ...] = (DesLoc(first_every=1, second_every=2),)
 
@@ -221,7 +264,28 @@ ATTACKS: tuple[Attack, ...] = (
     Replay(),
     NotANumber(),
 )
-TOPOLOGIES: tuple[Topology, ...] = (Ring(), Exponential(), RandomPairs())
+TOPOLOGIES: tuple[Topology, ...] = (
+    Ring(),
+    Exponential(),
+    RandomPairs(),
+    Complete(),
+    Torus(),
+    RandomRegular(),
+    BarabasiAlbert(),
+    OnePeer(),
+    Edges(pairs=((0, 1), (2, 1), (2, 3), (3, 4), (4, 5)), links=(0.5, 0.25, 0.5, 0.25, 0.5)),
+    Multigraph(overlay=Torus(), longest=3),
+)
+RULES: tuple[Rule, ...] = (
+    PlainMixing(),
+    Overlapped(),
+    NoLoCo(),
+    GASLoC(),
+    VarianceCorrected(),
+    Cooperation(),
+    NetworkLasso(),
+    Game(),
+)
 
 
 MECHANISMS: tuple[Mechanism, ...] = (
@@ -248,6 +312,9 @@ ARRIVALS: tuple[ArrivalRule, ...] = (
 EXCHANGES: tuple[ExchangeChoice, ...] = (
     Gossip(),
     Gossip(topology=RandomPairs(), gamma=0.5),
+    Gossip(topology=OnePeer(), rule=NoLoCo()),
+    Gossip(memory=0.9, churn=Churn(losses=(Loss(round=1, nodes=(0,), links=((1, 2),), rounds=2),), relays=(3,))),
+    Modest(sample=2),
     Buffered(size=1, speeds=(1.0, 0.5, 0.3)),
     Buffered(size=2, speeds=(0.3, 1.0, 1.0)),
     Buffered(size=5, staleness="constant", max_staleness=1, speeds=(0.9, 0.7, 0.2)),

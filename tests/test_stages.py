@@ -12,6 +12,7 @@ import torch
 import lowcomm.aggregate
 import lowcomm.arrival
 import lowcomm.codec
+import lowcomm.mixing
 import lowcomm.outer
 import lowcomm.privacy
 import lowcomm.schedule
@@ -34,7 +35,7 @@ from lowcomm.outer import (
 from lowcomm.schedule import EveryH, EveryStep, PostLocal
 from lowcomm.transport import Simulated
 from lowcomm.types import ConfigError, Contribution
-from tests.methods import AGGREGATORS, ARRIVALS, CODECS, MECHANISMS, OUTERS, SCHEDULES, TOPOLOGIES, name
+from tests.methods import AGGREGATORS, ARRIVALS, CODECS, MECHANISMS, OUTERS, RULES, SCHEDULES, TOPOLOGIES, name
 from tests.support import toy
 
 
@@ -48,6 +49,7 @@ from tests.support import toy
         (lowcomm.codec, lowcomm.codec.Codec, CODECS),
         (lowcomm.privacy, lowcomm.privacy.Mechanism, MECHANISMS),
         (lowcomm.topology, lowcomm.topology.Topology, TOPOLOGIES),
+        (lowcomm.mixing, lowcomm.mixing.Rule, RULES),
     ],
 )
 def test_no_method_is_forgotten(package: ModuleType, base: type, listed: tuple[object, ...]) -> None:

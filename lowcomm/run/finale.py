@@ -35,11 +35,14 @@ class Evaluation:
 
     attack_success: float | None = None
     """What a collective's signal brings about (`CollectiveAction`); None: no attack has one."""
+    directions: float | None = None
+    """Mean of the islands' own losses minus that of their mean (`run.sharpness`); None: not asked for."""
 
     @property
     def consensus(self) -> dict[str, float]:
-        """The distance as a field of a log; nothing where there is none."""
-        return {} if self.consensus_distance is None else {"consensus_distance": self.consensus_distance}
+        """Distance and sharpness as fields of a log; nothing where there is none."""
+        found = {"consensus_distance": self.consensus_distance, "average_direction_sharpness": self.directions}
+        return {key: value for key, value in found.items() if value is not None}
 
 
 @contextmanager

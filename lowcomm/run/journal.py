@@ -76,6 +76,8 @@ class Journal:
                     "aggregation_error": report.aggregation_error,
                     "steps_root": None if run.record is None else run.record.root(i),
                     "rank": report.ranks[island] if report.ranks else None,
+                    "components": None if report.health is None else report.health.components,
+                    "spectral_gap": None if report.health is None else report.health.spectral_gap,
                     "epsilon": None if spent is None else spent["epsilon_per_round"],
                     "epsilon_total": None if spent is None else spent["epsilon_total"],
                 },

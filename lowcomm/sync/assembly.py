@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 from lowcomm.exchange.base import ExchangeParts
 from lowcomm.exchange.choose import choose
+from lowcomm.exchange.gossip import Gossip
 from lowcomm.exchange.worker import Worker, may_overlap
 from lowcomm.hooks.buffers import BufferAverage
 from lowcomm.hooks.choose import hooks_of, privacy_of, pruning_of
 from lowcomm.hooks.lora import rest_untrained
+from lowcomm.hooks.pull import Pull
 from lowcomm.state.norms import NormHistory
 from lowcomm.state.replica import Replica
 from lowcomm.state.spec import SyncSpec
@@ -59,4 +61,6 @@ def assemble(
     )  # fmt: skip
     clients = spec.clients
     state.exchange = choose(parts, spec.exchange, clients.sampling is not None, clients.secure)
+    if isinstance(spec.exchange, Gossip) and spec.exchange.rule.pulls:
+        Pull(state.exchange, replicas, state.anchors)
     return state

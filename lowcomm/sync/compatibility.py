@@ -21,7 +21,7 @@ from lowcomm.exchange.buffered import Buffered
 from lowcomm.local import RankDecay
 from lowcomm.model import LoRA, Tuning
 from lowcomm.outer import SGD, HeavyBall, Nesterov
-from lowcomm.schedule import EveryH, Growing
+from lowcomm.schedule import EveryH, Growing, LateMerge
 from lowcomm.state.conflict import Conflict, refuse
 from lowcomm.state.deadlines import check_late
 from lowcomm.state.norms import check_bound
@@ -235,7 +235,7 @@ def _exchange(spec: SyncSpec) -> Iterator[Conflict]:
     if clients.objective is not None and clients.objective.sends:
         why = "control variates are a second exchange of all islands in a round"
         yield Conflict("sync.objective", _name(clients.objective), other, why, "use FedProx")
-    if not isinstance(spec.schedule, EveryH | Growing):
+    if not isinstance(spec.schedule, EveryH | Growing | LateMerge):
         yield Conflict("sync.schedule", _name(spec.schedule), other, "it exchanges whole rounds", "use EveryH")
     if not isinstance(rule, Mean):
         yield Conflict("sync.aggregator", _name(rule), other, "it weighs contributions itself", "use Mean")

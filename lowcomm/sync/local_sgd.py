@@ -41,7 +41,7 @@ from lowcomm.sync.reporting import note_retry
 from lowcomm.sync.round import begin, commit, depart, nobody_sampled, skip, unmerged
 from lowcomm.sync.set_aside import set_aside
 from lowcomm.sync.wording import speaks_of_arguments
-from lowcomm.sync.wrapped import check_unwrapped
+from lowcomm.sync.wrapped import check_passes, check_unwrapped
 from lowcomm.transport import Transport
 from lowcomm.typecheck import listed
 from lowcomm.types import RetryError, SyncError, require
@@ -103,6 +103,7 @@ class LocalSGD(Loop):
             buffers=dict(buffers or {}), outer_device=outer_device, seed=seed, quorum=quorum, norm_bound=norm_bound,
             on_late=on_late, late_tolerance_s=late_tolerance_s,
         )  # fmt: skip
+        check_passes(spec)
         models, inners = listed(model, nn.Module, "model"), listed(inner, Optimizer, "inner")
         self._assemble(spec, models, inners, island, transport)
 

@@ -70,6 +70,7 @@ def commit(state: SyncState, out: Outgoing, pending: Pending, start: float, dela
             state.consistency.postpone(out.index, digest, out.round)
         else:
             state.consistency.compare(out.anchors[0], digest, out.round)
+    state.exchange.committed(out)
     if state.spec.schedule.adapts:
         state.pace = decide_pace(state, out, pending)
     return report_of(state, out, pending, arrived, pending.blocked_s + time.perf_counter() - start)
@@ -143,5 +144,5 @@ def unmerged(state: SyncState) -> tuple[int, ...]:
     if state.exchange.hears_all:  # an island may have had no work where others had
         pooled = [state.transport.gather(pooled).amax(dim=0)]
     trained = torch.stack(pooled).amax(dim=0).tolist()
-    always = state.spec.codec.holds_back or state.exchange.closes
+    always = state.spec.codec.holds_back or state.exchange.unfinished(state.step)
     return tuple(i for i, tokens in enumerate(trained) if tokens > 0 or always)
