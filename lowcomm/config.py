@@ -28,10 +28,11 @@ from lowcomm.state.deadlines import LATE_TOLERANCE_S
 from lowcomm.state.norms import NORM_BOUND
 from lowcomm.state.spec import BufferRule, Clients, SyncSpec
 from lowcomm.sync.compatibility import check_islands, check_spec, check_tuning
+from lowcomm.sync.turns import ClientState, Turns, against_turns, check_turns, take_turns
 from lowcomm.transport.heartbeat import HEARTBEAT_S, check_heartbeat
 from lowcomm.typecheck import check_types
 from lowcomm.types import require
-from lowcomm.zeroth_order import check_zeroth_order
+from lowcomm.zeroth_order import ZerothOrder, check_zeroth_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,9 @@ class SyncConfig:
     """What some islands do to their contributions on purpose, to test the aggregator; None: nothing."""
     allow_attack: bool = False
     """Whether the attack is meant: a run with one is refused without it."""
+    fresh_inner: bool = False
+    """Every round begins with fresh inner moments, so that islands keep nothing between rounds but their place in their
+    text (with a codec, objective and rule that keep nothing); off: moments go on."""
     buffers: dict[str, BufferRule] | None = None
     """Persistent buffers by name pattern, such as '*running_mean': average over the islands at each sync, or local."""
     outer_device: Literal["model", "cpu"] = "model"
@@ -85,7 +89,7 @@ class SyncConfig:
         """Who takes part how, as a LocalSGD takes it."""
         return Clients(
             sampling=self.sampling, local_steps=self.local_steps, objective=self.objective, secure=self.secure,
-            attack=self.attack, allow_attack=self.allow_attack,
+            attack=self.attack, allow_attack=self.allow_attack, fresh_inner=self.fresh_inner,
         )  # fmt: skip
 
     def spec(self, seed: int = 0) -> SyncSpec:
@@ -156,6 +160,12 @@ class RunConfig:
     """collective: one process per island (torch.distributed); simulated: all islands in one process, same bits."""
     batched: bool = False
     """Simulated islands in one forward and backward: faster for small models, equal to the loop but for rounding."""
+    turns: Turns = "auto"
+    """Simulated islands take turns on one model, with the same bits, each with tensors of its own only for what differs
+    from the global weights: auto where that fits, on (or the run is refused), off (a model each)."""
+    client_state: ClientState = "memory"
+    """Where islands that take turns keep between their rounds what is theirs (inner moments, error feedback, control
+    variates, private factors): memory, or disk, in the run directory while the run lasts."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the models; auto takes the GPU if there is one."""
     threads: int | None = None
@@ -183,6 +193,10 @@ class RunConfig:
         """The run directory."""
         return self.run_dir if self.run_dir is not None else Path("runs") / self.name
 
+    def take_turns(self, islands: int) -> bool:
+        """Whether so many islands take turns on one model."""
+        return take_turns(self.turns, _against_turns(self, islands))
+
 
 def check(config: RunConfig, islands: int) -> None:
     """Raise ConfigError for the first field out of range or the first pair of parts that do not fit."""
@@ -207,6 +221,7 @@ def check(config: RunConfig, islands: int) -> None:
     _check_sync(config)
     _check_clients(config, islands)
     check_tuning(config.sync.spec(), config.model.tuning)
+    check_turns(config.turns, config.client_state, _against_turns(config, islands))
     size = config.island.size or 1
     check_zeroth_order(config.inner, config.sync.schedule, config.batched, size, config.model.compile)
     averages = config.sync.schedule(1, config.sync.every).average_gradients
@@ -225,6 +240,18 @@ def check(config: RunConfig, islands: int) -> None:
     ok = every_s is None or 0 < every_s < float("inf")
     require(ok, "checkpoint.every_s", every_s, "a finite number above 0, or None for off", "300 is five minutes")
     require(config.checkpoint.keep >= 1, "checkpoint.keep", config.checkpoint.keep, "1 or more", "2 is usual")
+
+
+def _against_turns(config: RunConfig, islands: int) -> str | None:
+    if config.transport != "simulated":
+        return "islands are processes of their own"
+    if islands == 1:
+        return "there is one island"
+    if config.batched or config.model.compile:
+        return f"{'batched' if config.batched else 'model.compile'} needs a model each"
+    if isinstance(config.inner.optimizer, ZerothOrder):
+        return "islands that train by scalars share every step"
+    return against_turns(config.sync.spec())
 
 
 def _check_own_data(config: RunConfig) -> None:

@@ -24,6 +24,7 @@ from lowcomm.run.losses import saves_without
 from lowcomm.run.privacy_spent import Counts, privacy_spent
 from lowcomm.run.resume import is_finite, load_newest, save_now, start_files
 from lowcomm.run.signals import tell_stopped, who_asked, who_stopped
+from lowcomm.run.turns_memory import memory_in_words
 from lowcomm.transport.base import Transport
 from lowcomm.types import CheckpointError, DataError, FencedError, LowcommError, SyncError, UnusableError
 
@@ -53,6 +54,8 @@ def train(
         if not (config.resume and load_newest(run)):
             run.start = agree_on_start(run.members.everyone, 0.0)
             run.progress.note(data.described())
+            if (need := memory_in_words(run)) is not None:
+                run.progress.note(need)
         loop = Loop(run)
         run.members.may_lose()
         code = loop.run_to_end()
@@ -156,7 +159,7 @@ class Loop:
         step = sync.step
         average = sync.next_action.average_gradients
         places = [shard.state_dict() for shard in run.shards] if average else []
-        states = [(island.cpu_rng, island.cuda_rng) for island in run.islands]
+        states = [(island.cpu_rng, island.cuda_rng) for island in run.islands] if average else []
         due = [i for i, r in enumerate(sync.replicas) if r.steps <= step]  # others were stopped ahead of these
         train = [i for i in due if not sync.rests(i)]
         for i in train:

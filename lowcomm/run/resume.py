@@ -69,10 +69,9 @@ def save_now(run: Run, name: str, time_s: float, failure: str | None = None) -> 
 
 def is_finite(run: Run) -> bool:
     """Whether every local and global weight held here is a finite number."""
-    held = [t for replica in run.sync.replicas for t in replica.held.values()]
-    return all(
-        bool(t.isfinite().all()) for t in [*held, *(a.weights for shared in run.sync.state.anchors for a in shared)]
-    )
+    held = {id(t): t for replica in run.sync.replicas for t in replica.held.values()}
+    anchors = [a.weights for shared in run.sync.state.anchors for a in shared]
+    return all(bool(t.isfinite().all()) for t in [*held.values(), *anchors])
 
 
 def load_newest(run: Run) -> bool:
@@ -127,6 +126,8 @@ def _load(run: Run, name: str, i: int, stops: int) -> bool:
         run.shards[i].load_state_dict(values["data"])
     else:
         load_newcomer(run.sync.state, i, parts["island"])
+    if run.shelf is not None:
+        run.shelf.put(i)
     run.base_time_s = max(run.base_time_s, values["time_s"])
     run.resumes = max(stops, values["resumes"]) + 1
     return whole
