@@ -28,7 +28,7 @@ from lowcomm.state.deadlines import LATE_TOLERANCE_S
 from lowcomm.state.norms import NORM_BOUND
 from lowcomm.state.spec import BufferRule, Clients, SyncSpec
 from lowcomm.sync.compatibility import check_islands, check_spec, check_tuning
-from lowcomm.sync.turns import ClientState, Turns, against_turns, check_turns, take_turns
+from lowcomm.sync.turns import against_turns, check_turns, take_turns
 from lowcomm.transport.heartbeat import HEARTBEAT_S, check_heartbeat
 from lowcomm.typecheck import check_types
 from lowcomm.types import require
@@ -160,10 +160,10 @@ class RunConfig:
     """collective: one process per island (torch.distributed); simulated: all islands in one process, same bits."""
     batched: bool = False
     """Simulated islands in one forward and backward: faster for small models, equal to the loop but for rounding."""
-    turns: Turns = "auto"
+    turns: Literal["auto", "on", "off"] = "auto"
     """Simulated islands take turns on one model, with the same bits, each with tensors of its own only for what differs
     from the global weights: auto where that fits, on (or the run is refused), off (a model each)."""
-    client_state: ClientState = "memory"
+    client_state: Literal["memory", "disk"] = "memory"
     """Where islands that take turns keep between their rounds what is theirs (inner moments, error feedback, control
     variates, private factors): memory, or disk, in the run directory while the run lasts."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

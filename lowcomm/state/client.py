@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from lowcomm.island.part import Part
 from lowcomm.state.fragment import Fragment
 from lowcomm.state.replica import Replica
+from lowcomm.types import SyncError
 
 ALIGNED_BYTES = 64
 """Where torch lets a tensor's memory begin."""
@@ -50,6 +51,7 @@ class Client(Replica):
         super().__init__(seat.model, inner, part, like)
         self.seat = seat
         self.held = seat.shared
+        inner.register_step_pre_hook(lambda *_: self._check_turn())
 
     def tensors(self, fragment: Fragment) -> list[Tensor]:
         if self.held is self.seat.shared:
@@ -98,6 +100,11 @@ class Client(Replica):
                     self.held[name] = self.held[name].clone()
                 p.data = self.held[name]
             self.seat.sitting = self
+
+    def _check_turn(self) -> None:
+        """Raise SyncError for a step outside its turn, which would train another client's weights."""
+        if self.seat.sitting is not self or self.held is self.seat.shared:
+            raise SyncError("a client takes an inner step outside its turn. Fix: take_turn(k, train=True) before it")
 
     def stand_up(self) -> None:
         """Other tensors were put in the place of its own: the model gets them when its next turn comes."""

@@ -66,7 +66,8 @@ class Simulated(Transport):
         return [{}] * len(self.local)
 
     def gather(self, rows: Sequence[Tensor]) -> Tensor:
-        stacked = torch.stack(list(rows))
+        same = all(row is rows[0] for row in rows)
+        stacked = rows[0].repeat(len(rows), 1) if same else torch.stack(list(rows))
         crossing_bytes = (self.islands - 1) * rows[0].numel() * rows[0].element_size()
         self.count(crossing_bytes, crossing_bytes)
         return stacked

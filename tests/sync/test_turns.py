@@ -120,6 +120,20 @@ def test_frozen_weights_are_one_tensor_for_all() -> None:
     assert all(not a & b for i, a in enumerate(held) for b in held[:i])
 
 
+def test_a_step_outside_a_turn_is_refused() -> None:
+    """It would train another client's weights, or everybody's."""
+    model = fill(nn.Linear(2, 2))
+    inners = [torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2)]
+    sync = LocalSGD.of(SyncSpec(every=4), [model], inners, transport=Simulated(2), turns=True)
+    model(torch.ones(1, 2)).sum().backward()
+    for wrong in (lambda: None, lambda: sync.take_turn(1), lambda: sync.take_turn(1, train=True)):
+        wrong()
+        with pytest.raises(lc.SyncError, match="outside its turn"):
+            inners[0].step()
+    sync.take_turn(0, train=True)
+    inners[0].step()
+
+
 @pytest.mark.parametrize(
     ("settings", "clients", "reason"),
     [
@@ -133,6 +147,16 @@ def test_frozen_weights_are_one_tensor_for_all() -> None:
 def test_who_cannot_take_turns(settings: dict[str, Any], clients: Clients, reason: str | None) -> None:
     found = against_turns(SyncSpec(every=4, clients=clients, **settings))
     assert found is None if reason is None else found is not None and reason in found
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"schedule": Streaming(fragments=2, delay=0)}, "use EveryH"), ({"exchange": Gossip()}, "leave it out")],
+)
+def test_where_rounds_cannot_begin_with_fresh_moments(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(lc.ConfigError, match=rf"^clients\.fresh_inner = True is not allowed with .*{message}$"):
+        lc.LocalSGD(model := fill(nn.Linear(2, 2)), torch.optim.SGD(model.parameters()), every=4,
+                    clients=Clients(fresh_inner=True), **settings)  # fmt: skip
 
 
 def test_a_model_that_is_given_twice_is_refused() -> None:
