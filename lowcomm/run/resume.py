@@ -21,6 +21,9 @@ from lowcomm.sync.overlap import relaunch
 from lowcomm.transport.base import texts_of
 from lowcomm.types import CheckpointError
 
+MANY = 8
+"""Islands of one process above which their files go to the disk in one flush: each takes some milliseconds."""
+
 
 def start_files(run: Run) -> None:
     """Write config.json, environment.json and, of clients, partition.json (once per node)."""
@@ -51,20 +54,29 @@ def save_now(run: Run, name: str, time_s: float, failure: str | None = None) -> 
             f"the weights are NaN or infinite, so that checkpoint {name} was not saved. Earlier ones are intact"
         )
     root = run.directory / "checkpoints"
-    sharded = run.members.mesh is not None
-    for i, island in enumerate(run.islands):
-        number = run.members.everyone.local[i]
-        tensors, values = island_part(run.sync.state, i)
-        tensors["rng.cpu"] = island.cpu_rng
-        if island.cuda_rng is not None:
-            tensors["rng.cuda"] = island.cuda_rng
-        values = {**values, "data": run.shards[i].state_dict(), "time_s": time_s, "resumes": run.resumes}
-        parts: dict[str, checkpoint.Part] = {"island": (tensors, values)}
-        if sharded or (run.leads_node and i == 0):  # of several ranks each has its own shard of it
-            parts["global"] = global_part(run.sync.state)
-        checkpoint.save(root, name, number, parts, run.session, failure, lost if saves_without(run) else ())
+    gone = lost if saves_without(run) else ()
+    parts = ((run.members.everyone.local[i], _parts(run, i, time_s)) for i in range(len(run.islands)))
+    if len(run.islands) > MANY:
+        checkpoint.save_all(root, name, parts, run.session, failure, gone, flush_each=False)
+    else:
+        for number, own in parts:
+            checkpoint.save(root, name, number, own, run.session, failure, gone)
     if run.leads_node:
         prune(root, run.config.checkpoint.keep)
+
+
+def _parts(run: Run, i: int, time_s: float) -> dict[str, checkpoint.Part]:
+    """What local island i saves."""
+    island, sharded = run.islands[i], run.members.mesh is not None
+    tensors, values = island_part(run.sync.state, i)
+    tensors["rng.cpu"] = island.cpu_rng
+    if island.cuda_rng is not None:
+        tensors["rng.cuda"] = island.cuda_rng
+    values = {**values, "data": run.shards[i].state_dict(), "time_s": time_s, "resumes": run.resumes}
+    parts: dict[str, checkpoint.Part] = {"island": (tensors, values)}
+    if sharded or (run.leads_node and i == 0):  # of several ranks each has its own shard of it
+        parts["global"] = global_part(run.sync.state)
+    return parts
 
 
 def is_finite(run: Run) -> bool:

@@ -11,6 +11,7 @@ from torch import nn
 from lowcomm.codec import ErrorFeedback, TopK
 from lowcomm.local import Scaffold
 from lowcomm.outer import SGD
+from lowcomm.plan.simulated import simulation_memory
 from lowcomm.sampling import FixedSize
 from lowcomm.state.shelf import Shelf
 from lowcomm.state.spec import Clients, SyncSpec
@@ -69,6 +70,16 @@ def test_disk_has_the_bits_of_memory_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     maps = Path("/proc/self/maps").read_text(encoding="utf-8")
     assert f"{tmp_path}" in maps  # what is kept lies in files without a name
+
+
+def test_the_plan_says_what_clients_keep() -> None:
+    """Moments, error feedback and variates of all clients, but for step counters and padding."""
+    sync = train(None, steps=30)
+    trained = sum(p.numel() for p in sync.replicas[0].params.values())
+    assert all(r.inner.state for r in sync.replicas)
+    actual = sum(t.numel() * t.element_size() for own in kept(sync) for t in own)
+    need = simulation_memory(parameters=trained, trainable=trained, clients=CLIENTS, sampled=2, adamw=True, kept=2)
+    assert need.kept_bytes == pytest.approx(actual, rel=0.01)
 
 
 def test_a_disk_that_takes_nothing_is_told(tmp_path: Path) -> None:
