@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -228,5 +229,14 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _leave(code: int) -> None:
+    """End this process. The threads of a broken group would abort a rank that failed, after its last line."""
+    if code == 1 and "RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())

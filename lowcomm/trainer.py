@@ -13,15 +13,14 @@ from lowcomm.config import RunConfig
 from lowcomm.federated import report_clients
 from lowcomm.report.privacy import spent_in_words
 from lowcomm.run.assembly import Run, World, assemble, preflight
-from lowcomm.run.cadence import Cadence
-from lowcomm.run.clock import agree_on_start
+from lowcomm.run.cadence import Cadence, agree_on_start
 from lowcomm.run.divergence import DivergedError as DivergedError
 from lowcomm.run.divergence import set_aside
 from lowcomm.run.export import export
 from lowcomm.run.finale import Evaluation, evaluate, with_global_weights, write_summary
-from lowcomm.run.journal import Journal
-from lowcomm.run.losses import saves_without
+from lowcomm.run.journal import Journal, saves_without
 from lowcomm.run.privacy_spent import Counts, privacy_spent
+from lowcomm.run.reading import read_ahead
 from lowcomm.run.resume import is_finite, load_newest, save_now, start_files
 from lowcomm.run.signals import tell_stopped, who_asked, who_stopped
 from lowcomm.run.turns_memory import memory_in_words
@@ -162,10 +161,7 @@ class Loop:
         states = [(island.cpu_rng, island.cuda_rng) for island in run.islands] if average else []
         due = [i for i, r in enumerate(sync.replicas) if r.steps <= step]  # others were stopped ahead of these
         train = [i for i in due if not sync.rests(i)]
-        for i in train:
-            run.shards[i].prepare(
-                run.config.inner.accumulation
-            )  # before any is read: what fails must not be half a step
+        read_ahead([run.shards[i] for i in train], run.config.inner.accumulation, run.reading_mesh)
         batches = {i: [run.shards[i].next_batch() for _ in range(run.config.inner.accumulation)] for i in train}
         losses = run.batched.backward(batches) if run.batched is not None and batches else {}
         for i in due:

@@ -47,6 +47,10 @@ class ZerothOrderOptimizer(ScalarOptimizer):
         self.heard: Tensor | None = None
 
     @property
+    def row_bytes(self) -> int:
+        return self.estimate.row_bytes
+
+    @property
     def steps(self) -> int:
         """Steps taken, those of a run before a resume and those replayed included."""
         return self._state()["rates"].numel()

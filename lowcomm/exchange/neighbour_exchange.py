@@ -21,7 +21,7 @@ from lowcomm.exchange.neighbour_message import NeighbourMessage
 from lowcomm.exchange.public_copies import PublicCopies
 from lowcomm.exchange.worker import carry_out
 from lowcomm.state.cohort import Cohort
-from lowcomm.state.l2_norm import l2_norm
+from lowcomm.state.norms import l2_norm
 from lowcomm.state.outgoing import Arrived, Outgoing, Pending
 from lowcomm.topology import Topology, mixing, spectral_gap
 from lowcomm.transport.base import KEPT

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowcomm.attack import Attack, Seen
 from lowcomm.hooks.base import Hook
-from lowcomm.state.l2_norm import l2_norm
+from lowcomm.state.norms import l2_norm
 from lowcomm.state.outgoing import Arrived, Outgoing
 from lowcomm.transport import Transport
 from lowcomm.types import Part

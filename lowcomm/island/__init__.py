@@ -10,10 +10,10 @@ from lowcomm.island.lr import LR_SCHEDULES, LrSchedule, lr_factor
 from lowcomm.island.mesh import Mesh
 from lowcomm.island.muon import Muon
 from lowcomm.island.part import Part, Whole
+from lowcomm.island.pipeline_island import StagePart
 from lowcomm.island.plain import Batch, PlainIsland
 from lowcomm.island.private import PrivateIsland
 from lowcomm.island.soap import Soap
-from lowcomm.island.stage import StagePart
 from lowcomm.island.tensor import TensorPart
 from lowcomm.island.zero import EngineOptimizer, MeshUnit, ZeROPart
 

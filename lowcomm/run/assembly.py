@@ -18,8 +18,10 @@ from torch import nn
 from lowcomm.config import RunConfig, check
 from lowcomm.config_file import check_resumable
 from lowcomm.data import Data, Shard, build_data
+from lowcomm.data.hf_dataset import HFDataset
 from lowcomm.exchange.store import Store
 from lowcomm.island import BatchedIslands, PlainIsland
+from lowcomm.island.mesh import Mesh
 from lowcomm.island_kinds import build_island
 from lowcomm.membership import Membership, World, count_islands, join
 from lowcomm.model import build_model
@@ -74,6 +76,12 @@ class Run:
     def directory(self) -> Path:
         """The run directory."""
         return self.config.directory
+
+    @property
+    def reading_mesh(self) -> Mesh | None:
+        """This island's ranks where each may fail to read its text in mid-run: a stream's."""
+        source = self.config.data.source
+        return self.members.mesh if isinstance(source, HFDataset) and source.streaming else None
 
     @property
     def writes(self) -> bool:

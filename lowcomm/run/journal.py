@@ -1,7 +1,8 @@
-"""What a run writes down while it goes on: metrics lines, progress, notes."""
+"""What a run writes down while it goes on: metrics lines, progress, notes; and who writes when islands are lost."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping
@@ -9,11 +10,12 @@ from collections.abc import Mapping
 import torch
 
 from lowcomm.run.assembly import Run
-from lowcomm.run.losses import saves_without, take_over
 from lowcomm.run.privacy_spent import privacy_spent
+from lowcomm.run.run_dir import lock
 from lowcomm.state.deadlines import Late, describe
 from lowcomm.state.report import SyncReport
 from lowcomm.transport.heartbeat import Condition
+from lowcomm.types import ConfigError
 
 
 class Journal:
@@ -208,3 +210,16 @@ def _shown(epsilon: float | str | None) -> str:
 def finite(value: float) -> float | None:
     """The value, None where it is none that JSON can hold."""
     return value if math.isfinite(value) else None
+
+
+def saves_without(run: Run) -> bool:
+    """Whether a checkpoint without the lost islands can be gone on from: not where each has weights of its own."""
+    return run.sync.state.exchange.anchors == "shared"
+
+
+def take_over(run: Run) -> None:
+    """Be the one that writes what the run leaves behind, and keeps other runs out of its directory."""
+    run.progress.enabled = True
+    if run.lock is None and run.leads_node:
+        with contextlib.suppress(ConfigError):  # who had it is frozen, not dead, and still keeps others out
+            run.lock = lock(run.directory, 0, "auto")

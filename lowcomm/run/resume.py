@@ -12,8 +12,8 @@ from lowcomm import checkpoint
 from lowcomm.checkpoint_pruning import prune
 from lowcomm.config_file import to_dict
 from lowcomm.run.assembly import Run
-from lowcomm.run.clock import agree_on_start
-from lowcomm.run.losses import saves_without
+from lowcomm.run.cadence import agree_on_start
+from lowcomm.run.journal import saves_without
 from lowcomm.run.run_dir import environment, write_json
 from lowcomm.state.checkpoint import global_part, island_part, load_global, load_island
 from lowcomm.state.newcomer import load_newcomer

@@ -1,8 +1,11 @@
-"""The report of a sync: what one of them did."""
+"""What one sync did, and the one set of weights that islands with anchors of their own agree on."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from lowcomm.types import Round
 
@@ -39,3 +42,13 @@ class SyncReport:
     """How far what was aggregated is from what should be, relative; None: exact by construction, or not known."""
     ranks: list[int] = field(default_factory=list)
     """Rank of each island's LoRA factors from now on, where ranks shrink."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consensus:
+    """The mean of the islands' anchors, and how far they are from it; equal on every island."""
+
+    named: list[Mapping[str, Tensor]]
+    """By fragment: the mean by name, fp32, on the outer device."""
+    distance: float
+    """mean_k ||a_k - mean||^2 over all islands that are there."""

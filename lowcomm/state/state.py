@@ -16,14 +16,13 @@ from lowcomm.hooks.privacy import Privacy
 from lowcomm.hooks.rank_pruning import RankPruning
 from lowcomm.schedule import Action, Pace
 from lowcomm.state.anchor import Anchor
-from lowcomm.state.consensus import Consensus
 from lowcomm.state.consistency import Consistency
 from lowcomm.state.deadlines import Deadlines
 from lowcomm.state.fragment import Fragment
 from lowcomm.state.norms import NormHistory
 from lowcomm.state.outgoing import Arrived, InFlight, Outgoing, Pending
 from lowcomm.state.replica import Replica
-from lowcomm.state.report import SyncReport
+from lowcomm.state.report import Consensus, SyncReport
 from lowcomm.state.spec import SyncSpec
 from lowcomm.state.step_clock import StepClock
 from lowcomm.transport import Transport

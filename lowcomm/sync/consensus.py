@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lowcomm.exchange.agreement import maximum
-from lowcomm.state.consensus import Consensus
+from lowcomm.state.report import Consensus
 from lowcomm.state.state import SyncState
 from lowcomm.transport.base import BLOCK, Transport, ordered_sum
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from lowcomm.outer import SGD
-from lowcomm.run.clock import agree_on_start
+from lowcomm.run.cadence import agree_on_start
 from lowcomm.schedule import EveryH, Streaming
 from lowcomm.state.deadlines import Late
 from lowcomm.sync import LocalSGD

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lowcomm.state.l2_norm import ROW, l2_norm
+from lowcomm.state.norms import ROW, l2_norm
 
 
 @pytest.mark.parametrize("numel", [0, 1, ROW - 1, ROW, ROW + 1, 100 * ROW + 7, 4_000_000])
