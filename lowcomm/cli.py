@@ -225,7 +225,7 @@ def _check_recipe(arguments: Sequence[str]) -> int:
     from lowcomm.recipe import find, load
 
     refuse_early(find(arguments[0])[0], arguments[1:])
-    from lowcomm.config import check
+    from lowcomm.config_check import check
     from lowcomm.membership import DEFAULT_ISLANDS
 
     config = parse_flags(load(arguments[0]), arguments[1:], f"lowcomm train {arguments[0]}")

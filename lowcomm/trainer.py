@@ -158,7 +158,7 @@ class Loop:
         step = sync.step
         average = sync.next_action.average_gradients
         places = [shard.state_dict() for shard in run.shards] if average else []
-        states = [(island.cpu_rng, island.cuda_rng) for island in run.islands]
+        states = [(island.cpu_rng, island.cuda_rng) for island in run.islands] if average else []
         due = [i for i, r in enumerate(sync.replicas) if r.steps <= step]  # others were stopped ahead of these
         train = [i for i in due if not sync.rests(i)]
         read_ahead([run.shards[i] for i in train], run.config.inner.accumulation, run.reading_mesh)

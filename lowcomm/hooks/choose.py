@@ -9,6 +9,7 @@ from lowcomm.hooks.attack import Corruption
 from lowcomm.hooks.base import Hook
 from lowcomm.hooks.buffers import BufferAverage
 from lowcomm.hooks.control_variates import ControlVariates
+from lowcomm.hooks.fresh_inner import FreshInner
 from lowcomm.hooks.local_objective import LocalObjective
 from lowcomm.hooks.lora import LoraAdapters
 from lowcomm.hooks.loss_weights import LossWeights
@@ -65,6 +66,8 @@ def hooks_of(
         hooks.append(pruning)
     if type(spec.codec).private is not Codec.private:
         hooks.append(PrivateTensors(spec, replicas, transport))
+    if spec.clients.fresh_inner:
+        hooks.append(FreshInner(replicas))
     if lora is not None and lora.in_use:
         hooks.append(lora)
     return hooks
