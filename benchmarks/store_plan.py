@@ -80,8 +80,8 @@ def table(result: dict[str, Any]) -> str:
     first = result["rows"][0]
     lines.append(
         f"\nPlanned, and in brackets by how much the plan is above what was measured. "
-        f"{first['parameters']:,} parameters, int4, {first['rounds']} rounds; all members share the server's line. `{result['command']}`, "
-        f"{result['hardware']['cpu']}, {result['created'][:10]}."
+        f"{first['parameters']:,} parameters, int4, {first['rounds']} rounds; all members share the server's "
+        f"line. `{result['command']}`, {result['hardware']['cpu']}, {result['created'][:10]}."
     )
     return "\n".join(lines) + "\n"
 

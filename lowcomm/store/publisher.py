@@ -85,7 +85,7 @@ class Publisher:
         """By the member that ended the run: whether the last version is published. Raises StoreError."""
         if self.due is not None and self.due.version == state.version:
             self.due = Due(version=state.version, since=now, rank=0, tokens=state.tokens_done, last=True)
-            self.go(inc, now)
+        self.go(inc, now)
         return not self._uploads and self.due is None
 
     def collect(self, horizon: int) -> int:

@@ -1,4 +1,4 @@
-"""`lowcomm follow URL DIR`: the newest weights of a run in a directory that transformers loads, with read access only."""
+"""`lowcomm follow URL DIR`: the newest weights of a run in a directory for transformers, with read access only."""
 
 from __future__ import annotations
 
