@@ -12,10 +12,12 @@ import torch
 import lowcomm.aggregate
 import lowcomm.arrival
 import lowcomm.codec
+import lowcomm.mixing
 import lowcomm.outer
 import lowcomm.privacy
 import lowcomm.schedule
 import lowcomm.topology
+from lowcomm.aggregate.loss_weighted import LossWeighted
 from lowcomm.outer import (
     SGD,
     DelayedNesterov,
@@ -24,13 +26,16 @@ from lowcomm.outer import (
     FedYogi,
     HeavyBall,
     HeLoCo,
+    Lion,
     Nesterov,
     Outer,
+    Pier,
+    ScheduleFree,
 )
 from lowcomm.schedule import EveryH, EveryStep, PostLocal
 from lowcomm.transport import Simulated
 from lowcomm.types import ConfigError, Contribution
-from tests.methods import AGGREGATORS, ARRIVALS, CODECS, MECHANISMS, OUTERS, SCHEDULES, TOPOLOGIES, name
+from tests.methods import AGGREGATORS, ARRIVALS, CODECS, MECHANISMS, OUTERS, RULES, SCHEDULES, TOPOLOGIES, name
 from tests.support import toy
 
 
@@ -44,6 +49,7 @@ from tests.support import toy
         (lowcomm.codec, lowcomm.codec.Codec, CODECS),
         (lowcomm.privacy, lowcomm.privacy.Mechanism, MECHANISMS),
         (lowcomm.topology, lowcomm.topology.Topology, TOPOLOGIES),
+        (lowcomm.mixing, lowcomm.mixing.Rule, RULES),
     ],
 )
 def test_no_method_is_forgotten(package: ModuleType, base: type, listed: tuple[object, ...]) -> None:
@@ -66,12 +72,24 @@ def reference(outer: Outer, deltas: list[torch.Tensor], start: torch.Tensor) -> 
     """The papers' equations, written out in float64."""
     x, m, u = start.double(), torch.zeros(len(start)).double(), torch.zeros(len(start)).double()
     v = torch.full((len(start),), getattr(outer, "tau", 0.0) ** 2).double()
+    z = average = x
     for t, delta in enumerate(d.double() for d in deltas):
         if isinstance(outer, DelayedNesterov):
             x = x - delayed_nesterov(outer, [d.double() for d in deltas[: t + 1]])
         elif isinstance(outer, HeLoCo):
             m = outer.momentum * m + (1 - outer.momentum) * delta
             x = x - outer.lr * (delta + outer.momentum * m)
+        elif isinstance(outer, ScheduleFree):
+            z = z - outer.lr * delta
+            average = average + (z - average) / (t + 2)
+            x = (1 - outer.beta) * z + outer.beta * average
+        elif isinstance(outer, Lion):
+            x = x - outer.lr * torch.sign(outer.beta1 * m + (1 - outer.beta1) * delta)
+            m = outer.beta2 * m + (1 - outer.beta2) * delta
+        elif isinstance(outer, Pier):
+            lr, momentum = outer.at(t)
+            u = momentum * u + delta
+            x = x - lr * (delta + momentum * u)
         elif isinstance(outer, SGD):
             x = x - outer.lr * delta
         elif isinstance(outer, HeavyBall):
@@ -135,6 +153,55 @@ def test_delayed_nesterov_moves_as_far_as_nesterov_along_the_mean() -> None:
     means = [torch.stack(deltas[k : k + 4]).mean(dim=0) for k in (0, 4)]
     a = apply(DelayedNesterov(lr=0.5, momentum=0.7, every=4), deltas, torch.zeros(9))
     torch.testing.assert_close(a, apply(Nesterov(lr=0.5, momentum=0.7), means, torch.zeros(9)), rtol=1e-4, atol=1e-5)
+
+
+def test_pier_without_warm_up_and_decay_is_nesterov_and_its_first_step_is_averaging() -> None:
+    deltas = [torch.randn(9) for _ in range(4)]
+    steady = Pier(lr=0.7, momentum=0.8, warmup_rounds=0)
+    wanted = apply(Nesterov(lr=0.7, momentum=0.8), deltas, torch.ones(9))
+    torch.testing.assert_close(apply(steady, deltas, torch.ones(9)), wanted, rtol=1e-6, atol=1e-6)
+    first = apply(Pier(warmup_rounds=5), deltas[:1], torch.ones(9))
+    assert torch.equal(first, apply(SGD(lr=1.0), deltas[:1], torch.ones(9)))
+
+
+def test_pier_goes_from_its_first_to_its_last_values() -> None:
+    pier = Pier(lr=0.7, momentum=0.9, warmup_rounds=10, decay_from=20, decay_rounds=4, last_lr=0.9, last_momentum=0.5)
+    at = [pier.at(done) for done in (0, 5, 10, 20, 22, 24, 99)]
+    wanted = [(1.0, 0.0), (0.85, 0.45), (0.7, 0.9), (0.7, 0.9), (0.8, 0.7), (0.9, 0.5), (0.9, 0.5)]
+    assert at == [pytest.approx(pair) for pair in wanted]
+
+
+def test_schedule_free_without_averaging_is_sgd() -> None:
+    deltas = [torch.randn(9) for _ in range(3)]
+    assert torch.equal(
+        apply(ScheduleFree(lr=0.5, beta=0.0), deltas, torch.ones(9)), apply(SGD(lr=0.5), deltas, torch.ones(9))
+    )
+
+
+def test_lion_without_moments_is_sign_descent() -> None:
+    delta = torch.randn(9)
+    assert torch.equal(apply(Lion(lr=0.5, beta1=0.0, beta2=0.0), [delta], torch.ones(9)), 1 - 0.5 * delta.sign())
+
+
+@pytest.mark.parametrize(
+    ("outer", "field"),
+    [
+        (Pier(first_lr=0.0), "first_lr"),
+        (Pier(last_lr=math.inf), "last_lr"),
+        (Pier(momentum=1.0), "momentum"),
+        (Pier(first_momentum=-0.1), "first_momentum"),
+        (Pier(last_momentum=1.5), "last_momentum"),
+        (Pier(warmup_rounds=-1), "warmup_rounds"),
+        (Pier(decay_from=3), "decay_from"),
+        (Pier(decay_rounds=0), "decay_rounds"),
+        (ScheduleFree(beta=1.0), "beta"),
+        (Lion(beta1=1.0), "beta1"),
+        (Lion(beta2=-1.0), "beta2"),
+    ],
+)
+def test_outer_settings_out_of_range_are_refused(outer: Outer, field: str) -> None:
+    with pytest.raises(ConfigError, match=rf"sync\.outer\.{field} = .* Fix: "):
+        outer.check()
 
 
 @pytest.mark.parametrize("kind", [FedAdagrad, FedAdam, FedYogi])
@@ -259,7 +326,8 @@ def test_weights_sum_to_one_and_leave_out_zeros(aggregator: lowcomm.aggregate.Ag
     weights = aggregator.weights([10.0, 0.0, 30.0])
     assert weights[1] == 0
     assert math.isclose(sum(weights), 1.0)
-    assert weights[2] == (0.75 if aggregator == AGGREGATORS[0] else 0.5)
+    by_tokens = aggregator == AGGREGATORS[0] or isinstance(aggregator, LossWeighted)
+    assert weights[2] == (0.75 if by_tokens else 0.5)
     with pytest.raises(ValueError, match="nothing to average"):
         aggregator.weights([0.0, 0.0])
 

@@ -16,7 +16,8 @@ import torch
 from lowcomm.aggregate import Mean
 from lowcomm.arrival.base import damping
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, LocalResidual, Rqm, Sign, TopK
-from lowcomm.config import CheckpointConfig, check
+from lowcomm.config import CheckpointConfig
+from lowcomm.config_check import check
 from lowcomm.data import DataConfig, TextFiles
 from lowcomm.exchange.base import ExchangeChoice
 from lowcomm.exchange.buffered import Buffered
