@@ -41,6 +41,12 @@ class Client:
         assert found is not None
         return cls(http=http, origin=origin, base=found[1])
 
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+
     def get(self, path: str) -> httpx.Response:
         return self.http.get(self.base + path)
 

@@ -46,8 +46,7 @@ def test_a_run_from_the_page_is_the_one_from_the_command_line(place: Path, monke
     """Started, stopped, resumed and finished by the pages; its config.json is that of `lowcomm train` to the byte."""
     reference = write_recipe(place)
     given = {"steps": "100000", "sync.codec": "ErrorFeedback(codec=Int4(block=64))", "name": "a"}
-    with server(place) as ui:
-        client = Client.of(ui.link)
+    with server(place) as ui, Client.of(ui.link) as client:
         assert client.post("start", {"recipe": reference, "given": given})["url"] == f"{client.base}runs/a"
         seen = client.events("a", "running")
         assert seen[-1]["alive"] and "$ lowcomm train mine.py:local" in seen[-1]["console"]
@@ -61,8 +60,7 @@ def test_a_run_from_the_page_is_the_one_from_the_command_line(place: Path, monke
         assert ui.end(signal.SIGINT) == 0
     assert "still training: a" in "".join(ui.lines[1:])
     assert ui.lines[1].startswith("next link") and len(ui.lines) == 3
-    with server(place, ["--when-closed", "stop"]) as ui:  # finds the run that the first one left
-        client = Client.of(ui.link)
+    with server(place, ["--when-closed", "stop"]) as ui, Client.of(ui.link) as client:  # finds what the first one left
         assert client.events("a", "running")[-1]["alive"]
         assert client.post("runs/a/stop", {}) == {"asked": True}
         assert client.events("a", "stopped")[-1]["status"] == "stopped"
