@@ -25,6 +25,7 @@ lowcomm {__version__}: train language models when the links between the machines
   lowcomm train RECIPE.py:FUNCTION --store URL a run that islands join and leave; a directory, s3://, gs://, az://
   lowcomm join URL                             become a member of it, from anywhere, at any time
   lowcomm status | log | verify | stop URL     who is in it, its commits, the proof of its history, its end
+  lowcomm chaos [PLAN] [--seed S --faults N]   faults on purpose on such a run, and whether its history stays one
   lowcomm plan --parameters N --islands N ...  H, fragments, codec and streams for a link, with what they cost
   lowcomm sweep RECIPE.py:FUNCTION --sizes 32,48,nano --islands 1,2,4 --every 16,64   a scaling law through small runs
   lowcomm report RUN [RUN ...] [--out FILE]    one HTML page of one or several runs
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "join": _join,
         **{name: functools.partial(_look, name) for name in ("status", "log", "verify", "stop")},
         "federation": _federation,
+        "chaos": _chaos,
         "plan": _plan,
         "sweep": _sweep,
         "report": _report,
@@ -140,6 +142,12 @@ def _look(name: str, arguments: Sequence[str]) -> int:
     from lowcomm.storerun.commands.look import look
 
     return look(name, arguments)
+
+
+def _chaos(arguments: Sequence[str]) -> int:
+    from lowcomm.chaos.command import chaos
+
+    return chaos(arguments)
 
 
 def _federation(arguments: Sequence[str]) -> int:
