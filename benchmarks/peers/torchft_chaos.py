@@ -82,8 +82,8 @@ class Replica:
         steps, before = 0, self.manager.current_step()
         reduce: Callable[..., Any] = self.manager.allreduce
 
-        def reducing(*arguments: Any, **named: Any) -> Any:
-            started = reduce(*arguments, **named)
+        def reducing(tensor: torch.Tensor, should_quantize: bool = False) -> Any:
+            started = reduce(tensor, should_quantize=should_quantize)
             self.fault("upload")
             return started
 

@@ -29,14 +29,12 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> _Parser:
     parser = _Parser(
         prog="lowcomm chaos",
+        usage="lowcomm chaos [PLAN] [--recipe FILE.py:FUNCTION] [--seed S] [--faults N] [--store URL] [--out DIR] ...",
         description="Run a plan of faults on real processes of a run that lives in a store, and check that its history "
         "is one, its text is trained once and its loss is that of the run without faults. Exit code 1: it is not so.",
         epilog="Other flags are the recipe's. A plan is JSON or TOML: seed, and faults with round, phase and fault; "
         "run, island and for_s may be left out.",
         allow_abbrev=False,
-    )
-    parser.add_argument(
-        "plan", nargs="?", type=Path, metavar="PLAN", help="file with the faults; without it they are drawn"
     )
     parser.add_argument("--recipe", default=None, metavar="FILE.py:FUNCTION", help="run to try (default: a small one)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
@@ -55,15 +53,18 @@ def _parser() -> _Parser:
 
 def chaos(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
-    options, flags = _parser().parse_known_args(list(arguments))
+    words = list(arguments)
+    plan = Path(words.pop(0)) if words and not words[0].startswith("-") else None  # else it would be a flag's value
+    options, flags = _parser().parse_known_args(words)
+    options.plan = plan
     config = _config(options, flags)
-    plan = _plan(options, config)
+    faults = _plan(options, config)
     if options.show:
         import json
 
         from lowcomm.chaos.plan import as_json
 
-        print(json.dumps(as_json(plan), indent=1))
+        print(json.dumps(as_json(faults), indent=1))
         return 0
     for module in HEAVY:
         importlib.import_module(module)
@@ -71,7 +72,7 @@ def chaos(arguments: Sequence[str]) -> int:
     if (out / "calm").exists():
         for old in (*out.glob("run-*"), out / "calm"):
             shutil.rmtree(old)
-    return _run(config, plan, out, options)
+    return _run(config, faults, out, options)
 
 
 def _run(config: RunConfig, plan: Plan, out: Path, options: argparse.Namespace) -> int:

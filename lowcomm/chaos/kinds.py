@@ -14,7 +14,8 @@ PHASES = ("step", "encode", "upload", "uploaded", "apply", "heal", "snapshot")
 """Inner step; encode; the contribution is written but has no name yet (a bucket: its request is under way); it is in
 the store, and no commit has it; between the outer step and the new version; a snapshot was read, and the chain is not
 followed yet; a snapshot's files are there, and its manifest is not."""
-SENDING = ("upload", "uploaded", "snapshot")
+FAILING = ("cut", "errors", "down", "full")
+"""Faults in which requests fail: who is started meanwhile may say so and end with 2, and is started again."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,11 +129,21 @@ def draw(
     room = rounds - LAST_ROUNDS - FIRST_ROUND
     for number in range(count):
         if not left:
-            left = rng.sample(legal, len(legal))
-        name, phase = left.pop()
+            left = _mixed(rng.sample(legal, len(legal)))
+        name, phase = left.pop(0)
         run, place = divmod(number, per_run)
         faults.append(Fault(
             fault=name, phase=phase, round=FIRST_ROUND + place * room // per_run,
             island=None if phase == "snapshot" else rng.randrange(islands), for_s=for_s, run=run,
         ))  # fmt: skip
     return Plan(faults=tuple(faults), seed=seed)
+
+
+def _mixed(shuffled: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """First one of each fault, then a second one of each that has more phases, and so on."""
+    turns: dict[str, int] = {}
+    ranked: list[tuple[int, tuple[str, str]]] = []
+    for pair in shuffled:
+        turns[pair[0]] = turns.get(pair[0], 0) + 1
+        ranked.append((turns[pair[0]], pair))
+    return [pair for _, pair in sorted(ranked, key=lambda one: one[0])]

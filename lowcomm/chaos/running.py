@@ -13,7 +13,7 @@ from typing import Any
 from lowcomm.chaos import acts, member
 from lowcomm.chaos.disk import SmallDisk
 from lowcomm.chaos.inject import flipped
-from lowcomm.chaos.kinds import KINDS
+from lowcomm.chaos.kinds import FAILING, KINDS
 from lowcomm.chaos.member import Scene
 from lowcomm.chaos.plan import Fault
 from lowcomm.chaos.processes import Process, fork
@@ -25,6 +25,8 @@ from lowcomm.types import LowcommError
 POLL_S = 0.02
 RESTART_S = 0.3
 """From the end of an island's process to its next one."""
+FADES_S = 2.0
+"""In which a process may still end by what the store was."""
 STACKS_S = 1.0
 """For writing stacks."""
 
@@ -105,10 +107,19 @@ class Running:
         """Start an island again that ended by what was done to it, unless the run is over."""
         came = [self.scene.faults[n] for n, e in self._events().items() if e["pid"] == process.pid]
         process.legal |= {code for one in came for code in KINDS[one.fault].ends}
+        process.legal |= {2} if self._fails() else set()
         done = any(p.code == 0 and p.island is not None for p in self.outcome.processes)
         if process.code != 0 and process.code in process.legal and not done and process.island is not None:
             island = process.island
             self.later.append((time.monotonic() + RESTART_S, lambda: self._join(island)))
+
+    def _fails(self) -> bool:
+        """Whether requests fail by what was done to the store, or did so a moment ago."""
+        for number, event in self._events().items():
+            one = self.scene.faults[number]
+            if one.fault in FAILING and time.monotonic() < event["at"] + one.for_s + FADES_S:
+                return True
+        return False
 
     def _events(self) -> dict[int, dict[str, Any]]:
         found = dict(self.outcome.events)

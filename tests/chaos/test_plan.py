@@ -29,6 +29,7 @@ def test_a_draw_follows_from_its_seed_and_has_every_fault_in_every_phase() -> No
     plan = drawn(3)
     assert plan == drawn(3) != drawn(4)
     plan.check(3, 26)
+    assert {f.fault for f in plan.faults[: len(KINDS)]} == set(KINDS), "each one before any comes again"
     counts = Counter((f.fault, f.phase) for f in plan.faults)
     assert set(counts) == set(pairs()) and max(counts.values()) - min(counts.values()) <= 1
     assert plan.runs == 25 and all(FIRST_ROUND <= f.round <= 26 - LAST_ROUNDS for f in plan.faults)
