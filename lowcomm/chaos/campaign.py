@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,8 @@ class Campaign:
 
     def _run(self, name: str, faults: tuple[Fault, ...], still_s: float) -> Outcome:
         directory = self.directory / name
+        if directory.exists():  # what an earlier one left, whose faults have come
+            shutil.rmtree(directory)
         make_directory(directory)
         disk = None
         if self.store is None and any(one.fault == "full" for one in faults):

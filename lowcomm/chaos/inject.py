@@ -195,7 +195,7 @@ def _chain(injector: Injector) -> None:
 
     def taking(self: StoreIsland, applied: Applied) -> Applied:
         if any(u.inc == self.inc for u in applied.used):
-            injector.recorder.write({"event": record.MINE})
+            injector.recorder.write({"event": record.MINE, "version": applied.version})
         return take(self, applied)
 
     fold.step, snapshot.load, Follower.apply, StoreIsland.take = stepping, loading, applying, taking

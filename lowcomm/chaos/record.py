@@ -46,8 +46,8 @@ class Record:
     """What a process wrote down."""
 
     seen: list[Seen] = field(default_factory=list)
-    mine: list[float] = field(default_factory=list)
-    """When contributions of its own were used."""
+    mine: list[tuple[float, int]] = field(default_factory=list)
+    """When contributions of its own were used, and the version that this led to."""
 
     @classmethod
     def read(cls, path: Path) -> Record:
@@ -57,7 +57,7 @@ class Record:
         for line in text.splitlines():
             row = json.loads(line)
             if row["event"] == MINE:
-                found.mine.append(row["at"])
+                found.mine.append((row["at"], row["version"]))
             else:
                 found.seen.append(Seen(
                     version=row["version"], digest=row["digest"], blocks=tuple(row["blocks"]), used=row["used"],

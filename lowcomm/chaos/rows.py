@@ -52,7 +52,7 @@ def _times(
     """stall_s: of the other islands, beyond the usual; recovery_s: until its island's next contribution counts."""
     began, island = event["at"], event["island"]
     own = [k for k, p in enumerate(outcome.processes) if p.island == island]
-    back = min((t for k in own for t in records[k].mine if t > began), default=None)
+    back = _back(outcome, records, event, one)
     until = back if back is not None else began + one.lasts_s + MOST_AFTER_S
     if following is not None:
         until = min(until, max(following, began + one.lasts_s))
@@ -66,6 +66,20 @@ def _times(
         "stall_s": max(0.0, max(gaps) - calm_gap_s) if gaps else None,
         "recovery_s": None if back is None else back - began,
     }
+
+
+def _back(outcome: Outcome, records: list[Record], event: dict[str, Any], one: Fault) -> float | None:
+    """When a contribution of the island was used that it began after the fault; one that ended: its next start's."""
+    sent = event["version"] + (1 if one.phase in ("uploaded", "apply") else 0)
+    ended = bool(KINDS[one.fault].ends)
+    found = [
+        at
+        for process, record in zip(outcome.processes, records, strict=True)
+        if process.island == event["island"] and not (ended and process.pid == event["pid"])
+        for at, version in record.mine
+        if at > event["at"] and version > sent
+    ]
+    return min(found, default=None)
 
 
 def gaps_of(record: Record, start: float, end: float) -> list[float]:

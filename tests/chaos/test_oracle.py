@@ -24,7 +24,7 @@ def made(tmp_path: Path, change: Change) -> Outcome:
     lines: list[list[dict[str, Any]]] = [
         [_line(v, 1.0 * v) for v in range(1, 5)],
         [_line(v, 1.0 * v + 0.1) for v in range(1, 3)],
-        [*(_line(v, 1.0 * v + 0.2) for v in range(3, 5)), {"event": "mine", "at": 3.3}],
+        [*(_line(v, 1.0 * v + 0.2) for v in range(3, 5)), {"event": "mine", "version": 4, "at": 3.3}],
     ]
     processes = [_process(tmp_path, number, island) for number, island in enumerate((0, 1, 1))]
     processes[1].code, processes[1].legal = -9, {0, -9}
@@ -45,9 +45,12 @@ def _process(tmp_path: Path, number: int, island: int) -> Process:
     directory = tmp_path / f"island-{number}"
     directory.mkdir()
     (directory / "summary.json").write_text(json.dumps({"weights_sha256": "w", "val_loss": 2.0}), encoding="utf-8")
-    files = {end: tmp_path / f"{number}.{end}" for end in ("log", "stacks", "record")}
-    files["log"].write_text("the last line\n", encoding="utf-8")
-    return Process(name=f"island-{island}", island=island, pid=number + 1, directory=directory, code=0, **files)
+    log, stacks, record = (tmp_path / f"{number}.{end}" for end in ("log", "stacks", "record"))
+    log.write_text("the last line\n", encoding="utf-8")
+    return Process(
+        name=f"island-{island}", island=island, pid=number + 1, directory=directory, code=0, log=log, stacks=stacks,
+        record=record,
+    )  # fmt: skip
 
 
 def found(tmp_path: Path, change: Change, calm_loss: float = 2.0) -> Finding:
