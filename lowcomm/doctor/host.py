@@ -34,6 +34,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "secure": ("cryptography",),
     "store": ("obstore",),
     "ui": ("starlette", "uvicorn", "jinja2", "plotly"),
+    "planner": ("scikit-learn",),
     "docs": ("mkdocs-material", "mkdocstrings-python"),
 }
 """Extra -> the distributions it brings; a test keeps it equal to pyproject.toml."""

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lowcomm.config import RunConfig, check
+from lowcomm.config import RunConfig
+from lowcomm.config_check import check
 from lowcomm.exchange.store import Store
 from lowcomm.flags.assign import assign_parts, part_hint
 from lowcomm.flags.early import refuse_early
