@@ -45,7 +45,7 @@ def test_pages_in_a_browser(link: Keys, tmp_path: Path) -> None:
     with browser(tmp_path / "profile") as page:
         page.look(width=1280, height=900)
         page.open(link.link)
-        page.wait("document.querySelector('#run-table tbody tr') !== null")
+        page.wait("document.readyState === 'complete' && document.querySelector('#run-table tbody tr') !== null")
         assert page.run("location.href") == home and page.run("document.cookie") == ""
         page.run("document.querySelector('#ask input').value = '3 islands, int4'")
         page.run("document.querySelector('#ask button').click()")
