@@ -10,16 +10,32 @@ import pytest
 import torch
 
 import lowcomm.aggregate
+import lowcomm.arrival
 import lowcomm.codec
+import lowcomm.mixing
 import lowcomm.outer
 import lowcomm.privacy
 import lowcomm.schedule
 import lowcomm.topology
-from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Lion, Nesterov, Outer, Pier, ScheduleFree
+from lowcomm.aggregate.loss_weighted import LossWeighted
+from lowcomm.outer import (
+    SGD,
+    DelayedNesterov,
+    FedAdagrad,
+    FedAdam,
+    FedYogi,
+    HeavyBall,
+    HeLoCo,
+    Lion,
+    Nesterov,
+    Outer,
+    Pier,
+    ScheduleFree,
+)
 from lowcomm.schedule import EveryH, EveryStep, PostLocal
 from lowcomm.transport import Simulated
 from lowcomm.types import ConfigError, Contribution
-from tests.methods import AGGREGATORS, CODECS, MECHANISMS, OUTERS, SCHEDULES, TOPOLOGIES, name
+from tests.methods import AGGREGATORS, ARRIVALS, CODECS, MECHANISMS, OUTERS, RULES, SCHEDULES, TOPOLOGIES, name
 from tests.support import toy
 
 
@@ -27,11 +43,13 @@ from tests.support import toy
     ("package", "base", "listed"),
     [
         (lowcomm.outer, lowcomm.outer.Outer, OUTERS),
+        (lowcomm.arrival, lowcomm.arrival.ArrivalRule, ARRIVALS),
         (lowcomm.schedule, lowcomm.schedule.Schedule, SCHEDULES),
         (lowcomm.aggregate, lowcomm.aggregate.Aggregator, AGGREGATORS),
         (lowcomm.codec, lowcomm.codec.Codec, CODECS),
         (lowcomm.privacy, lowcomm.privacy.Mechanism, MECHANISMS),
         (lowcomm.topology, lowcomm.topology.Topology, TOPOLOGIES),
+        (lowcomm.mixing, lowcomm.mixing.Rule, RULES),
     ],
 )
 def test_no_method_is_forgotten(package: ModuleType, base: type, listed: tuple[object, ...]) -> None:
@@ -56,7 +74,12 @@ def reference(outer: Outer, deltas: list[torch.Tensor], start: torch.Tensor) -> 
     v = torch.full((len(start),), getattr(outer, "tau", 0.0) ** 2).double()
     z = average = x
     for t, delta in enumerate(d.double() for d in deltas):
-        if isinstance(outer, ScheduleFree):
+        if isinstance(outer, DelayedNesterov):
+            x = x - delayed_nesterov(outer, [d.double() for d in deltas[: t + 1]])
+        elif isinstance(outer, HeLoCo):
+            m = outer.momentum * m + (1 - outer.momentum) * delta
+            x = x - outer.lr * (delta + outer.momentum * m)
+        elif isinstance(outer, ScheduleFree):
             z = z - outer.lr * delta
             average = average + (z - average) / (t + 2)
             x = (1 - outer.beta) * z + outer.beta * average
@@ -88,6 +111,15 @@ def reference(outer: Outer, deltas: list[torch.Tensor], start: torch.Tensor) -> 
     return x
 
 
+def delayed_nesterov(outer: DelayedNesterov, deltas: list[torch.Tensor]) -> torch.Tensor:
+    """The step after these Deltas, its momentum from the whole history."""
+    n, c, beta = outer.every, outer.spread, outer.momentum
+    means = [sum(deltas[k : k + n], torch.zeros(1)) / n for k in range(0, len(deltas) - n + 1, n)]
+    m = sum((beta ** (len(means) - 1 - k) * mean for k, mean in enumerate(means)), torch.zeros(1).double())
+    share = 1 - c * n + c if len(deltas) % n == 0 else c
+    return outer.lr * (share * beta * m + deltas[-1] / n)
+
+
 @pytest.mark.parametrize("outer", OUTERS, ids=name)
 def test_outer_follows_its_equation(outer: Outer) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -98,10 +130,29 @@ def test_outer_follows_its_equation(outer: Outer) -> None:
     )
 
 
-@pytest.mark.parametrize("outer", [HeavyBall(lr=0.5, momentum=0.0), Nesterov(lr=0.5, momentum=0.0)], ids=name)
+@pytest.mark.parametrize(
+    "outer",
+    [HeavyBall(lr=0.5, momentum=0.0), Nesterov(lr=0.5, momentum=0.0), HeLoCo(lr=0.5, momentum=0.0)],
+    ids=name,
+)
 def test_no_momentum_is_sgd(outer: Outer) -> None:
     deltas = [torch.randn(9) for _ in range(3)]
     assert torch.equal(apply(outer, deltas, torch.ones(9)), apply(SGD(lr=0.5), deltas, torch.ones(9)))
+
+
+def test_delayed_nesterov_without_delay_is_nesterov() -> None:
+    deltas = [torch.randn(9) for _ in range(4)]
+    a = apply(DelayedNesterov(lr=0.5, momentum=0.7, every=1), deltas, torch.ones(9))
+    torch.testing.assert_close(a, apply(Nesterov(lr=0.5, momentum=0.7), deltas, torch.ones(9)))
+    a = apply(DelayedNesterov(lr=0.6, momentum=0.0, every=3), deltas, torch.ones(9))
+    torch.testing.assert_close(a, apply(SGD(lr=0.2), deltas, torch.ones(9)))
+
+
+def test_delayed_nesterov_moves_as_far_as_nesterov_along_the_mean() -> None:
+    deltas = [torch.randn(9) for _ in range(8)]
+    means = [torch.stack(deltas[k : k + 4]).mean(dim=0) for k in (0, 4)]
+    a = apply(DelayedNesterov(lr=0.5, momentum=0.7, every=4), deltas, torch.zeros(9))
+    torch.testing.assert_close(a, apply(Nesterov(lr=0.5, momentum=0.7), means, torch.zeros(9)), rtol=1e-4, atol=1e-5)
 
 
 def test_pier_without_warm_up_and_decay_is_nesterov_and_its_first_step_is_averaging() -> None:
@@ -275,7 +326,8 @@ def test_weights_sum_to_one_and_leave_out_zeros(aggregator: lowcomm.aggregate.Ag
     weights = aggregator.weights([10.0, 0.0, 30.0])
     assert weights[1] == 0
     assert math.isclose(sum(weights), 1.0)
-    assert weights[2] == (0.75 if aggregator == AGGREGATORS[0] else 0.5)
+    by_tokens = aggregator == AGGREGATORS[0] or isinstance(aggregator, LossWeighted)
+    assert weights[2] == (0.75 if by_tokens else 0.5)
     with pytest.raises(ValueError, match="nothing to average"):
         aggregator.weights([0.0, 0.0])
 

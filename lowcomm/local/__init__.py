@@ -12,6 +12,7 @@ from lowcomm.local.one_byte import OneByte
 from lowcomm.local.rank_decay import RankDecay
 from lowcomm.local.scaffold import Scaffold
 from lowcomm.local.select_layers import SelectLayers
+from lowcomm.local.sharpness import SharpnessAware, ascend
 
 __all__ = [
     "Baffle",
@@ -24,5 +25,7 @@ __all__ = [
     "RankDecay",
     "Scaffold",
     "SelectLayers",
+    "SharpnessAware",
+    "ascend",
     "move",
 ]

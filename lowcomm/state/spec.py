@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -24,6 +25,12 @@ from lowcomm.state.norms import NORM_BOUND
 BufferRule = Literal["average", "local"]
 
 
+@lru_cache(maxsize=64)
+def _drawn(sampling: Sampling, islands: int, seed: int, round_index: int) -> frozenset[int]:
+    """A round's draw, which every inner step of every island asks for."""
+    return sampling.draw(islands, seed, round_index)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Clients:
     """How islands take part in rounds; each None: all train alike, their sums are plain, moments are their own."""
@@ -42,6 +49,8 @@ class Clients:
     """Whether that is meant; an attack is refused without it."""
     moments: DesLoc | None = None
     """When the inner optimizers' moments are averaged, too."""
+    fresh_inner: bool = field(default=False, repr=False)
+    """Whether every round begins without inner moments."""
 
     def rests_somewhen(self) -> bool:
         """Whether an island may have inner steps in which it does nothing."""
@@ -93,7 +102,7 @@ class SyncSpec:
     def sampled(self, islands: int, round_index: int) -> frozenset[int] | None:
         """The islands that train in a round; None: all, as nothing is sampled."""
         sampling = self.clients.sampling
-        return None if sampling is None else sampling.draw(islands, self.seed, round_index)
+        return None if sampling is None else _drawn(sampling, islands, self.seed, round_index)
 
     def expected(self, islands: int, round_index: int) -> frozenset[int] | None:
         """The islands that contribute to a round: those sampled, but all where unsampled ones send noise; None: all."""

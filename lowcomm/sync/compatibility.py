@@ -21,7 +21,7 @@ from lowcomm.exchange.buffered import Buffered
 from lowcomm.local import RankDecay
 from lowcomm.model import LoRA, Tuning
 from lowcomm.outer import SGD, HeavyBall, Nesterov
-from lowcomm.schedule import EveryH, Growing
+from lowcomm.schedule import EveryH, Growing, LateMerge
 from lowcomm.state.conflict import Conflict, refuse
 from lowcomm.state.deadlines import check_late
 from lowcomm.state.norms import check_bound
@@ -30,6 +30,7 @@ from lowcomm.sync import moment_conflicts
 from lowcomm.sync.attack_conflicts import attack_conflicts, check_attackers
 from lowcomm.sync.buffer_conflicts import with_buffers
 from lowcomm.sync.buffered_conflicts import of_buffered
+from lowcomm.sync.fresh_conflicts import fresh_conflicts
 from lowcomm.sync.neighbours import keeps_state, own_anchors, with_own_anchors
 from lowcomm.sync.robust_conflicts import robust_conflicts, with_model, with_tuning
 from lowcomm.typecheck import check_types
@@ -90,6 +91,7 @@ def conflicts(spec: SyncSpec) -> Iterator[Conflict]:
     yield from own_anchors(spec)
     yield from attack_conflicts(spec)
     yield from moment_conflicts.moment_conflicts(spec)
+    yield from fresh_conflicts(spec)
 
 
 def _name(part: object) -> str:
@@ -164,9 +166,8 @@ def _privacy(spec: SyncSpec) -> Iterator[Conflict]:
         yield Conflict("sync.codec", _name(codec), other, why, "use ErrorFeedback, which keeps only noised values")
     sampling = spec.clients.sampling
     if sampling is not None and mechanism.learns:
-        yield Conflict(
-            "sync.sampling", _name(sampling), other, "its clip is learnt from all islands", "use ClientGaussian"
-        )
+        why = "its clip is learnt from all islands"
+        yield Conflict("sync.sampling", _name(sampling), other, why, "use ClientGaussian")
     if not isinstance(spec.schedule, EveryH | Growing):
         why = "averaged gradients carry no noise, and exchanges in flight are releases that a budget can't stop"
         yield Conflict("sync.schedule", _name(spec.schedule), other, why, "use EveryH")
@@ -199,9 +200,8 @@ def _clients(spec: SyncSpec) -> Iterator[Conflict]:
         yield Conflict("sync.codec", _name(codec), "sync.sampling", why, "use ErrorFeedback")
     if clients.rests_somewhen() and not isinstance(spec.schedule, EveryH):
         other = "sync.sampling" if clients.sampling is not None else "sync.local_steps"
-        yield Conflict(
-            "sync.schedule", schedule, other, "rounds of islands that rest have a fixed length", "use EveryH"
-        )
+        why = "rounds of islands that rest have a fixed length"
+        yield Conflict("sync.schedule", schedule, other, why, "use EveryH")
     objective, rule = clients.objective, spec.aggregator
     if objective is None:
         return
@@ -235,7 +235,7 @@ def _exchange(spec: SyncSpec) -> Iterator[Conflict]:
     if clients.objective is not None and clients.objective.sends:
         why = "control variates are a second exchange of all islands in a round"
         yield Conflict("sync.objective", _name(clients.objective), other, why, "use FedProx")
-    if not isinstance(spec.schedule, EveryH | Growing):
+    if not isinstance(spec.schedule, EveryH | Growing | LateMerge):
         yield Conflict("sync.schedule", _name(spec.schedule), other, "it exchanges whole rounds", "use EveryH")
     if not isinstance(rule, Mean):
         yield Conflict("sync.aggregator", _name(rule), other, "it weighs contributions itself", "use Mean")
