@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,9 +20,11 @@ from lowcomm.run.divergence import set_aside
 from lowcomm.run.export import export
 from lowcomm.run.finale import Evaluation, evaluate, with_global_weights, write_summary
 from lowcomm.run.journal import Journal, saves_without
+from lowcomm.run.judging import judge_of, needs_judge
 from lowcomm.run.privacy_spent import Counts, privacy_spent
 from lowcomm.run.reading import read_ahead
 from lowcomm.run.resume import is_finite, load_newest, save_now, start_files
+from lowcomm.run.sharpness import average_direction_sharpness
 from lowcomm.run.signals import tell_stopped, who_asked, who_stopped
 from lowcomm.transport.base import Transport
 from lowcomm.types import CheckpointError, DataError, FencedError, LowcommError, SyncError, UnusableError
@@ -46,6 +49,8 @@ def train(
     config, data = preflight(config, world)
     run = assemble(config, data, world, transport)
     run.stop.install()
+    if needs_judge(config.sync.exchange):
+        run.sync.state.exchange.judge = judge_of(run)
     run.sync.state.exchange.leaving = lambda: run.stop.signal is not None
     try:
         start_files(run)
@@ -153,7 +158,7 @@ class Loop:
         step = sync.step
         average = sync.next_action.average_gradients
         places = [shard.state_dict() for shard in run.shards] if average else []
-        states = [(island.cpu_rng, island.cuda_rng) for island in run.islands]
+        states = [(island.cpu_rng, island.cuda_rng) for island in run.islands] if average else []
         due = [i for i, r in enumerate(sync.replicas) if r.steps <= step]  # others were stopped ahead of these
         train = [i for i in due if not sync.rests(i)]
         read_ahead([run.shards[i] for i in train], run.config.inner.accumulation, run.reading_mesh)
@@ -284,6 +289,8 @@ class Loop:
         run, start_s = self.run, self.journal.time_s()
         with with_global_weights(run.sync.state):
             result = evaluate(run)
+        if run.config.eval.directions:
+            result = replace(result, directions=average_direction_sharpness(run, result.loss))
         run.progress.evaluated(bits_per_byte=result.bits_per_byte)
         if run.writes:
             losses = {"val_loss": result.loss, "val_bpb": result.bits_per_byte, **result.consensus}

@@ -52,6 +52,7 @@ from tests.methods import (
     INNERS,
     LORA_RULES,
     MECHANISMS,
+    MOMENTS,
     OBJECTIVES,
     OUTERS,
     SAMPLINGS,
@@ -223,8 +224,9 @@ def loops() -> dict[str, Loop]:
     plain |= {
         f"objective {name(o)}": Loop(settings={}, clients=SyncConfig(objective=o))
         for o in OBJECTIVES
-        if not isinstance(o, RankDecay | SelectLayers)
+        if o.passes == 1 and not isinstance(o, RankDecay | SelectLayers)
     }
+    plain |= {f"moments {name(m)}": Loop(settings={}, clients=SyncConfig(moments=m)) for m in MOMENTS}
     return plain | tuned() | combined()
 
 

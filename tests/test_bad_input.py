@@ -158,7 +158,8 @@ def test_every_field_is_tried() -> None:
         "sync.objective",
         "sync.secure",
         "sync.exchange",
-    }  # tests/test_clients, test_secure, test_gossip, test_buffered
+        "sync.moments",
+    }  # tests/test_clients, test_secure, test_gossip, test_buffered, hooks/test_moments
     own_tests |= {"data.chat_template", "inner.lr_schedule"}  # Literals by another name
     own_tests |= {
         "sync.buffers",

@@ -5,6 +5,7 @@ from lowcomm.aggregate.base import Aggregate, Aggregator, Context
 from lowcomm.aggregate.bucketing import Bucketing
 from lowcomm.aggregate.centred_clipping import CentredClipping
 from lowcomm.aggregate.coordinates import CoordinateRule
+from lowcomm.aggregate.edit import EDiT
 from lowcomm.aggregate.fedcpa import FedCPA
 from lowcomm.aggregate.fedfb import FedFB
 from lowcomm.aggregate.flag import Flag
@@ -40,6 +41,7 @@ __all__ = [
     "CentredClipping",
     "Context",
     "CoordinateRule",
+    "EDiT",
     "FedCPA",
     "FedFB",
     "Flag",

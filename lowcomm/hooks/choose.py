@@ -9,9 +9,11 @@ from lowcomm.hooks.attack import Corruption
 from lowcomm.hooks.base import Hook
 from lowcomm.hooks.buffers import BufferAverage
 from lowcomm.hooks.control_variates import ControlVariates
+from lowcomm.hooks.fresh_inner import FreshInner
 from lowcomm.hooks.local_objective import LocalObjective
 from lowcomm.hooks.lora import LoraAdapters
 from lowcomm.hooks.loss_weights import LossWeights
+from lowcomm.hooks.moments import MomentAverage
 from lowcomm.hooks.privacy import Privacy
 from lowcomm.hooks.private_tensors import PrivateTensors
 from lowcomm.hooks.rank_pruning import RankPruning
@@ -58,10 +60,14 @@ def hooks_of(
             hooks.append(ControlVariates(objective, replicas, anchors, transport))
         else:
             hooks.append(LocalObjective(objective, replicas, anchors))
+    if spec.clients.moments is not None:
+        hooks.append(MomentAverage(spec.clients.moments, replicas, transport))
     if pruning is not None:
         hooks.append(pruning)
     if type(spec.codec).private is not Codec.private:
         hooks.append(PrivateTensors(spec, replicas, transport))
+    if spec.clients.fresh_inner:
+        hooks.append(FreshInner(replicas))
     if lora is not None and lora.in_use:
         hooks.append(lora)
     return hooks

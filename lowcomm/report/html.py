@@ -38,7 +38,7 @@ def write_report(run_dirs: list[Path], out: Path | None = None) -> Path:
     plotly_js = load_plotly_js()
     runs = [load_run(Path(run_dir)) for run_dir in run_dirs]
     target = Path(run_dirs[0]) / "report.html" if out is None else Path(out)
-    write_page(target, _page(runs, plotly_js))
+    write_page(target, page_of(runs, plotly_js))
     return target
 
 
@@ -132,7 +132,8 @@ def _body(runs: Sequence[Run], names: Sequence[str], figures: dict[str, Figure])
     )
 
 
-def _page(runs: Sequence[Run], plotly_js: str) -> str:
+def page_of(runs: Sequence[Run], plotly_js: str) -> str:
+    """The whole page; every text of the runs is escaped."""
     names = labels(runs)
     figures = {f"curve-{i}": figure for i, figure in enumerate(curve_figures(runs, names))}
     figures |= {f"bandwidth-{i}": figure for i, figure in enumerate(bandwidth_figures(runs, names))}

@@ -35,11 +35,14 @@ class Evaluation:
 
     attack_success: float | None = None
     """What a collective's signal brings about (`CollectiveAction`); None: no attack has one."""
+    directions: float | None = None
+    """Mean of the islands' own losses minus that of their mean (`run.sharpness`); None: not asked for."""
 
     @property
     def consensus(self) -> dict[str, float]:
-        """The distance as a field of a log; nothing where there is none."""
-        return {} if self.consensus_distance is None else {"consensus_distance": self.consensus_distance}
+        """Distance and sharpness as fields of a log; nothing where there is none."""
+        found = {"consensus_distance": self.consensus_distance, "average_direction_sharpness": self.directions}
+        return {key: value for key, value in found.items() if value is not None}
 
 
 @contextmanager
@@ -47,7 +50,13 @@ def with_global_weights(state: SyncState) -> Iterator[None]:
     """Within, the first model holds the global weights: fragments come at different steps and may have trained on."""
     state.worker.wait()
     state.read_back()
-    own = [p for f in state.fragments for p in state.replicas[0].tensors(f)]
+    replica = state.replicas[0]
+    if replica.idle:  # as a client without weights of its own it has these
+        replica.take_turn()
+        yield
+        return
+    own = [replica.own(name) for f in state.fragments for name in f.names]
+    replica.take_turn()
     merged = [view for named in global_weights(state) for view in named.values()]
     # weights that are the global ones (training by scalars) need no copy
     pairs = zip(own, merged, strict=True)
@@ -57,7 +66,7 @@ def with_global_weights(state: SyncState) -> Iterator[None]:
             p.copy_(view)
     _written(state)
     try:
-        with at_server_scale(state.spec.aggregator, state.replicas[0].model, state.transport.local[0]):
+        with at_server_scale(state.spec.aggregator, replica.model, state.transport.local[0]):
             yield
     finally:
         with torch.no_grad():

@@ -58,6 +58,9 @@ class Journal:
         self.count()
         spent = privacy_spent(run.sync.state, run.ledger)
         for i, island in enumerate(run.sync.transport.local):
+            sat_out = not report.weights[island] and island not in report.dropped and any(report.weights)
+            if sat_out and run.sync.replicas[i].shares_model:
+                continue  # of a thousand clients they would be most of the log
             self.write(
                 i,
                 "sync",
@@ -76,6 +79,8 @@ class Journal:
                     "aggregation_error": report.aggregation_error,
                     "steps_root": None if run.record is None else run.record.root(i),
                     "rank": report.ranks[island] if report.ranks else None,
+                    "components": None if report.health is None else report.health.components,
+                    "spectral_gap": None if report.health is None else report.health.spectral_gap,
                     "epsilon": None if spent is None else spent["epsilon_per_round"],
                     "epsilon_total": None if spent is None else spent["epsilon_total"],
                 },
@@ -152,6 +157,8 @@ class Journal:
         if run.members.mesh is not None:
             means = run.members.mesh.rows(torch.tensor(means, dtype=torch.float64)).mean(dim=0).tolist()
         for i, island in enumerate(run.islands):
+            if not self.trained[i] and sync.replicas[i].shares_model:
+                continue
             lr, norm = island.lr(sync.step - 1), finite(island.grad_norm)
             loss = means[i] if self.trained[i] else None
             values = {"loss": loss, "step_s": step_s, "lr": lr, "grad_norm": norm}
@@ -183,9 +190,12 @@ class Journal:
     def write(self, local: int | None, event: str, values: Mapping[str, float | str | None]) -> None:
         """One metrics line of a local island, or of the whole run (None)."""
         sync, mesh = self.run.sync, self.run.members.mesh
-        if mesh is None:
+        if mesh is None and local is None:
             self.count()
-        elif mesh.rank:
+        elif mesh is None and local is not None:
+            tokens = sync.replicas[local].tokens
+            self.counted[local] = (tokens, sync.transport.sent_bytes[local], sync.transport.received_bytes[local])
+        elif mesh is not None and mesh.rank:
             return
         chosen = self.counted if local is None else [self.counted[local]]
         tokens, sent, received = (sum(values) for values in zip(*chosen, strict=True))

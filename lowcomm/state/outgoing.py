@@ -14,6 +14,7 @@ from lowcomm.state.anchor import Anchor
 from lowcomm.state.cohort import Cohort, Section
 from lowcomm.state.fragment import Fragment
 from lowcomm.state.norms import NormHistory
+from lowcomm.state.report import Health
 from lowcomm.types import Delta, Round
 
 
@@ -105,6 +106,8 @@ class Arrived:
     """Local islands that go on from their anchors as the exchange has moved them; None: all, from those of `updates`.
 
     For the others the round has not been."""
+    health: Health | None = None
+    """Of the network over which neighbours exchanged; None: all heard all."""
 
 
 @dataclass(kw_only=True)

@@ -11,6 +11,18 @@ from lowcomm.types import Round
 
 
 @dataclass(frozen=True, kw_only=True)
+class Health:
+    """What is left of a network of islands that exchange with neighbours, for metrics and reports."""
+
+    components: int
+    """Connected parts among the islands that are there, over many rounds where neighbours change."""
+    spectral_gap: float
+    """Of mixing among them, 0 to 1; 0 with several components."""
+    there: int
+    """Islands that are there."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SyncReport:
     """What one sync did, for logs; lists have one entry per island, in island order."""
 
@@ -44,6 +56,8 @@ class SyncReport:
     """What the aggregator thinks of islands, by name of the score and island."""
     ranks: list[int] = field(default_factory=list)
     """Rank of each island's LoRA factors from now on, where ranks shrink."""
+    health: Health | None = None
+    """Of the network over which neighbours exchanged; None: all heard all."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,7 @@ def report_of(state: SyncState, out: Outgoing, pending: Pending, arrived: Arrive
         aggregation_error=arrived.aggregate.error if arrived.aggregate is not None else None,
         scores=arrived.aggregate.scores if arrived.aggregate is not None else {},
         ranks=state.ranks,
+        health=arrived.health,
     )
 
 

@@ -9,7 +9,8 @@ import torch
 
 from lowcomm.aggregate import AFL, QFFL, Aggregator, FedFB, Mean
 from lowcomm.aggregate.loss_weighted import LossWeighted, Said
-from lowcomm.config import RunConfig, SyncConfig, check
+from lowcomm.config import RunConfig, SyncConfig
+from lowcomm.config_check import check
 from lowcomm.exchange.gossip import Gossip
 from lowcomm.hooks.loss_weights import LossWeights
 from lowcomm.outer import SGD

@@ -28,7 +28,8 @@ from lowcomm.aggregate import (
     TrimmedMean,
 )
 from lowcomm.codec import Fp32
-from lowcomm.config import RunConfig, SyncConfig, check
+from lowcomm.config import RunConfig, SyncConfig
+from lowcomm.config_check import check
 from lowcomm.outer import SGD
 from lowcomm.schedule import EveryStep
 from lowcomm.state.checkpoint import global_part, island_part, load_global, load_island

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lowcomm.aggregate import SMEA, Aggregate, Aggregator, Context, FedCPA, Flag, Krum, Mean, Shapley, SybilWall, Trust
 from lowcomm.aggregate.jacobi import eigen
-from lowcomm.config import RunConfig, SyncConfig, check
+from lowcomm.config import RunConfig, SyncConfig
+from lowcomm.config_check import check
 from lowcomm.data.proxy import Proxy
 from lowcomm.exchange.buffered import Buffered
 from lowcomm.schedule import Streaming

@@ -24,7 +24,8 @@ from lowcomm.attack import (
     SignFlip,
 )
 from lowcomm.cli import main
-from lowcomm.config import RunConfig, SyncConfig, check
+from lowcomm.config import RunConfig, SyncConfig
+from lowcomm.config_check import check
 from lowcomm.exchange.gossip import Gossip
 from lowcomm.hooks.attack import Corruption
 from lowcomm.island import IslandConfig

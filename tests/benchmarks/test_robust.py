@@ -12,7 +12,7 @@ from benchmarks.robust import HONEST, ISLANDS, LEFT_OUT, RULES, Cell, cells
 from benchmarks.robust_report import robust_table
 from benchmarks.robust_rows import chosen_right, with_success
 from lowcomm.aggregate import Context
-from lowcomm.config import check
+from lowcomm.config_check import check
 from lowcomm.types import Contribution, Round
 
 PLAIN = Cell(rule="multi-Krum", attack="sign flip", attackers=2, split="iid", seed=0)
