@@ -57,6 +57,8 @@ def train(
         if not (config.resume and load_newest(run)):
             run.start = agree_on_start(run.members.everyone, 0.0)
             run.progress.note(data.described())
+        if run.record is not None:
+            run.record.start(run.directory, run.sync.state, run.shards, run.progress.note)
         loop = Loop(run)
         run.members.may_lose()
         code = loop.run_to_end()
@@ -66,11 +68,7 @@ def train(
         raise
     finally:
         run.stop.restore(leaving=world.under_torchrun)
-        run.progress.close()
-        run.metrics.close()
-        run.members.close()
-        if run.lock is not None:
-            run.lock.close()
+        run.close()
     if show is not None and run.writes and code == DONE:
         show(run.directory)
     return code
@@ -160,7 +158,7 @@ class Loop:
         step = sync.step
         average = sync.next_action.average_gradients
         places = [shard.state_dict() for shard in run.shards] if average else []
-        states = [(island.cpu_rng, island.cuda_rng) for island in run.islands]
+        states = [(island.cpu_rng, island.cuda_rng) for island in run.islands] if average else []
         due = [i for i, r in enumerate(sync.replicas) if r.steps <= step]  # others were stopped ahead of these
         train = [i for i in due if not sync.rests(i)]
         read_ahead([run.shards[i] for i in train], run.config.inner.accumulation, run.reading_mesh)
@@ -175,6 +173,7 @@ class Loop:
             if math.isfinite(loss):
                 self.journal.losses[i] += loss
                 self.journal.trained[i] += 1
+                sync.count_loss(loss, i)
             elif set_aside(run, self.journal, i, loss, average):
                 sync.rest(i)
                 continue

@@ -136,7 +136,7 @@ class ZerothOrderIsland(PlainIsland):
         return value
 
     def _loss(self, batches: Sequence[Batch], seed: int, scale: float) -> float:
-        self._swap_in_rng()  # each probe of a step with the same dropout
+        self._swap_in()  # each probe of a step with the same dropout
         tokens, total = counted_tokens(batches), 0.0
         with self.probe.at(seed, scale), torch.autocast("cuda", torch.bfloat16, enabled=self.autocast_bf16):
             for inputs, targets in batches:

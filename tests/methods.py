@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from lowcomm.aggregate import (
+    AFL,
     NNM,
+    QFFL,
     RFFL,
+    SMEA,
     Aggregator,
     Bucketing,
     CentredClipping,
+    EDiT,
+    FedCPA,
+    FedFB,
+    Flag,
     GeometricMedian,
     Krum,
     Mean,
@@ -15,7 +22,10 @@ from lowcomm.aggregate import (
     Mixing,
     MoNNA,
     NormBound,
+    Shapley,
+    SybilWall,
     TrimmedMean,
+    Trust,
 )
 from lowcomm.aggregate.lora import (
     FFA,
@@ -34,9 +44,22 @@ from lowcomm.aggregate.lora import (
     RoLoRA,
     SenderMean,
 )
+from lowcomm.arrival import (
+    AEdit,
+    Anarchic,
+    AnarchicSilos,
+    ArrivalRule,
+    Decoupled,
+    FedBuff,
+    Timed,
+    TokenBatch,
+    TurnStale,
+)
 from lowcomm.attack import (
     ALIE,
+    DMPA,
     Attack,
+    CollectiveAction,
     FreeRider,
     Gaussian,
     InnerProduct,
@@ -81,10 +104,11 @@ from lowcomm.exchange.base import ExchangeChoice
 from lowcomm.exchange.buffered import Buffered
 from lowcomm.exchange.gossip import Gossip
 from lowcomm.exchange.modest import Modest
-from lowcomm.island import AdamW, Inner, Muon, Soap
+from lowcomm.island import AdamW, Gpa, Inner, Muon, Savic, Soap
 from lowcomm.island import Lion as InnerLion
 from lowcomm.local import (
     Baffle,
+    DesLoc,
     Estimate,
     FedProx,
     Objective,
@@ -105,7 +129,20 @@ from lowcomm.mixing import (
     Rule,
     VarianceCorrected,
 )
-from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Nesterov, Outer
+from lowcomm.outer import (
+    SGD,
+    DelayedNesterov,
+    FedAdagrad,
+    FedAdam,
+    FedYogi,
+    HeavyBall,
+    HeLoCo,
+    Nesterov,
+    Outer,
+    Pier,
+    ScheduleFree,
+)
+from lowcomm.outer import Lion as OuterLion
 from lowcomm.privacy import AdaptiveClip, ClientGaussian, ExampleGaussian, Mechanism
 from lowcomm.sampling import FixedSize, Poisson, Sampling
 from lowcomm.schedule import (
@@ -143,6 +180,11 @@ OUTERS: tuple[Outer, ...] = (
     FedAdagrad(lr=0.01),
     FedAdam(lr=0.01),
     FedYogi(lr=0.01),
+    DelayedNesterov(lr=0.7, momentum=0.6, every=3, spread=0.2),
+    HeLoCo(lr=0.7, momentum=0.6),
+    Pier(warmup_rounds=2, decay_from=3, decay_rounds=2),
+    ScheduleFree(lr=1.0),
+    OuterLion(lr=0.01),
 )
 
 SCHEDULES: tuple[Schedule, ...] = (
@@ -159,7 +201,14 @@ SCHEDULES: tuple[Schedule, ...] = (
     Growing(growth=1.3, longest=8),
 )
 
-INNERS: tuple[Inner, ...] = (AdamW(lr=0.02), InnerLion(lr=0.005), Muon(lr=0.02), Soap(lr=0.02, every_steps=3))
+INNERS: tuple[Inner, ...] = (
+    AdamW(lr=0.02),
+    InnerLion(lr=0.005),
+    Muon(lr=0.02),
+    Soap(lr=0.02, every_steps=3),
+    Gpa(lr=0.02),
+    Savic(lr=0.02, scale_every=4),
+)
 
 ESTIMATES: tuple[Estimate, ...] = (OneByte(), OneByte(probes=2, bits=32), Baffle(probes=3))
 
@@ -170,6 +219,8 @@ OBJECTIVES: tuple[Objective, ...] = (
     SelectLayers(budget_bytes=256),
     SharpnessAware(),
 )
+
+MOMENTS: tuple[DesLoc, ...] = (DesLoc(first_every=1, second_every=2),)
 
 SAMPLINGS: tuple[Sampling, ...] = (FixedSize(count=2), Poisson(rate=0.4))
 
@@ -188,6 +239,16 @@ AGGREGATORS: tuple[Aggregator, ...] = (
     Bucketing() | TrimmedMean(faulty=0),
     RFFL(),
     MoNNA(),
+    EDiT(spike=1.5, warmup_rounds=1, radius=0.5),
+    Flag(),
+    SMEA(),
+    SybilWall(),
+    FedCPA(),
+    Trust(),
+    Shapley(),
+    QFFL(),
+    AFL(),
+    FedFB(),
 )
 MIXINGS: tuple[Mixing, ...] = (NNM(), Bucketing(), NNM() | Bucketing())
 ATTACKS: tuple[Attack, ...] = (
@@ -195,8 +256,10 @@ ATTACKS: tuple[Attack, ...] = (
     Scaling(),
     Gaussian(),
     ALIE(islands=(1,)),
+    DMPA(islands=(0, 2)),
     InnerProduct(islands=(0, 3)),
     LabelNoise(),
+    CollectiveAction(),
     FreeRider(),
     Replay(),
     NotANumber(),
@@ -231,6 +294,21 @@ MECHANISMS: tuple[Mechanism, ...] = (
     ExampleGaussian(clip=0.5, seed=1),
 )
 
+ARRIVALS: tuple[ArrivalRule, ...] = (
+    FedBuff(size=2),
+    FedBuff(size=1, weights="unbiased", staleness="constant"),
+    FedBuff(size=2, turn=TurnStale()),
+    Timed(every_s=5.0),
+    Timed(every_s=6.0, weights="identical", staleness="polynomial"),
+    Decoupled(),
+    Decoupled(quorum=0.7, slack=0.5),
+    TokenBatch(tokens=40),
+    FedBuff(size=3, even=True),
+    Anarchic(size=2, nominal_steps=4),
+    AnarchicSilos(nominal_steps=4),
+    AEdit(size=2, warm_up=2),
+)
+
 EXCHANGES: tuple[ExchangeChoice, ...] = (
     Gossip(),
     Gossip(topology=RandomPairs(), gamma=0.5),
@@ -240,6 +318,7 @@ EXCHANGES: tuple[ExchangeChoice, ...] = (
     Buffered(size=1, speeds=(1.0, 0.5, 0.3)),
     Buffered(size=2, speeds=(0.3, 1.0, 1.0)),
     Buffered(size=5, staleness="constant", max_staleness=1, speeds=(0.9, 0.7, 0.2)),
+    *(Buffered(rule=rule, goes_on="own", speeds=(1.0, 0.5, 0.3)) for rule in ARRIVALS),
 )
 
 LORA_RULES: tuple[LoraRule, ...] = (

@@ -43,7 +43,7 @@ class PipelineIsland(PlainIsland):
         """Counted tokens of a micro-batch on average over the step."""
 
     def backward(self, batches: Sequence[Batch]) -> float:
-        self._swap_in_rng()
+        self._swap_in()
         total = 0.0
         self._tokens = counted_tokens(batches) / (self.parts * len(batches))
         for inputs, targets in batches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lowcomm.local.baffle import Baffle
+from lowcomm.local.desloc import DesLoc
 from lowcomm.local.directions import Probe, move
 from lowcomm.local.estimate import Estimate
 from lowcomm.local.fedprox import FedProx
@@ -15,6 +16,7 @@ from lowcomm.local.sharpness import SharpnessAware, ascend
 
 __all__ = [
     "Baffle",
+    "DesLoc",
     "Estimate",
     "FedProx",
     "Objective",

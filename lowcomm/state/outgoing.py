@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -42,6 +42,8 @@ class Outgoing:
     """Codec states before it."""
     rule_state: State = field(default_factory=dict)
     """What the aggregator kept of its last committed round of this fragment."""
+    losses: Callable[[Sequence[Delta]], list[float]] | None = None
+    """Losses on the proxy set, as an aggregator's context has them."""
     norms_before: NormHistory = field(default_factory=lambda: NormHistory(bound=None))
     """Of the fragment's committed rounds: it has no other exchange until this one is committed."""
     expected: frozenset[int] | None = None

@@ -52,6 +52,8 @@ class SyncReport:
     """Rate at which it would have been there just when it was due; None where it was not due beside training."""
     aggregation_error: float | None = None
     """How far what was aggregated is from what should be, relative; None: exact by construction, or not known."""
+    scores: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    """What the aggregator thinks of islands, by name of the score and island."""
     ranks: list[int] = field(default_factory=list)
     """Rank of each island's LoRA factors from now on, where ranks shrink."""
     health: Health | None = None

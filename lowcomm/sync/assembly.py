@@ -38,8 +38,12 @@ def assemble(
         for anchor in anchors:
             anchor.build_outer(spec.outer)
     fragments = range(len(state.fragments))
-    for i in range(len(replicas)):
-        state.codec_states.append([spec.codec.init(state.anchor_of(j, i).named) for j in fragments])
+    if replicas[0].shares_model:
+        state.shared_codec_states = {j: spec.codec.init(state.anchor_of(j, 0).named) for j in fragments}
+        state.codec_states = [list(state.shared_codec_states.values()) for _ in replicas]
+    else:
+        for i in range(len(replicas)):
+            state.codec_states.append([spec.codec.init(state.anchor_of(j, i).named) for j in fragments])
     state.rule_states = [{} for _ in fragments]
     state.norms = [NormHistory(bound=spec.judged_norms) for _ in fragments]
     for index, replica in enumerate(replicas):

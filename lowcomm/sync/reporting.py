@@ -34,6 +34,7 @@ def report_of(state: SyncState, out: Outgoing, pending: Pending, arrived: Arrive
         exchanged_bytes=pending.sent_bytes,
         needed_bytes_per_s=pending.needed_bytes_per_s,
         aggregation_error=arrived.aggregate.error if arrived.aggregate is not None else None,
+        scores=arrived.aggregate.scores if arrived.aggregate is not None else {},
         ranks=state.ranks,
         health=arrived.health,
     )
