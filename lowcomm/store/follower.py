@@ -64,8 +64,8 @@ class Follower:
             return None
         self._compare(state, raw)
         held = self.payloads.fetch_all(valid.keys_of(state, raw, self.rules))
-        self.stuck = held is None
-        if held is None:
+        self.stuck = held is None or valid.damaged(raw, held) is not None
+        if held is None or self.stuck:
             return None
         return self.apply(raw, held)
 
@@ -80,6 +80,18 @@ class Follower:
         self.digests = {v: d for v, d in self.digests.items() if v >= last}
         self.payloads.drop(state.version - self.rules.stale, held)
         return folded.applied
+
+    def hole(self) -> int | None:
+        """A later commit that is there where the next one can't be read: history has a hole, or the store lags behind.
+
+        None: the chain ends here. Raises StoreError.
+        """
+        assert self.state is not None
+        here = keys.commit(self.state.version)
+        later = [
+            v for one in self.objects.list(keys.COMMITS, here) if (v := keys.version_of_commit(one.key)) is not None
+        ]
+        return min(later) if later and self.objects.get_range(here, 0, 1) is None else None
 
     def waited_s(self, now: float) -> float:
         """Seconds for which a committed payload could not be read; 0: nothing is missing. It is never left out."""

@@ -14,6 +14,8 @@ LEAST_GRACE_S = 1.0
 MOST_TURN_S = 5.0
 SILENT = "silent"
 """What the reason of a removal begins with where nothing was heard."""
+LEFT = "it left"
+"""The reason of a removal by the member itself, which was told to stop."""
 
 
 class Watch:
@@ -69,8 +71,8 @@ class Watch:
         self.waiting_since, self.ready_since = now, None
 
     def refuse(self, name: str, why: str, version: int) -> None:
-        """A member of this name was removed; silence is no fault that a healed one would bring back."""
-        if not why.startswith(SILENT):
+        """A member of this name was removed; silence and a goodbye are no faults that a healed one would bring back."""
+        if not why.startswith((SILENT, LEFT)):
             self.refused[name] = (self.refused.get(name, (0, 0))[0] + 1, version)
 
     def ready(self, now: float) -> float:

@@ -16,7 +16,9 @@ def test_no_invariant_breaks(long: bool) -> None:
     held: dict[str, int] = {}
     for seed in range(LONG if long else SHORT):
         held = {name: held.get(name, 0) + n for name, n in World(seed).run().items()}
-    assert all(held[name] > 0 for name in ("commits", "crashes", "lost", "garbage")), "the histories held it all"
+    assert all(held[name] > 0 for name in ("commits", "crashes", "lost", "garbage", "left")), (
+        "the histories held it all"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(MUTANTS))
