@@ -10,11 +10,11 @@ TORCH_FLAGS ?=
 BENCH ?= tuning tuning_delay "quality --preset nano" "quality --preset tiny" codecs fewer_bytes schedules sync_cost core islands \
 	streams segments simulation_cost batched sweep fedlora zeroth_order fed_peft membership fed_overhead "kernels cpu" "kernels aot" fuzz_codecs readme
 PYTEST_FLAGS ?=
-WORKERS ?= 2
+WORKERS ?= 3
 KERNELS := $(VENV)/.kernels-compiled
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-long style lint docs bench clean
+.PHONY: help venv train test test-long style lint docs bench gpu clean
 
 help:
 	@echo "make train   install, then pretrain a small model on four islands of this machine (minutes)"
@@ -23,6 +23,7 @@ help:
 	@echo "make lint    ruff and basedpyright"
 	@echo "make docs    build the documentation into build/docs; a warning is an error"
 	@echo "make bench   run the benchmarks (hours); one of them: make bench BENCH=sync_cost"
+	@echo "make gpu     check and time all that a GPU can tell (under 8 minutes); torch and triton are enough"
 	@echo "make clean   remove $(VENV), caches and build output; runs/ stays"
 
 venv: $(STAMP)
@@ -69,6 +70,10 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+# No venv: the python that has torch for the card, which may reach no network.
+gpu:
+	@PYTHONPATH=.:kernels $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

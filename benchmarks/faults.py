@@ -15,13 +15,15 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, write_result_and_table
+from benchmarks.faults_acts import EVERY, ROUNDS
+from benchmarks.faults_disk import fill, make_room, may_mount, small_disk
 from benchmarks.faults_processes import Forked, prepare
-from benchmarks.faults_recipe import EVERY, ROUNDS
 from benchmarks.faults_table import table
 
 WORK = Path("runs/bench/faults")
@@ -40,11 +42,13 @@ class Case:
     fault: str
     islands: int
     inside: str | None = None
-    """Prepared in the process: KIND ISLAND, as benchmarks/faults_recipe.py has them."""
+    """Prepared in the process: KIND ISLAND, as benchmarks/faults_acts.py has them."""
     act: Act | None = None
     """Done from outside when the round has come."""
     flags: tuple[str, ...] = ()
     recipe: str = "plain"
+    small_disk: bool = False
+    """Whether the run directory lies on a tmpfs of a few megabytes."""
 
 
 @dataclass(kw_only=True)
@@ -61,7 +65,7 @@ class Running:
 
     def rank(self, number: int) -> int:
         """Process id of an island."""
-        return int(Path(f"{self.directory.parent / 'at'}-pid{number}").read_text(encoding="utf-8"))
+        return int(Path(f"{self.log.parent / 'at'}-pid{number}").read_text(encoding="utf-8"))
 
     def send(self, numbers: Sequence[int], sent: int) -> None:
         """A signal to islands; -1 is the launcher."""
@@ -73,6 +77,12 @@ class Running:
 def signalled(sent: int, *numbers: int) -> Act:
     """Send a signal."""
     return lambda running: running.send(numbers, sent)
+
+
+def filled(running: Running) -> None:
+    """Something else takes what room is left on the run's disk."""
+    running.began_s = time.monotonic()
+    fill(running.directory.parent)
 
 
 def frozen(seconds_s: float | None) -> Act:
@@ -109,21 +119,28 @@ def cases() -> list[Case]:
         found.append(Case(fault="kill -9 in_exchange", islands=3, inside="kill_in_exchange 1", recipe=recipe))
     all_of_them = ("--sync.quorum", "1.0")
     found.append(Case(fault="kill -9 in_exchange", islands=2, inside="kill_in_exchange 1", flags=all_of_them))
-    found.append(Case(fault="disk_full", islands=2, inside="disk_full 0"))
+    found.append(Case(fault="unequal_batches", islands=3, inside="unequal_batches 1"))
+    found.append(Case(fault="none", islands=2, recipe="averaged"))
+    found.append(Case(fault="unequal_batches", islands=2, inside="unequal_batches 1", recipe="averaged"))
+    found.append(Case(fault="ENOSPC in a checkpoint", islands=2, inside="disk_full 0"))
+    if may_mount():
+        found.append(Case(fault="disk full", islands=2, act=filled, small_disk=True))
     return found
+
+
+def place_of(number: int) -> Path:
+    """Where a case's files are."""
+    return (WORK / f"{number:02d}").absolute()
 
 
 def run(case: Case, number: int) -> Running:
     """Run it to its end."""
-    directory = (WORK / f"{number:02d}").absolute()
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    directory = place_of(number)
     at = directory / "at"
     environment = {"FAULT": f"{case.inside} {AT_ROUND}" if case.inside else "none 0 0", "FAULT_AT": str(at)}
-    log = directory / "log"
+    log, place = directory / "log", directory / ("disk/run" if case.small_disk else "run")
     running = Running(
-        case=case, directory=directory / "run", log=log,
-        process=_start(case, directory / "run", log, environment, ()),
+        case=case, directory=place, log=log, process=_start(case, place, log, environment, ()),
     )  # fmt: skip
     noticed: float | None = None
     ends = time.monotonic() + LIMIT_S
@@ -189,7 +206,15 @@ def summary(directory: Path) -> dict[str, Any]:
 
 
 def row(case: Case, number: int, unbroken: dict[tuple[int, str], float]) -> dict[str, Any]:
-    """Run a case, and go on from what it leaves if it stopped."""
+    """Run a case in an empty place, and go on from what it leaves if it stopped."""
+    place = place_of(number)
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    with small_disk(place / "disk") if case.small_disk else nullcontext():
+        return _row(case, number, unbroken)
+
+
+def _row(case: Case, number: int, unbroken: dict[tuple[int, str], float]) -> dict[str, Any]:
     running = run(case, number)
     first = summary(running.directory)
     code, status = running.process.returncode, first.get("status", "none")
@@ -197,11 +222,12 @@ def row(case: Case, number: int, unbroken: dict[tuple[int, str], float]) -> dict
     rounds_lost = 0
     if code != 0:
         before = _rounds(running.directory)
+        make_room(running.directory.parent)
         again = _start(
             case,
             running.directory,
             running.log,
-            {"FAULT": "none 0 0", "FAULT_AT": f"{running.directory}-again"},
+            {"FAULT": "none 0 0", "FAULT_AT": f"{running.log}-again"},
             ("--resume", "auto"),
         )
         resumable = again.wait() == 0

@@ -48,6 +48,7 @@ METHODS = (
     Method(name="DDP, PowerSGD hook", worker="torch_ddp", option="powersgd"),
     Method(name="accelerate LocalSGD", worker="accelerate_local_sgd", recipe="diloco", every=EVERY, foreign=True),
     Method(name="torchft DiLoCo", worker="torchft_diloco", recipe="diloco", every=EVERY, foreign=True),
+    Method(name="DDP (torch), Muon inside", worker="torch_ddp", recipe="ddp_muon"),
     Method(name="lowcomm DDP", worker="lowcomm_trainer", ours=True),
     Method(name="lowcomm DiLoCo fp32", worker="lowcomm_trainer", recipe="diloco", every=EVERY, ours=True),
     Method(
@@ -78,6 +79,15 @@ METHODS = (
         name="lowcomm two-bit, one-step delay",
         worker="lowcomm_trainer",
         recipe="two_bit_delayed",
+        every=EVERY,
+        overlaps=True,
+        ours=True,
+    ),
+    Method(name="lowcomm MuLoCo 2-bit", worker="lowcomm_trainer", recipe="muloco_two_bit", every=EVERY, ours=True),
+    Method(
+        name="lowcomm MuLoCo 2-bit streaming, overlap",
+        worker="lowcomm_trainer",
+        recipe="muloco_streaming",
         every=EVERY,
         overlaps=True,
         ours=True,

@@ -1,6 +1,6 @@
 """What benchmarks/headline.py trains: one small model, one set of data and tokens, six ways of lowcomm to sync it.
 
-The peers (benchmarks/peers) take model, data and inner optimizer from `ddp` and `diloco`.
+The peers (benchmarks/peers) take model, data and inner optimizer from `ddp`, `ddp_muon` and `diloco`.
 """
 
 from __future__ import annotations
@@ -8,19 +8,23 @@ from __future__ import annotations
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, LocalResidual, TopK, TwoBit
 from lowcomm.config import RunConfig, SyncConfig
 from lowcomm.data import DataConfig
-from lowcomm.island import AdamW, InnerConfig
+from lowcomm.island import AdamW, Inner, InnerConfig, Muon
 from lowcomm.model import ModelConfig
 from lowcomm.outer import SGD, Nesterov, Outer
-from lowcomm.schedule import EveryH, EveryStep, OneStepDelay, Schedule, Streaming
+from lowcomm.schedule import EveryH, EveryStep, Growing, OneStepDelay, Schedule, Streaming
 
 STEPS, ISLANDS = 5120, 2
 EVERY = 64
 """H of every local method but SparseLoCo, whose small payload allows 32."""
 OUTER_LR, OUTER_MOMENTUM = 0.7, 0.8
 """Of DiLoCo, here and in torchft: benchmarks/results/tuning.json, by number of rounds."""
+MUON = Muon(lr=6e-3)
+"""Its rate: benchmarks/results/tuning_inner.json."""
 
 
-def _nano(name: str, schedule: Schedule, outer: Outer, codec: Codec, every: int = EVERY) -> RunConfig:
+def _nano(
+    name: str, schedule: Schedule, outer: Outer, codec: Codec, every: int = EVERY, inner: Inner | None = None
+) -> RunConfig:
     return RunConfig(
         name=name,
         islands=ISLANDS,
@@ -31,7 +35,7 @@ def _nano(name: str, schedule: Schedule, outer: Outer, codec: Codec, every: int 
         log_every=EVERY,
         data=DataConfig(seq_len=64, batch_size=8, validation_sequences=512),
         model=ModelConfig(preset="nano"),
-        inner=InnerConfig(optimizer=AdamW(lr=3e-3)),
+        inner=InnerConfig(optimizer=inner or AdamW(lr=3e-3)),
         sync=SyncConfig(every=every, outer=outer, codec=codec, schedule=schedule),
     )
 
@@ -39,6 +43,11 @@ def _nano(name: str, schedule: Schedule, outer: Outer, codec: Codec, every: int 
 def ddp() -> RunConfig:
     """Gradients averaged at every step."""
     return _nano("headline-ddp", EveryStep(), Nesterov(), Fp32())
+
+
+def ddp_muon() -> RunConfig:
+    """The same with Muon inside."""
+    return _nano("headline-ddp-muon", EveryStep(), Nesterov(), Fp32(), inner=MUON)
 
 
 def diloco() -> RunConfig:
@@ -67,3 +76,21 @@ def sparse_kept_overlap() -> RunConfig:
 def two_bit_delayed() -> RunConfig:
     """2 bits per entry, averaged, each round's update travelling during the next one."""
     return _nano("headline-two-bit", OneStepDelay(), SGD(lr=1.0), ErrorFeedback(codec=TwoBit()))
+
+
+def muloco_two_bit() -> RunConfig:
+    """DiLoCo's rounds with Muon inside, in 2 bits; training waits for every sync."""
+    outer, codec = Nesterov(lr=OUTER_LR, momentum=OUTER_MOMENTUM), ErrorFeedback(codec=TwoBit())
+    return _nano("headline-muloco-two-bit", EveryH(), outer, codec, inner=MUON)
+
+
+def muloco_streaming() -> RunConfig:
+    """Muon inside, two fragments in 2 bits, each with 31 steps of time to arrive."""
+    outer, codec = Nesterov(lr=OUTER_LR, momentum=OUTER_MOMENTUM), ErrorFeedback(codec=TwoBit())
+    return _nano("headline-muloco-streaming", Streaming(fragments=2, delay=31), outer, codec, inner=MUON)
+
+
+def growing_two_bit() -> RunConfig:
+    """Muon inside, plain averages in 2 bits, each round 6 % longer than the last, from 1 step to 128."""
+    schedule, codec = Growing(growth=1.06, longest=128), ErrorFeedback(codec=TwoBit())
+    return _nano("headline-growing", schedule, SGD(lr=1.0), codec, every=1, inner=MUON)

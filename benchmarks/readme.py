@@ -15,8 +15,11 @@ from benchmarks.codecs_report import codecs_table
 from benchmarks.common import RESULTS, ROOT
 from benchmarks.fedlora_table import fedlora_summary
 from benchmarks.headline_summary import headline_summary
+from benchmarks.optimizers import optimizers_table
+from benchmarks.planner_learned import learned_table
 from benchmarks.summary import summary_table
 from benchmarks.tables import quality_table, streams_table
+from benchmarks.time_to_loss_table import time_to_loss_summary
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "pages" / "results.md")
 
@@ -35,11 +38,14 @@ def _load(name: str) -> dict[str, Any]:
 
 def _table(match: re.Match[str]) -> str:
     if match[2] == "summary":
-        return f"{match[1]}{summary_table(_load('codecs'), _load('headline'))}{match[3]}"
+        return f"{match[1]}{summary_table(_load('codecs'), _load('time_to_loss'))}{match[3]}"
     tables = {
         "codecs": codecs_table,
         "streams": streams_table,
         "headline": headline_summary,
+        "time_to_loss": time_to_loss_summary,
+        "optimizers": optimizers_table,
+        "planner_learned": learned_table,
         "fedlora": fedlora_summary,
     }
     table = tables.get(match[2], quality_table)

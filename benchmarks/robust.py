@@ -21,25 +21,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.common import write_result
+from benchmarks.common import RESULTS, write_result
 from benchmarks.robust_report import write_robust_picture, write_robust_table
 from benchmarks.robust_rows import row_of, with_success
 from lowcomm.aggregate import (
     NNM,
     RFFL,
+    SMEA,
     Aggregator,
     Bucketing,
     CentredClipping,
+    FedCPA,
+    Flag,
     GeometricMedian,
     Krum,
     Mean,
     Median,
     MoNNA,
     NormBound,
+    SybilWall,
     TrimmedMean,
+    Trust,
 )
 from lowcomm.attack import (
     ALIE,
+    DMPA,
     Attack,
     FreeRider,
     Gaussian,
@@ -75,7 +81,14 @@ RULES: dict[str, Aggregator] = {
     "bucketing, median": Bucketing() | Median(),
     "reputation": RFFL(),
     "MoNNA": MoNNA(faulty=FAULTY),
+    "SMEA": SMEA(faulty=FAULTY),
+    "flag": Flag(),
+    "trust": Trust(),
+    "FedCPA": FedCPA(),
+    "SybilWall": SybilWall(),
 }
+FIRST = ("gate", "NNM, trimmed mean", "multi-Krum", "SMEA", "centred clipping")
+"""Rules that are run before the others: those that the page speaks of first."""
 ATTACKS: dict[str, Attack] = {
     "sign flip": SignFlip(),
     "ALIE": ALIE(),
@@ -86,7 +99,10 @@ ATTACKS: dict[str, Attack] = {
     "replay": Replay(),
     "free rider": FreeRider(),
     "NaN": NotANumber(),
+    "DMPA": DMPA(),
 }
+COLLUDE = frozenset({"DMPA"})
+"""Attacks that one island can't make alone."""
 HONEST, LEFT_OUT = "honest mean", "left out"
 """The rule that nobody has: NaN under the norm of a Delta is left out by a mean that sees each contribution."""
 
@@ -143,18 +159,23 @@ class Cell:
 
 
 def cells(seeds: int) -> Iterator[Cell]:
-    """All of them, the most telling first: without attackers, two of eight, one of eight; then the next seed."""
+    """All of them, the most telling first: two of eight, the first rules, both splits; then the other rules; then one.
+
+    Then the next seed.
+    """
     splits: tuple[Split, ...] = ("iid", "by package")
+    others = tuple(r for r in RULES if r not in FIRST)
     for seed in range(seeds):
-        for split in splits:
-            yield from (Cell(rule=r, attack=None, attackers=0, split=split, seed=seed) for r in RULES)
-        for attackers in (2, 1):
+        for attackers, rules in ((2, FIRST), (2, others), (1, FIRST), (1, others)):
             for split in splits:
-                yield Cell(rule=HONEST, attack=LEFT_OUT, attackers=attackers, split=split, seed=seed)
-            for attack in ATTACKS:
-                for split in splits:
-                    for rule in RULES:
-                        yield Cell(rule=rule, attack=attack, attackers=attackers, split=split, seed=seed)
+                if attackers == 2:
+                    yield from (Cell(rule=r, attack=None, attackers=0, split=split, seed=seed) for r in rules)
+                if rules == FIRST:
+                    yield Cell(rule=HONEST, attack=LEFT_OUT, attackers=attackers, split=split, seed=seed)
+                for attack in ATTACKS:
+                    if attackers > 1 or attack not in COLLUDE:
+                        for rule in rules:
+                            yield Cell(rule=rule, attack=attack, attackers=attackers, split=split, seed=seed)
 
 
 def run(cell: Cell, work_dir: Path) -> None:
@@ -174,9 +195,20 @@ def run(cell: Cell, work_dir: Path) -> None:
 
 
 def known(wanted: list[Cell], work_dir: Path) -> list[dict[str, Any]]:
-    """Rows of the cells that are done."""
-    paths = (work_dir / cell.name / "row.json" for cell in wanted)
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    """Rows of the cells that are done: in the work directory, or in the result file, which another machine began."""
+    path = RESULTS / "robust.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    rows = {key_of(row): row for row in before}
+    for cell in wanted:
+        path = work_dir / cell.name / "row.json"
+        if path.exists():
+            rows[key_of(dataclasses.asdict(cell))] = json.loads(path.read_text(encoding="utf-8"))
+    return [rows[key] for cell in wanted if (key := key_of(dataclasses.asdict(cell))) in rows]
+
+
+def key_of(cell: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells cells apart."""
+    return tuple(cell[name] for name in ("rule", "attack", "attackers", "split", "seed"))
 
 
 def main() -> None:
@@ -198,10 +230,11 @@ def main() -> None:
         for cell in ([] if options.table_only else wanted)
         if (not rules or cell.rule in {*rules, HONEST}) and (not attacks or cell.attack in {*attacks, None, LEFT_OUT})
     ]
+    done = {key_of(row) for row in known(wanted, options.work_dir)}
     for cell in chosen:
         if time.monotonic() - start > options.most_s:
             break
-        if not (options.work_dir / cell.name / "row.json").exists():
+        if key_of(dataclasses.asdict(cell)) not in done:
             run(cell, options.work_dir)
     rows = with_success(known(wanted, options.work_dir))
     path = write_result("robust", f"python -m benchmarks.robust --seeds {options.seeds}", rows)

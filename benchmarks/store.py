@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import store_links, store_rounds, store_scenarios
+from benchmarks import store_links, store_rounds, store_scenarios, store_unequal
 from benchmarks.common import RESULTS, write_result
 from lowcomm.run.run_dir import git_commit
 
@@ -30,7 +30,7 @@ SCENARIOS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "refused": store_links.refused,
     "round_2": store_rounds.two,
     "round_4": store_rounds.four,
-    "unequal": store_scenarios.unequal,
+    "unequal": store_unequal.unequal,
     "churn": store_scenarios.churn,
 }
 

@@ -15,8 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from benchmarks import store_recipes as recipes
 from benchmarks.netlab.lab import Lab, Link
-from benchmarks.store_members import Island, Run
-from benchmarks.store_scenarios import Row, outcome, start
+from benchmarks.store_members import Island, Run, outcome
+from benchmarks.store_scenarios import Row, start
 from tests.support.s3 import BUCKET, Bucket, environment, in_environment
 
 PORT = 29_741

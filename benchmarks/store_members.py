@@ -212,3 +212,21 @@ def alter(poison: int | None, slow_s: float) -> None:
 
     if poison is not None or slow_s:
         Hands.step = altered
+
+
+def outcome(run: Run, config: RunConfig) -> dict[str, Any]:
+    """What all scenarios say: exit codes, one history, all of the text exactly once, the loss."""
+    done = [island for island in run.islands if island.code == 0]
+    ends = [island.summary() for island in done]
+    target = (config.islands or 1) * config.steps * config.data.seq_len * config.data.batch_size
+    return {
+        "members": len(run.islands),
+        "exit_codes": sorted(island.code for island in run.islands if island.code is not None),
+        "versions": run.versions(),
+        "one_history": len({end["weights_sha256"] for end in ends}) == 1,
+        "verified": run.verified(),
+        "tokens": ends[0]["tokens"],
+        "exactly_once": all(end["tokens"] == target for end in ends),
+        "val_loss": ends[0]["val_loss"],
+        "parameters": ends[0]["parameters"],
+    }

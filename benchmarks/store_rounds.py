@@ -14,8 +14,8 @@ from typing import Any
 
 from benchmarks import store_recipes as recipes
 from benchmarks.common import ROOT
-from benchmarks.store_members import WORK, Run
-from benchmarks.store_scenarios import Row, outcome, start
+from benchmarks.store_members import WORK, Run, outcome
+from benchmarks.store_scenarios import Row, start
 from lowcomm.config import RunConfig
 from lowcomm.model import ModelConfig
 

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from benchmarks import store_recipes as recipes
-from benchmarks.store_members import Island, Run
+from benchmarks.store_members import Island, Run, outcome
 from lowcomm.config import RunConfig
 from tests.support.s3 import BUCKET, Bucket, in_environment
 
@@ -150,33 +150,9 @@ def requests(short: bool) -> Row:
     }
 
 
-def unequal(short: bool) -> Row:
-    """One of four islands is four times slower: useful time of the fast ones, synchronous and buffered."""
-    config = recipes.run(islands=4, rounds=8 if short else 30)
-    found: Row = {}
-    for mode, made in (("synchronous", config), ("buffered", recipes.buffered(config, 3, 0.5))):
-        run = Run(f"unequal-{mode}")
-        run.create(made)
-        for number in range(4):
-            run.join(f"island-{number}", slow_s=0.4 if number == 0 else 0.1)
-        run.wait_for_end()
-        useful = [_useful(island, run.versions()) for island in run.islands[1:]]
-        found |= {f"{mode}_{k}": v for k, v in outcome(run, made).items()}
-        wall_s = max(island.summary()["wall_s"] for island in run.islands)
-        found |= {f"{mode}_useful": min(useful), f"{mode}_wall_s": wall_s}
-    return found
-
-
 def start(run: Run, config: RunConfig) -> list[Island]:
     run.create(config)
     return [run.join(f"island-{number}") for number in range(config.islands or 1)]
-
-
-def _useful(island: Island, versions: int) -> float:
-    """Share of the time in which it trained, between the first rounds and the last, which wait for starts and ends."""
-    lines = [line for line in island.lines("sync") if 2 <= line["version"] < versions - 3]
-    spent_s = lines[-1]["time_s"] - lines[0]["time_s"]
-    return 1 - sum(line["blocked_s"] for line in lines[1:]) / spent_s
 
 
 def _blocked(island: Island, died: int) -> tuple[list[float], list[float]]:
@@ -184,21 +160,3 @@ def _blocked(island: Island, died: int) -> tuple[list[float], list[float]]:
     lines = island.lines("sync")[1:]
     before = [line["blocked_s"] for line in lines if line["version"] < died]
     return before, [line["blocked_s"] for line in lines if line["version"] >= died]
-
-
-def outcome(run: Run, config: RunConfig) -> Row:
-    """What all scenarios say: exit codes, one history, all of the text exactly once, the loss."""
-    done = [island for island in run.islands if island.code == 0]
-    ends = [island.summary() for island in done]
-    target = (config.islands or 1) * config.steps * config.data.seq_len * config.data.batch_size
-    return {
-        "members": len(run.islands),
-        "exit_codes": sorted(island.code for island in run.islands if island.code is not None),
-        "versions": run.versions(),
-        "one_history": len({end["weights_sha256"] for end in ends}) == 1,
-        "verified": run.verified(),
-        "tokens": ends[0]["tokens"],
-        "exactly_once": all(end["tokens"] == target for end in ends),
-        "val_loss": ends[0]["val_loss"],
-        "parameters": ends[0]["parameters"],
-    }

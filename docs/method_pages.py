@@ -45,7 +45,7 @@ def methods_section(group: str) -> str:
 def _classes(instances: tuple[object, ...]) -> list[type]:
     """Every class of the tuple, and of what they wrap, once."""
     found = dict.fromkeys(type(part) for instance in instances for part in _parts(instance))
-    kinds = tuple({base for instance in instances for base in type(instance).__mro__ if inspect.isabstract(base)})
+    kinds = tuple({base for one in instances for base in type(one).__mro__ if inspect.isabstract(base)}) or (object,)
     return [cls for cls in found if issubclass(cls, kinds)]
 
 

@@ -19,25 +19,19 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
-from lowcomm.private_files import make_directory, protect
+from lowcomm.checkpoint_writing import FORMAT, Part, flush_directory, seal, write_part
+from lowcomm.private_files import make_directory
 from lowcomm.types import CheckpointError
 
-Part = tuple[dict[str, Tensor], dict[str, Any]]
-"""Tensors by name and JSON-able values."""
-
 NAME = re.compile(r"(\d{6,})(?:-stop(\d+)|-part(\d+)-(\d+))?")
-FORMAT = 1
-
-
 UNUSABLE = "unusable"
 """A failure that would come again from the same state."""
 
@@ -57,41 +51,50 @@ def save(
     failure: what kind of failure made this island save; None: it is healthy. lost: islands that have no part in it.
     Raises CheckpointError (disk full, read-only, ...); earlier checkpoints are then as they were.
     """
-    partial = root / f".partial-{name}-{island:05d}"
-    final = _island_dir(root, name, island)
+    (made,) = save_all(root, name, [(island, parts)], session, failure, lost)
+    return made
+
+
+def save_all(
+    root: Path,
+    name: str,
+    islands: Iterable[tuple[int, Mapping[str, Part]]],
+    session: str,
+    failure: str | None = None,
+    lost: Sequence[int] = (),
+    flush_each: bool = True,
+) -> list[Path]:
+    """`save` for several islands of one process; without `flush_each` all files go to the disk in one flush of it."""
+    more: dict[str, Any] = {} if failure is None else {"failure": failure}
+    more |= {"lost": list(lost)} if lost else {}
+    partials: dict[int, Path] = {}
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        make_directory(partial)
-        files: dict[str, dict[str, Any]] = {}
-        for part, (tensors, values) in parts.items():
-            save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, partial / f"{part}.safetensors")
-            (partial / f"{part}.json").write_text(json.dumps(values), encoding="utf-8")
-            for path in (partial / f"{part}.safetensors", partial / f"{part}.json"):
-                files[path.name] = {"sha256": _sync_and_hash(path), "bytes": path.stat().st_size}
-        manifest = {"format": FORMAT, "checkpoint": name, "island": island, "session": session, "files": files}
-        if failure is not None:
-            manifest["failure"] = failure
-        if lost:
-            manifest["lost"] = list(lost)
-        sealed = {**manifest, "sha256": seal(manifest)}
-        (partial / "manifest.json").write_text(json.dumps(sealed, indent=1), encoding="utf-8")
-        _sync_and_hash(partial / "manifest.json")
-        for path in partial.iterdir():  # nobody else could enter the directory before
-            protect(path)
-        make_directory(final.parent)
-        if final.exists():  # left by an attempt that not every island completed: its part is of no use
-            shutil.rmtree(final)
-        partial.rename(final)
-        _sync_directory(final.parent)
-        _sync_directory(root)
+        for island, parts in islands:
+            partials[island] = partial = root / f".partial-{name}-{island:05d}"
+            shutil.rmtree(partial, ignore_errors=True)
+            make_directory(partial)
+            write_part(partial, parts, {"checkpoint": name, "island": island, "session": session}, more, flush_each)
+        if not flush_each:
+            os.sync()
+        finals = [_publish(partial, _island_dir(root, name, island)) for island, partial in partials.items()]
+        flush_directory(root / name)
+        flush_directory(root)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        for partial in partials.values():
+            shutil.rmtree(partial, ignore_errors=True)
         cause = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(
-            f"checkpoint {name} of island {island} could not be written to {root}: {cause}. "
+            f"checkpoint {name} of island {list(partials)[-1]} could not be written to {root}: {cause}. "
             "Earlier checkpoints are intact. Free some space or make the directory writable."
         ) from error
-    return final
+    return finals
+
+
+def _publish(partial: Path, final: Path) -> Path:
+    make_directory(final.parent)
+    if final.exists():  # left by an attempt that not every island completed: its part is of no use
+        shutil.rmtree(final)
+    return partial.rename(final)
 
 
 def names(root: Path) -> list[str]:
@@ -211,12 +214,6 @@ def _island_dir(root: Path, name: str, island: int) -> Path:
     return root / name / f"island-{island:05d}"
 
 
-def seal(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of a manifest without its own entry for it."""
-    rest = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
 def read_manifest(directory: Path) -> dict[str, Any]:
     """Of an island's part. Raises OSError or ValueError."""
     return json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
@@ -276,17 +273,3 @@ def _file_problem(directory: Path, file: str, facts: Mapping[str, Any]) -> str |
 def _hash(path: Path) -> str:
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _sync_and_hash(path: Path) -> str:
-    with path.open("rb+") as f:
-        os.fsync(f.fileno())
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,9 +1,10 @@
-"""The command line: `lowcomm train | simulate | federation | plan | sweep | report | recipes | doctor`."""
+"""The command line: `lowcomm train | simulate | federation | plan | sweep | report | ui | recipes | doctor`."""
 
 from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,10 +27,13 @@ lowcomm {__version__}: train language models when the links between the machines
   lowcomm join URL                             become a member of it, from anywhere, at any time
   lowcomm status | log | verify | stop URL     who is in it, its commits, the proof of its history, its end
   lowcomm chaos [PLAN] [--seed S --faults N]   faults on purpose on such a run, and whether its history stays one
+  lowcomm audit RUN [--rounds K]               compute random rounds of a run again, and compare every step's hash
+  lowcomm verify RUN_A RUN_B                   the first step in which two runs of one recipe differ, and who is wrong
   lowcomm plan --parameters N --islands N ...  H, fragments, codec and streams for a link, with what they cost
   lowcomm sweep RECIPE.py:FUNCTION --sizes 32,48,nano --islands 1,2,4 --every 16,64   a scaling law through small runs
   lowcomm report RUN [RUN ...] [--out FILE]    one HTML page of one or several runs
       [--trace trace.json]                     and what each island did when, for ui.perfetto.dev
+  lowcomm ui [--runs-dir DIR] [--port N]       the same in a browser of this machine: choose, start, watch, compare
   lowcomm recipes                              the recipes that came with the package
   lowcomm recipes copy NAME                    put one into the current directory to edit it
   lowcomm recipes check RECIPE.py:FUNCTION ... load one and read its flags as `lowcomm train` would; starts nothing
@@ -55,11 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "simulate": lambda a: _train(a, ["--transport", "simulated"]),
         "join": _join,
         **{name: functools.partial(_look, name) for name in ("status", "log", "verify", "stop")},
+        "audit": _audit,
         "federation": _federation,
         "chaos": _chaos,
         "plan": _plan,
         "sweep": _sweep,
         "report": _report,
+        "ui": _ui,
         "recipes": _recipes,
         "doctor": _doctor,
     }
@@ -138,7 +144,17 @@ def _join(arguments: Sequence[str]) -> int:
     return join(arguments)
 
 
+def _audit(arguments: Sequence[str]) -> int:
+    from lowcomm.verification.commands import run_audit
+
+    return run_audit(arguments)
+
+
 def _look(name: str, arguments: Sequence[str]) -> int:
+    if name == "verify" and len(arguments) == 2 and not any(a.startswith("-") for a in arguments):
+        from lowcomm.verification.commands import run_referee
+
+        return run_referee(Path(arguments[0]), Path(arguments[1]))
     from lowcomm.storerun.commands.look import look
 
     return look(name, arguments)
@@ -190,6 +206,12 @@ def _report(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _ui(arguments: Sequence[str]) -> int:
+    from lowcomm.ui.command import run_ui
+
+    return run_ui(arguments)
+
+
 def _recipes(arguments: Sequence[str]) -> int:
     from lowcomm.recipe import copy, packaged
 
@@ -211,7 +233,7 @@ def _check_recipe(arguments: Sequence[str]) -> int:
     from lowcomm.recipe import find, load
 
     refuse_early(find(arguments[0])[0], arguments[1:])
-    from lowcomm.config import check
+    from lowcomm.config_check import check
     from lowcomm.membership import DEFAULT_ISLANDS
 
     config = parse_flags(load(arguments[0]), arguments[1:], f"lowcomm train {arguments[0]}")
@@ -236,5 +258,14 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _leave(code: int) -> None:
+    """End this process. The threads of a broken group would abort a rank that failed, after its last line."""
+    if code == 1 and "RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())

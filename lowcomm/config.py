@@ -13,12 +13,11 @@ from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.attack import Attack
 from lowcomm.codec import Codec, Fp32
 from lowcomm.data import DataConfig
+from lowcomm.data.proxy import Proxy
 from lowcomm.exchange.base import ExchangeChoice
-from lowcomm.exchange.buffered import Buffered
-from lowcomm.exchange.store import Store
 from lowcomm.island import InnerConfig, IslandConfig
-from lowcomm.local import Objective
-from lowcomm.model import Full, ModelConfig
+from lowcomm.local import DesLoc, Objective
+from lowcomm.model import ModelConfig
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.privacy import Mechanism
 from lowcomm.sampling import Sampling
@@ -27,11 +26,9 @@ from lowcomm.secure import SecureSum
 from lowcomm.state.deadlines import LATE_TOLERANCE_S
 from lowcomm.state.norms import NORM_BOUND
 from lowcomm.state.spec import BufferRule, Clients, SyncSpec
-from lowcomm.sync.compatibility import check_islands, check_spec, check_tuning
-from lowcomm.transport.heartbeat import HEARTBEAT_S, check_heartbeat
-from lowcomm.typecheck import check_types
-from lowcomm.types import require
-from lowcomm.zeroth_order import check_zeroth_order
+from lowcomm.sync.turns import against_turns, take_turns
+from lowcomm.transport.heartbeat import HEARTBEAT_S
+from lowcomm.zeroth_order import ZerothOrder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +49,21 @@ class SyncConfig:
     """Inner steps of each island per round, 1 to `every`; it rests for the others. None: `every` for all."""
     objective: Objective | None = None
     """What is added to the gradients of inner steps (FedProx, Scaffold); None: nothing."""
+    moments: DesLoc | None = None
+    """Inner optimizers' moments are averaged over the islands as well, each at its own period; None: they are local."""
     exchange: ExchangeChoice | None = None
     """Who exchanges with whom, and when; None: islands in lockstep."""
     secure: SecureSum | None = None
     """Secure aggregation: nobody sees a single contribution, only the sum; None: plain sums."""
+    proxy: Proxy | None = None
+    """A public text by which some rules judge contributions (Shapley, Trust); None: there is none."""
     attack: Attack | None = None
     """What some islands do to their contributions on purpose, to test the aggregator; None: nothing."""
     allow_attack: bool = False
     """Whether the attack is meant: a run with one is refused without it."""
+    fresh_inner: bool = False
+    """Every round begins with fresh inner moments, so that islands keep nothing between rounds but their place in their
+    text (with a codec, objective and rule that keep nothing); off: moments go on."""
     buffers: dict[str, BufferRule] | None = None
     """Persistent buffers by name pattern, such as '*running_mean': average over the islands at each sync, or local."""
     outer_device: Literal["model", "cpu"] = "model"
@@ -85,7 +89,8 @@ class SyncConfig:
         """Who takes part how, as a LocalSGD takes it."""
         return Clients(
             sampling=self.sampling, local_steps=self.local_steps, objective=self.objective, secure=self.secure,
-            attack=self.attack, allow_attack=self.allow_attack,
+            attack=self.attack, allow_attack=self.allow_attack, moments=self.moments,
+            fresh_inner=self.fresh_inner,
         )  # fmt: skip
 
     def spec(self, seed: int = 0) -> SyncSpec:
@@ -115,11 +120,15 @@ class EvalConfig:
 
     every: int | None = None
     """Inner steps between evaluations, counted at the next sync; None: only at the end."""
+    directions: bool = False
+    """Of islands with weights of their own (gossip): also how much worse they are than their mean, on the same text."""
     clients: bool = False
     """Evaluate every island's own held-out text at the end (data.sharding by_folder or a partition): clients.json."""
     baselines: bool = False
     """With `clients`: also train on each island's data alone and on all data together, as many steps, to compare. Sites
     that keep their data are compared with training alone only."""
+    influence: int | None = None
+    """Rounds between two tables of whose Delta helps whose held-out loss (DICE): influence.json; None: none."""
     membership: bool = False
     """With `clients`: also how well a client's training sequences are told from its held-out ones by their loss."""
 
@@ -156,6 +165,12 @@ class RunConfig:
     """collective: one process per island (torch.distributed); simulated: all islands in one process, same bits."""
     batched: bool = False
     """Simulated islands in one forward and backward: faster for small models, equal to the loop but for rounding."""
+    turns: Literal["auto", "on", "off"] = "auto"
+    """Simulated islands take turns on one model, with the same bits, each with tensors of its own only for what differs
+    from the global weights: auto where that fits, on (or the run is refused), off (a model each)."""
+    client_state: Literal["memory", "disk"] = "memory"
+    """Where islands that take turns keep between their rounds what is theirs (inner moments, error feedback, control
+    variates, private factors): memory, or disk, in the run directory while the run lasts."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the models; auto takes the GPU if there is one."""
     threads: int | None = None
@@ -168,6 +183,8 @@ class RunConfig:
     """Continue from the newest complete checkpoint of the run directory; auto: if there is one, else start."""
     log_every: int = 10
     """Inner steps between two lines of metrics per island."""
+    step_hashes: bool = False
+    """Hash every island's state after each inner step, for `lowcomm audit` and `lowcomm verify`: steps/, SHA-256."""
     tensorboard: bool = True
     """Also write TensorBoard scalars, where the package is installed."""
     island: IslandConfig = field(default_factory=IslandConfig)
@@ -183,90 +200,20 @@ class RunConfig:
         """The run directory."""
         return self.run_dir if self.run_dir is not None else Path("runs") / self.name
 
+    def take_turns(self, islands: int) -> bool:
+        """Whether so many islands take turns on one model."""
+        return take_turns(self.turns, self.against_turns(islands))
 
-def check(config: RunConfig, islands: int) -> None:
-    """Raise ConfigError for the first field out of range or the first pair of parts that do not fit."""
-    check_types(config)
-    require(islands >= 1, "islands", islands, "1 or more", "pass --islands 4")
-    require(config.steps >= 1, "steps", config.steps, "1 or more", "pass --steps 640")
-    require(0 <= config.seed < 2**63, "seed", config.seed, "0 <= seed < 2^63", "pass --seed 0")
-    name = config.name
-    ok = name not in ("", ".", "..") and "/" not in name and "\0" not in name
-    require(ok, "name", name, "a file name without slashes", "pass --name my-run")
-    threads = config.threads
-    require(threads is None or threads >= 1, "threads", threads, "1 or more, or None", "leave it out")
-    fits = not config.batched or config.transport == "simulated"
-    require(fits, "batched", True, "False, as islands are processes of their own", "pass --transport simulated")
-    plain = not config.batched or isinstance(config.model.tuning, Full)
-    require(plain, "batched", True, "False, as model.tuning is set", "leave it out")
-    require(config.log_every >= 1, "log_every", config.log_every, "1 or more", "10 is usual")
-    _check_own_data(config)
-    config.data.check(islands)
-    config.model.check()
-    config.inner.check()
-    _check_sync(config)
-    _check_clients(config, islands)
-    check_tuning(config.sync.spec(), config.model.tuning)
-    size = config.island.size or 1
-    check_zeroth_order(config.inner, config.sync.schedule, config.batched, size, config.model.compile)
-    averages = config.sync.schedule(1, config.sync.every).average_gradients
-    config.island.check(config.data.batch_size, averages, config.transport == "simulated")
-    config.island.check_optimizer(config.inner.optimizer)
-    for field_name, value in (
-        ("eval.every", config.eval.every),
-        ("checkpoint.every_rounds", config.checkpoint.every_rounds),
-        ("checkpoint.stop_at_step", config.checkpoint.stop_at_step),
-    ):
-        require(value is None or value >= 1, field_name, value, "1 or more, or None for off", "leave it out")
-    stop_at = config.checkpoint.stop_at_step
-    stops = stop_at is None or stop_at < config.steps
-    require(stops, "checkpoint.stop_at_step", stop_at, f"1 to {config.steps - 1}, below steps", "leave it out")
-    every_s = config.checkpoint.every_s
-    ok = every_s is None or 0 < every_s < float("inf")
-    require(ok, "checkpoint.every_s", every_s, "a finite number above 0, or None for off", "300 is five minutes")
-    require(config.checkpoint.keep >= 1, "checkpoint.keep", config.checkpoint.keep, "1 or more", "2 is usual")
-
-
-def _check_own_data(config: RunConfig) -> None:
-    """Raise ConfigError for what needs islands with text of their own, or can't be had of them."""
-    own = config.data.sharding == "own"
-    ok = not config.eval.clients or own or config.data.sharding == "by_folder" or config.data.partition is not None
-    legal = "False, unless data.sharding is by_folder or data.partition is set"
-    require(ok, "eval.clients", True, legal, "pass --data.sharding by_folder")
-    alone = isinstance(config.sync.exchange, Store)  # each member accounts for its own text
-    ok = not own or alone or config.sync.privacy is None or config.sync.privacy.level == "client"
-    require(ok, "data.sharding", "own", "another with ExampleGaussian, whose epsilon needs all sizes", "use iid")
-    for more in ("baselines", "membership"):
-        ok = config.eval.clients or not getattr(config.eval, more)
-        require(ok, f"eval.{more}", True, "False without eval.clients", "pass --eval.clients")
-
-
-def _check_sync(config: RunConfig) -> None:
-    sync = config.sync
-    check_spec(sync.spec(), config.steps)
-    if sync.privacy is not None:
-        examples = sync.privacy.level == "example"
-        fits = not (examples and config.batched)
-        require(fits, "batched", True, "False, as gradients of single sequences are needed", "leave it out")
-        alone = config.island.size in (None, 1)
-        require(alone, "island.size", config.island.size, "1, as sync.privacy clips whole updates", "leave it out")
-    check_heartbeat(sync.heartbeat_s, "sync.")
-    timeout_ok = 0 < sync.timeout_s < float("inf")
-    require(timeout_ok, "sync.timeout_s", sync.timeout_s, "a finite number above 0", "1800 is half an hour")
-    require(1 <= sync.streams <= 64, "sync.streams", sync.streams, "1 to 64", "4 to 8 suit a round trip of 50 ms")
-
-
-def _check_clients(config: RunConfig, islands: int) -> None:
-    sync, clients = config.sync, config.sync.clients
-    check_islands(sync.spec(), islands, 1, ())
-    fits = not config.batched or sync.exchange is None or sync.exchange.lockstep
-    require(fits, "batched", True, "False with sync.exchange, as islands' steps differ", "leave it out")
-    if isinstance(sync.exchange, Buffered):
-        sync.exchange.check_processes(config.transport == "simulated" or islands == 1)
-    for name in ("sampling", "local_steps", "objective", "secure", "attack"):
-        if getattr(clients, name) is None:
-            continue
-        fits = not config.batched or name in ("secure", "attack")
-        require(fits, "batched", True, f"False with sync.{name}, as islands' steps differ", "leave it out")
-        alone = config.island.size in (None, 1)
-        require(alone, "island.size", config.island.size, f"1 with sync.{name}", "leave it out")
+    def against_turns(self, islands: int) -> str | None:
+        """Why so many islands can't take turns on one model; None: they can."""
+        if self.transport != "simulated":
+            return "islands are processes of their own"
+        if islands == 1:
+            return "there is one island"
+        if self.batched or self.model.compile:
+            return f"{'batched' if self.batched else 'model.compile'} needs a model each"
+        if self.step_hashes:
+            return "step_hashes reads each island's own model"
+        if isinstance(self.inner.optimizer, ZerothOrder):
+            return "islands that train by scalars share every step"
+        return against_turns(self.sync.spec())

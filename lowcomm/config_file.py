@@ -31,7 +31,8 @@ def to_dict(value: Any) -> Any:
 
 
 MAY_CHANGE = {
-    "run_dir", "resume", "log_every", "tensorboard", "transport", "batched", "threads", "checkpoint", "eval", "device",
+    "run_dir", "resume", "log_every", "step_hashes", "tensorboard", "transport", "batched", "threads", "checkpoint",
+    "eval", "device", "turns", "client_state",
 }  # fmt: skip
 """Fields that a resumed run may set anew; everything else would change what is being trained."""
 

@@ -22,8 +22,9 @@ from lowcomm.typecheck import check_types
 from lowcomm.types import ConfigError
 
 STAGES = (
-    "aggregate", "attack", "codec", "config", "data", "exchange", "island", "local", "model", "outer", "privacy",
-    "sampling", "schedule", "secure", "smollm2", "tiny_base", "topology", "zeroth_order",
+    "aggregate", "arrival", "attack", "codec", "config", "data", "exchange", "island", "local", "mixing", "model",
+    "outer",
+    "privacy", "sampling", "schedule", "secure", "smollm2", "tiny_base", "topology", "zeroth_order",
 )  # fmt: skip
 """Packages and modules of lowcomm whose settings a configuration is made of."""
 _NAME = re.compile(r"lowcomm((?:\.[a-z][a-z0-9_]*)+)\.([A-Z][A-Za-z0-9]*)")

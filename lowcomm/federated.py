@@ -99,13 +99,16 @@ def report_clients(run: Run) -> None:
     batches = [run.data.own_validation_batches(k) for k in everyone]
     fresh = build_models(config, run.data, 1, device)[0]
     columns: dict[str, list[float]] = {k: [math.nan] * transport.islands for k in ("before", "after", "own", "local")}
-    own = [mean_loss(r.model, batches[k], device) for k, r in zip(transport.local, run.sync.replicas, strict=True)]
-    for i, k in enumerate(transport.local):
+    for k, replica in zip(transport.local, run.sync.replicas, strict=True):
         columns["before"][k] = mean_loss(fresh, batches[k], device)
-        columns["own"][k] = own[i]
+        if not replica.idle:
+            replica.take_turn()
+            columns["own"][k] = mean_loss(replica.model, batches[k], device)
     with with_global_weights(run.sync.state):
-        for k in transport.local:
+        for k, replica in zip(transport.local, run.sync.replicas, strict=True):
             columns["after"][k] = mean_loss(run.islands[0].model, batches[k], device)
+            if replica.idle:  # it has these weights
+                columns["own"][k] = columns["after"][k]
     if config.eval.baselines:
         for k in transport.local:
             alone = build_models(config, run.data, 1, device)[0]

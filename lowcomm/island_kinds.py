@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -10,8 +12,10 @@ from lowcomm.island import Mesh, PlainIsland, PrivateIsland
 from lowcomm.island.ddp_island import DDPIsland
 from lowcomm.island.fsdp_island import FSDPIsland
 from lowcomm.island.pipeline_island import PipelineIsland
+from lowcomm.island.sharp import SharpIsland
 from lowcomm.island.tensor_island import TensorIsland
 from lowcomm.island.zero_island import ZeROIsland
+from lowcomm.local import SharpnessAware, ascend
 from lowcomm.model import token_losses
 from lowcomm.zeroth_order import ZerothOrder, ZerothOrderIsland
 
@@ -33,6 +37,13 @@ def build_island(config: RunConfig, model: nn.Module, number: int, compiled: boo
             number=number,
             autocast_bf16=bf16,
         )
+    objective = config.sync.objective
+    if mesh is None and isinstance(objective, SharpnessAware):
+        sharp = SharpIsland(
+            model, inner, steps=steps, seed=seed, losses=token_losses, forward=forward, autocast_bf16=bf16
+        )
+        sharp.ascend = partial(ascend, rho=objective.rho)
+        return sharp
     if mesh is None:
         private = config.sync.privacy is not None and config.sync.privacy.level == "example"
         return (PrivateIsland if private else PlainIsland)(

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from lowcomm.codec import Codec, ErrorFeedback, Int4, PowerSGD, TopK
 from lowcomm.outer import SGD, Nesterov, Outer
+from lowcomm.plan.penalty import momentum_for
 from lowcomm.schedule import OneStepDelay, Schedule, Streaming
 from lowcomm.schedule.layers import count_layers
 from lowcomm.sync import LocalSGD
@@ -23,11 +24,6 @@ from lowcomm.types import ConfigError
 
 Models = nn.Module | Sequence[nn.Module]
 Optimizers = Optimizer | Sequence[Optimizer]
-
-
-def momentum_for(rounds: int) -> float:
-    """Outer Nesterov momentum by the number of rounds: few rounds overshoot at 0.9 (benchmarks/results/tuning.json)."""
-    return 0.9 if rounds >= 240 else 0.8 if rounds >= 60 else 0.6
 
 
 def DiLoCo(  # noqa: N802 - the paper's name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,16 +14,17 @@ from lowcomm.config import RunConfig
 from lowcomm.federated import report_clients
 from lowcomm.report.privacy import spent_in_words
 from lowcomm.run.assembly import Run, World, assemble, preflight
-from lowcomm.run.cadence import Cadence
-from lowcomm.run.clock import agree_on_start
+from lowcomm.run.cadence import Cadence, agree_on_start
 from lowcomm.run.divergence import DivergedError as DivergedError
 from lowcomm.run.divergence import set_aside
 from lowcomm.run.export import export
 from lowcomm.run.finale import Evaluation, evaluate, with_global_weights, write_summary
-from lowcomm.run.journal import Journal
-from lowcomm.run.losses import saves_without
+from lowcomm.run.journal import Journal, saves_without
+from lowcomm.run.judging import judge_of, needs_judge
 from lowcomm.run.privacy_spent import Counts, privacy_spent
+from lowcomm.run.reading import read_ahead
 from lowcomm.run.resume import is_finite, load_newest, save_now, start_files
+from lowcomm.run.sharpness import average_direction_sharpness
 from lowcomm.run.signals import tell_stopped, who_asked, who_stopped
 from lowcomm.transport.base import Transport
 from lowcomm.types import CheckpointError, DataError, FencedError, LowcommError, SyncError, UnusableError
@@ -47,12 +49,16 @@ def train(
     config, data = preflight(config, world)
     run = assemble(config, data, world, transport)
     run.stop.install()
+    if needs_judge(config.sync.exchange):
+        run.sync.state.exchange.judge = judge_of(run)
     run.sync.state.exchange.leaving = lambda: run.stop.signal is not None
     try:
         start_files(run)
         if not (config.resume and load_newest(run)):
             run.start = agree_on_start(run.members.everyone, 0.0)
             run.progress.note(data.described())
+        if run.record is not None:
+            run.record.start(run.directory, run.sync.state, run.shards, run.progress.note)
         loop = Loop(run)
         run.members.may_lose()
         code = loop.run_to_end()
@@ -62,11 +68,7 @@ def train(
         raise
     finally:
         run.stop.restore(leaving=world.under_torchrun)
-        run.progress.close()
-        run.metrics.close()
-        run.members.close()
-        if run.lock is not None:
-            run.lock.close()
+        run.close()
     if show is not None and run.writes and code == DONE:
         show(run.directory)
     return code
@@ -156,13 +158,10 @@ class Loop:
         step = sync.step
         average = sync.next_action.average_gradients
         places = [shard.state_dict() for shard in run.shards] if average else []
-        states = [(island.cpu_rng, island.cuda_rng) for island in run.islands]
+        states = [(island.cpu_rng, island.cuda_rng) for island in run.islands] if average else []
         due = [i for i, r in enumerate(sync.replicas) if r.steps <= step]  # others were stopped ahead of these
         train = [i for i in due if not sync.rests(i)]
-        for i in train:
-            run.shards[i].prepare(
-                run.config.inner.accumulation
-            )  # before any is read: what fails must not be half a step
+        read_ahead([run.shards[i] for i in train], run.config.inner.accumulation, run.reading_mesh)
         batches = {i: [run.shards[i].next_batch() for _ in range(run.config.inner.accumulation)] for i in train}
         losses = run.batched.backward(batches) if run.batched is not None and batches else {}
         for i in due:
@@ -174,6 +173,7 @@ class Loop:
             if math.isfinite(loss):
                 self.journal.losses[i] += loss
                 self.journal.trained[i] += 1
+                sync.count_loss(loss, i)
             elif set_aside(run, self.journal, i, loss, average):
                 sync.rest(i)
                 continue
@@ -289,6 +289,8 @@ class Loop:
         run, start_s = self.run, self.journal.time_s()
         with with_global_weights(run.sync.state):
             result = evaluate(run)
+        if run.config.eval.directions:
+            result = replace(result, directions=average_direction_sharpness(run, result.loss))
         run.progress.evaluated(bits_per_byte=result.bits_per_byte)
         if run.writes:
             losses = {"val_loss": result.loss, "val_bpb": result.bits_per_byte, **result.consensus}

@@ -47,6 +47,10 @@ class ZerothOrderOptimizer(ScalarOptimizer):
         self.heard: Tensor | None = None
 
     @property
+    def row_bytes(self) -> int:
+        return self.estimate.row_bytes
+
+    @property
     def steps(self) -> int:
         """Steps taken, those of a run before a resume and those replayed included."""
         return self._state()["rates"].numel()
@@ -132,7 +136,7 @@ class ZerothOrderIsland(PlainIsland):
         return value
 
     def _loss(self, batches: Sequence[Batch], seed: int, scale: float) -> float:
-        self._swap_in_rng()  # each probe of a step with the same dropout
+        self._swap_in()  # each probe of a step with the same dropout
         tokens, total = counted_tokens(batches), 0.0
         with self.probe.at(seed, scale), torch.autocast("cuda", torch.bfloat16, enabled=self.autocast_bf16):
             for inputs, targets in batches:

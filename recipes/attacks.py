@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lowcomm.aggregate import NNM, TrimmedMean
-from lowcomm.attack import ALIE, Attack, InnerProduct, LabelNoise, SignFlip
+from lowcomm.attack import ALIE, Attack, CollectiveAction, InnerProduct, LabelNoise, SignFlip
 from lowcomm.config import CheckpointConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig
 from lowcomm.model import ModelConfig
@@ -30,6 +30,11 @@ def inner_product() -> RunConfig:
 def label_noise() -> RunConfig:
     """Two of eight train on random targets."""
     return _eight("label-noise", LabelNoise(islands=(6, 7)))
+
+
+def collective() -> RunConfig:
+    """Collective action (arXiv 2302.04262): two of eight plant a signal in their own text."""
+    return _eight("collective", CollectiveAction(islands=(6, 7)))
 
 
 def _run(name: str, attack: Attack) -> RunConfig:

@@ -27,13 +27,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import lowcomm as lc
-from lowcomm.aggregate import NNM, Krum, Mean, Median, TrimmedMean
+from lowcomm.aggregate import NNM, Krum, Mean, Median, Shapley, TrimmedMean
 from lowcomm.aggregate.lora import FFA, FedIT, FedRand, FedSB, HetLoRA, RoLoRA, SenderMean
-from lowcomm.attack import LabelNoise
 from lowcomm.codec import ErrorFeedback, Fp32, Int4, Int8, InTurn, LocalResidual, Shared, TopK
 from lowcomm.codec.parts import Parts
 from lowcomm.config import CheckpointConfig, EvalConfig, RunConfig, SyncConfig
 from lowcomm.data import DataConfig
+from lowcomm.data.proxy import Proxy
 from lowcomm.data.source import Corpus, Document, Source
 from lowcomm.exchange.store import Store
 from lowcomm.island import AdamW
@@ -52,6 +52,7 @@ from tests.methods import (
     INNERS,
     LORA_RULES,
     MECHANISMS,
+    MOMENTS,
     OBJECTIVES,
     OUTERS,
     SAMPLINGS,
@@ -154,7 +155,9 @@ class Loop:
         models = [self.model() for _ in transport.local]
         inners = [self.inner.build(m) for m in models]
         plain = {"every": EVERY, "outer": Nesterov(lr=0.7, momentum=0.6), "seed": 7, "clients": self.clients.clients}
-        return lc.LocalSGD(models, inners, transport=transport, **{**plain, **self.settings}), models, inners
+        sync = lc.LocalSGD(models, inners, transport=transport, **{**plain, **self.settings})
+        sync.judge_by(lambda model: sum(float(p.double().square().sum()) for p in model.parameters()))
+        return sync, models, inners
 
     def simulated(self, scratch: Path) -> dict[str, Any]:
         """As the trainer's cases have it; nothing is written."""
@@ -187,6 +190,7 @@ def inner_step(sync: lc.LocalSGD, models: list[nn.Module], inners: list[Any], st
             continue
         set_gradients(models[i], island, step)
         sync.count_tokens(4 + island, i)
+        sync.count_loss(1 + island / 8, i)
         if not average:
             inners[i].step()
     if average:
@@ -205,7 +209,7 @@ def loops() -> dict[str, Loop]:
     plain |= {
         f"attack {name(a)}": Loop(settings={"aggregator": Median()}, clients=SyncConfig(attack=a, allow_attack=True))
         for a in ATTACKS
-        if not isinstance(a, LabelNoise)
+        if not a.poisons
     }
     mean = Mean(by="uniform")
     plain |= {
@@ -220,8 +224,9 @@ def loops() -> dict[str, Loop]:
     plain |= {
         f"objective {name(o)}": Loop(settings={}, clients=SyncConfig(objective=o))
         for o in OBJECTIVES
-        if not isinstance(o, RankDecay | SelectLayers)
+        if o.passes == 1 and not isinstance(o, RankDecay | SelectLayers)
     }
+    plain |= {f"moments {name(m)}": Loop(settings={}, clients=SyncConfig(moments=m)) for m in MOMENTS}
     return plain | tuned() | combined()
 
 
@@ -383,6 +388,8 @@ def _cut(config: RunConfig) -> RunConfig:
         sync = dataclasses.replace(sync, privacy=dataclasses.replace(sync.privacy, seed=1))  # pyright: ignore
     if isinstance(sync.aggregator, Krum):
         sync = dataclasses.replace(sync, aggregator=dataclasses.replace(sync.aggregator, faulty=0))
+    if isinstance(sync.aggregator, Shapley):
+        sync = dataclasses.replace(sync, aggregator=Shapley(permutations=2), proxy=Proxy(source=Words(), sequences=1))
     if sync.attack is not None:
         rule, attack = NNM() | TrimmedMean(), dataclasses.replace(sync.attack, islands=(3,))
         sync = dataclasses.replace(sync, aggregator=rule, attack=attack, allow_attack=True)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from lowcomm.aggregate import (
+    AFL,
     NNM,
+    QFFL,
     RFFL,
+    SMEA,
     Aggregator,
     Bucketing,
     CentredClipping,
+    EDiT,
+    FedCPA,
+    FedFB,
+    Flag,
     GeometricMedian,
     Krum,
     Mean,
@@ -15,7 +22,10 @@ from lowcomm.aggregate import (
     Mixing,
     MoNNA,
     NormBound,
+    Shapley,
+    SybilWall,
     TrimmedMean,
+    Trust,
 )
 from lowcomm.aggregate.lora import (
     FFA,
@@ -34,9 +44,22 @@ from lowcomm.aggregate.lora import (
     RoLoRA,
     SenderMean,
 )
+from lowcomm.arrival import (
+    AEdit,
+    Anarchic,
+    AnarchicSilos,
+    ArrivalRule,
+    Decoupled,
+    FedBuff,
+    Timed,
+    TokenBatch,
+    TurnStale,
+)
 from lowcomm.attack import (
     ALIE,
+    DMPA,
     Attack,
+    CollectiveAction,
     FreeRider,
     Gaussian,
     InnerProduct,
@@ -80,10 +103,46 @@ from lowcomm.data import ByLength, Dirichlet, Iid, NaturalId, Partition, Patholo
 from lowcomm.exchange.base import ExchangeChoice
 from lowcomm.exchange.buffered import Buffered
 from lowcomm.exchange.gossip import Gossip
-from lowcomm.island import AdamW, Inner, Muon, Soap
+from lowcomm.exchange.modest import Modest
+from lowcomm.island import AdamW, Gpa, Inner, Muon, Savic, Soap
 from lowcomm.island import Lion as InnerLion
-from lowcomm.local import Baffle, Estimate, FedProx, Objective, OneByte, RankDecay, Scaffold, SelectLayers
-from lowcomm.outer import SGD, FedAdagrad, FedAdam, FedYogi, HeavyBall, Nesterov, Outer
+from lowcomm.local import (
+    Baffle,
+    DesLoc,
+    Estimate,
+    FedProx,
+    Objective,
+    OneByte,
+    RankDecay,
+    Scaffold,
+    SelectLayers,
+    SharpnessAware,
+)
+from lowcomm.mixing import (
+    Cooperation,
+    Game,
+    GASLoC,
+    NetworkLasso,
+    NoLoCo,
+    Overlapped,
+    PlainMixing,
+    Rule,
+    VarianceCorrected,
+)
+from lowcomm.outer import (
+    SGD,
+    DelayedNesterov,
+    FedAdagrad,
+    FedAdam,
+    FedYogi,
+    HeavyBall,
+    HeLoCo,
+    Nesterov,
+    Outer,
+    Pier,
+    ScheduleFree,
+)
+from lowcomm.outer import Lion as OuterLion
 from lowcomm.privacy import AdaptiveClip, ClientGaussian, ExampleGaussian, Mechanism
 from lowcomm.sampling import FixedSize, Poisson, Sampling
 from lowcomm.schedule import (
@@ -98,7 +157,21 @@ from lowcomm.schedule import (
     Schedule,
     Streaming,
 )
-from lowcomm.topology import Exponential, RandomPairs, Ring, Topology
+from lowcomm.topology import (
+    BarabasiAlbert,
+    Churn,
+    Complete,
+    Edges,
+    Exponential,
+    Loss,
+    Multigraph,
+    OnePeer,
+    RandomPairs,
+    RandomRegular,
+    Ring,
+    Topology,
+    Torus,
+)
 
 OUTERS: tuple[Outer, ...] = (
     SGD(lr=1.0),
@@ -107,6 +180,11 @@ OUTERS: tuple[Outer, ...] = (
     FedAdagrad(lr=0.01),
     FedAdam(lr=0.01),
     FedYogi(lr=0.01),
+    DelayedNesterov(lr=0.7, momentum=0.6, every=3, spread=0.2),
+    HeLoCo(lr=0.7, momentum=0.6),
+    Pier(warmup_rounds=2, decay_from=3, decay_rounds=2),
+    ScheduleFree(lr=1.0),
+    OuterLion(lr=0.01),
 )
 
 SCHEDULES: tuple[Schedule, ...] = (
@@ -123,11 +201,26 @@ SCHEDULES: tuple[Schedule, ...] = (
     Growing(growth=1.3, longest=8),
 )
 
-INNERS: tuple[Inner, ...] = (AdamW(lr=0.02), InnerLion(lr=0.005), Muon(lr=0.02), Soap(lr=0.02, every_steps=3))
+INNERS: tuple[Inner, ...] = (
+    AdamW(lr=0.02),
+    InnerLion(lr=0.005),
+    Muon(lr=0.02),
+    Soap(lr=0.02, every_steps=3),
+    Gpa(lr=0.02),
+    Savic(lr=0.02, scale_every=4),
+)
 
 ESTIMATES: tuple[Estimate, ...] = (OneByte(), OneByte(probes=2, bits=32), Baffle(probes=3))
 
-OBJECTIVES: tuple[Objective, ...] = (FedProx(mu=0.1), Scaffold(), RankDecay(), SelectLayers(budget_bytes=256))
+OBJECTIVES: tuple[Objective, ...] = (
+    FedProx(mu=0.1),
+    Scaffold(),
+    RankDecay(),
+    SelectLayers(budget_bytes=256),
+    SharpnessAware(),
+)
+
+MOMENTS: tuple[DesLoc, ...] = (DesLoc(first_every=1, second_every=2),)
 
 SAMPLINGS: tuple[Sampling, ...] = (FixedSize(count=2), Poisson(rate=0.4))
 
@@ -146,6 +239,16 @@ AGGREGATORS: tuple[Aggregator, ...] = (
     Bucketing() | TrimmedMean(faulty=0),
     RFFL(),
     MoNNA(),
+    EDiT(spike=1.5, warmup_rounds=1, radius=0.5),
+    Flag(),
+    SMEA(),
+    SybilWall(),
+    FedCPA(),
+    Trust(),
+    Shapley(),
+    QFFL(),
+    AFL(),
+    FedFB(),
 )
 MIXINGS: tuple[Mixing, ...] = (NNM(), Bucketing(), NNM() | Bucketing())
 ATTACKS: tuple[Attack, ...] = (
@@ -153,13 +256,36 @@ ATTACKS: tuple[Attack, ...] = (
     Scaling(),
     Gaussian(),
     ALIE(islands=(1,)),
+    DMPA(islands=(0, 2)),
     InnerProduct(islands=(0, 3)),
     LabelNoise(),
+    CollectiveAction(),
     FreeRider(),
     Replay(),
     NotANumber(),
 )
-TOPOLOGIES: tuple[Topology, ...] = (Ring(), Exponential(), RandomPairs())
+TOPOLOGIES: tuple[Topology, ...] = (
+    Ring(),
+    Exponential(),
+    RandomPairs(),
+    Complete(),
+    Torus(),
+    RandomRegular(),
+    BarabasiAlbert(),
+    OnePeer(),
+    Edges(pairs=((0, 1), (2, 1), (2, 3), (3, 4), (4, 5)), links=(0.5, 0.25, 0.5, 0.25, 0.5)),
+    Multigraph(overlay=Torus(), longest=3),
+)
+RULES: tuple[Rule, ...] = (
+    PlainMixing(),
+    Overlapped(),
+    NoLoCo(),
+    GASLoC(),
+    VarianceCorrected(),
+    Cooperation(),
+    NetworkLasso(),
+    Game(),
+)
 
 
 MECHANISMS: tuple[Mechanism, ...] = (
@@ -168,12 +294,31 @@ MECHANISMS: tuple[Mechanism, ...] = (
     ExampleGaussian(clip=0.5, seed=1),
 )
 
+ARRIVALS: tuple[ArrivalRule, ...] = (
+    FedBuff(size=2),
+    FedBuff(size=1, weights="unbiased", staleness="constant"),
+    FedBuff(size=2, turn=TurnStale()),
+    Timed(every_s=5.0),
+    Timed(every_s=6.0, weights="identical", staleness="polynomial"),
+    Decoupled(),
+    Decoupled(quorum=0.7, slack=0.5),
+    TokenBatch(tokens=40),
+    FedBuff(size=3, even=True),
+    Anarchic(size=2, nominal_steps=4),
+    AnarchicSilos(nominal_steps=4),
+    AEdit(size=2, warm_up=2),
+)
+
 EXCHANGES: tuple[ExchangeChoice, ...] = (
     Gossip(),
     Gossip(topology=RandomPairs(), gamma=0.5),
+    Gossip(topology=OnePeer(), rule=NoLoCo()),
+    Gossip(memory=0.9, churn=Churn(losses=(Loss(round=1, nodes=(0,), links=((1, 2),), rounds=2),), relays=(3,))),
+    Modest(sample=2),
     Buffered(size=1, speeds=(1.0, 0.5, 0.3)),
     Buffered(size=2, speeds=(0.3, 1.0, 1.0)),
     Buffered(size=5, staleness="constant", max_staleness=1, speeds=(0.9, 0.7, 0.2)),
+    *(Buffered(rule=rule, goes_on="own", speeds=(1.0, 0.5, 0.3)) for rule in ARRIVALS),
 )
 
 LORA_RULES: tuple[LoraRule, ...] = (

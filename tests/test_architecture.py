@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = (
     "schedule", "local", "privacy", "codec", "topology", "transport", "aggregate",
-    "outer", "island", "model", "data", "plan", "report", "sampling", "secure", "attack",
+    "outer", "island", "model", "data", "plan", "report", "sampling", "secure", "attack", "arrival",
+    "mixing",
 )  # fmt: skip
 SIZED = ("lowcomm", "kernels", "recipes", "benchmarks")
 HEAVY = ("transformers", "peft", "deepspeed", "triton", "datasets", "plotly")

@@ -117,6 +117,7 @@ OUT_OF_RANGE = [
     ("sync.streams", "0", "1 to 64"),
     ("sync.streams", "65", "1 to 64"),
     ("eval.every", "0", "1 or more, or None for off"),
+    ("eval.influence", "0", "1 or more, or None for off"),
     ("checkpoint.every_rounds", "0", "1 or more, or None for off"),
     ("checkpoint.every_s", "0", "a finite number above 0, or None for off"),
     ("checkpoint.every_s", "inf", "a finite number above 0, or None for off"),
@@ -157,11 +158,13 @@ def test_every_field_is_tried() -> None:
         "sync.objective",
         "sync.secure",
         "sync.exchange",
-    }  # tests/test_clients, test_secure, test_gossip, test_buffered
+        "sync.moments",
+    }  # tests/test_clients, test_secure, test_gossip, test_buffered, hooks/test_moments
     own_tests |= {"data.chat_template", "inner.lr_schedule"}  # Literals by another name
     own_tests |= {
         "sync.buffers",
         "sync.attack",
+        "sync.proxy",
         "sync.heartbeat_s",
         "store",
     }  # model directories, attacks, regroup, stores

@@ -124,7 +124,7 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", [info.name for info in recipe.packaged()])
 def test_recipes_load_and_pass_the_checks(name: str) -> None:
-    from lowcomm.config import check
+    from lowcomm.config_check import check
 
     config = recipe.load(name)
     assert isinstance(config, RunConfig)

@@ -11,7 +11,8 @@ import torch
 
 import lowcomm as lc
 from lowcomm import codec, data, island, outer, recipe, schedule
-from lowcomm.config import RunConfig, check
+from lowcomm.config import RunConfig
+from lowcomm.config_check import check
 from lowcomm.integrations.settings import Settings
 from lowcomm.model import LoRA, ModelConfig
 from lowcomm.typecheck import check_types

@@ -1,4 +1,4 @@
-"""FedAvg in Flower with trivial work, in its own simulation engine (Ray): ROUNDS CLIENTS."""
+"""FedAvg in Flower with trivial work, in its own simulation engine (Ray): ROUNDS CLIENTS SAMPLED."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def train(message: Any, context: Any) -> Any:
 
 
 def main() -> None:
-    """All clients in every round, no evaluation."""
+    """As many clients in every round, no evaluation."""
     from flwr.app import ArrayRecord  # pyright: ignore[reportMissingImports]
     from flwr.clientapp import ClientApp  # pyright: ignore[reportMissingImports]
     from flwr.serverapp import ServerApp  # pyright: ignore[reportMissingImports]
     from flwr.serverapp.strategy import FedAvg  # pyright: ignore[reportMissingImports]
     from flwr.simulation import run_simulation  # pyright: ignore[reportMissingImports]
 
-    rounds, clients = rounds_and_clients()
+    rounds, clients, sampled = rounds_and_clients()
     server, client = ServerApp(), ClientApp()
     client.train()(train)
     found: dict[str, Any] = {}
@@ -47,7 +47,10 @@ def main() -> None:
                 ends_s.append(time.perf_counter())
 
         strategy = FedAvg(
-            fraction_train=1.0, fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients
+            fraction_train=sampled / clients,
+            fraction_evaluate=0.0,
+            min_train_nodes=sampled,
+            min_available_nodes=clients,
         )
         start = ArrayRecord(model().state_dict())
         result = strategy.start(grid, start, num_rounds=rounds + WARMUP, evaluate_fn=ended)

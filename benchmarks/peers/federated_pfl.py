@@ -1,4 +1,4 @@
-"""FedAvg in Apple's pfl with trivial work, in its own simulation backend: ROUNDS CLIENTS."""
+"""FedAvg in Apple's pfl with trivial work, in its own simulation backend: ROUNDS CLIENTS SAMPLED."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Regression(nn.Module):
 
 
 def main() -> None:
-    """One cohort of all clients in every central iteration."""
+    """One cohort of clients in every central iteration."""
     from pfl.aggregate.simulate import SimulatedBackend  # pyright: ignore[reportMissingImports]
     from pfl.algorithm.base import NNAlgorithmParams  # pyright: ignore[reportMissingImports]
     from pfl.algorithm.federated_averaging import FederatedAveraging  # pyright: ignore[reportMissingImports]
@@ -43,7 +43,7 @@ def main() -> None:
     from pfl.metrics import Metrics  # pyright: ignore[reportMissingImports]
     from pfl.model.pytorch import PyTorchModel  # pyright: ignore[reportMissingImports]
 
-    rounds, clients = rounds_and_clients()
+    rounds, clients, sampled = rounds_and_clients()
     data = {str(k): (features(k), targets(k)) for k in range(clients)}
     sampler = get_user_sampler("minimize_reuse", list(data))
     users = FederatedDataset(lambda user: Dataset(raw_data=data[user], user_id=user), sampler)
@@ -66,7 +66,7 @@ def main() -> None:
         algorithm_params=NNAlgorithmParams(
             central_num_iterations=rounds + WARMUP,
             evaluation_frequency=10**6,
-            train_cohort_size=clients,
+            train_cohort_size=sampled,
             val_cohort_size=0,
         ),
         backend=SimulatedBackend(training_data=users, val_data=users),

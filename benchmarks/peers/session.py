@@ -72,6 +72,8 @@ class Plan:
     preset: str | None = None
     """Of the model; None: the recipe's."""
     train_steps: int | None = None
+    eval_every: int | None = None
+    """Steps between evaluations within the whole run, which are its curve; None: only at the end."""
     control: str | None = None
     """The router's settings; None: an unshaped network."""
 
@@ -88,6 +90,9 @@ class Plan:
 
 class Method(Protocol):
     """One island of a method in training."""
+
+    model: nn.Module
+    """What it trains; right after a sync also what all islands agree on."""
 
     def step(self) -> None:
         """One inner step, with whatever the method does after it."""
@@ -115,7 +120,8 @@ class Session:
         self.world = World.from_environment()
         recipe = load(plan.recipe)
         model = replace(recipe.model, preset=cast("Any", plan.preset or recipe.model.preset))
-        config = replace(recipe, seed=plan.seed, run_dir=out_dir / "run", model=model)
+        steps = plan.train_steps or recipe.steps
+        config = replace(recipe, seed=plan.seed, run_dir=out_dir / "run", model=model, steps=steps)
         self.config: RunConfig
         self.data: Data
         self.config, self.data = preflight(config, self.world)
@@ -211,13 +217,16 @@ class Session:
     def train(self, method: Method, steps: int) -> None:
         """All steps, then the validation loss; island 0 writes OUT_DIR/quality.json."""
         self.meet()
+        every, curve = self.plan.eval_every, list[dict[str, float]]()
         start = time.perf_counter()
-        for _ in range(steps):
+        for step in range(1, steps + 1):
             method.step()
+            if every is not None and step % every == 0 and self.world.rank == 0 and step < steps:
+                curve.append({"step": step, "val_bpb": self.bits_per_byte(method.model)})
         model = method.finish()
         wall_s = time.perf_counter() - start
         if self.world.rank == 0:
-            row = {"val_bpb": self.bits_per_byte(model), "steps": steps, "wall_s": wall_s}
+            row = {"val_bpb": self.bits_per_byte(model), "steps": steps, "wall_s": wall_s, "curve": curve}
             write_json(self.out_dir / "quality.json", row)
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -32,16 +33,22 @@ def targets(client: int) -> Tensor:
     return features(client).sum(dim=1, keepdim=True) + client / 100
 
 
-def rounds_and_clients() -> tuple[int, int]:
-    """From the command line; one thread for torch."""
+def rounds_and_clients() -> tuple[int, int, int]:
+    """Rounds, clients, and how many of them train in a round, from the command line; one thread for torch."""
     torch.set_num_threads(1)
-    return int(sys.argv[1]), int(sys.argv[2])
+    return int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 
 
 def tell(ends_s: list[float], weights: Tensor) -> None:
     """Print the seconds between the ends of rounds, and the weights after the last, on which all packages agree."""
     seconds = [b - a for a, b in itertools.pairwise(ends_s)][WARMUP:]
-    print("RESULT " + json.dumps({"round_s": seconds, "weights": weights.flatten().tolist()}), flush=True)
+    told = {"round_s": seconds, "weights": weights.flatten().tolist(), "peak_bytes": peak_bytes()}
+    print("RESULT " + json.dumps(told), flush=True)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had resident."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def timed(rounds: int, one_round: Callable[[], object]) -> list[float]:

@@ -29,6 +29,8 @@ class Context:
     round: Round
     state: State = field(default_factory=dict)
     """What the rule kept of its last committed round; empty in the first."""
+    losses: Callable[[Sequence[Delta]], list[float]] | None = None
+    """Nats per token on the proxy set of the anchor minus each of some Deltas; None: there is no proxy set."""
     sum_ranks: Callable[[Tensor], Tensor] = one_rank
     """Sums a small CPU table over the ranks of the island, each of which holds a shard of every Delta."""
 
@@ -46,6 +48,8 @@ class Aggregate:
     """Lines for the log of the round."""
     state: State = field(default_factory=dict)
     """What the rule carries to the next round."""
+    scores: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    """What it thinks of islands, by name of the score and island: for the run's score book."""
 
 
 class Aggregator(ABC):
@@ -57,6 +61,11 @@ class Aggregator(ABC):
     @property
     def bounded(self) -> bool:
         """Whether all islands weigh the same, whatever they trained on: client-level privacy rests on it."""
+        return False
+
+    @property
+    def proxies(self) -> bool:
+        """Whether it judges by losses of a proxy set."""
         return False
 
     @property

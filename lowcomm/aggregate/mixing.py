@@ -113,7 +113,7 @@ class Mixed(RobustRule):
         return self.then.weights(tokens)
 
     def check(self) -> None:
-        fits = isinstance(self.then, RobustRule) and not isinstance(self.then, Mixed)
+        fits = isinstance(self.then, RobustRule) and not isinstance(self.then, Mixed) and not self.then.proxies
         legal = "a rule that sees each vector: a faulty island's is among them still"
         require(fits, "sync.aggregator.then", type(self.then).__name__, legal, "use TrimmedMean")
         self.first.check()

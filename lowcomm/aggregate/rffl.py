@@ -80,7 +80,8 @@ class RFFL(GramRule):
         reputation = _scaled(reputation)
         notes = (*made.notes, *(f"RFFL: island {k} is removed for good" for k in gone))
         state = {"reputation": torch.tensor(reputation, dtype=torch.float64), "removed": torch.tensor(removed)}
-        return replace(made, notes=notes, state=state)
+        scores = {"reputation": dict(enumerate(reputation))}
+        return replace(made, notes=notes, state=state, scores=scores)
 
     def _clipped(self, gram: Sequence[Sequence[float]], shares: Sequence[float]) -> list[float]:
         if self.radius is None:

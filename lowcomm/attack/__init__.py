@@ -2,6 +2,8 @@
 
 from lowcomm.attack.alie import ALIE
 from lowcomm.attack.base import Attack, Seen
+from lowcomm.attack.collective import CollectiveAction
+from lowcomm.attack.dmpa import DMPA
 from lowcomm.attack.free_rider import FreeRider
 from lowcomm.attack.gaussian import Gaussian
 from lowcomm.attack.inner_product import InnerProduct
@@ -13,7 +15,9 @@ from lowcomm.attack.sign_flip import SignFlip
 
 __all__ = [
     "ALIE",
+    "DMPA",
     "Attack",
+    "CollectiveAction",
     "FreeRider",
     "Gaussian",
     "InnerProduct",

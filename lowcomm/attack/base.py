@@ -23,6 +23,8 @@ class Seen:
     """With the attacker's number as `island`."""
     honest: Tensor | None = None
     """[n, size]: finite Deltas of the islands that do not attack, for an attack that listens."""
+    colluders: Tensor | None = None
+    """[m, size]: finite Deltas that the attackers have trained, its own among them, for an attack that listens."""
     first: Tensor | None = None
     """The attacker's Delta of its first round, for an attack that keeps it; None in that round."""
 
@@ -38,6 +40,8 @@ class Attack(ABC):
     """Whether it knows the others' Deltas before it sends: they are gathered for it, in fp32, and counted apart."""
     keeps: ClassVar[bool] = False
     """Whether it keeps its first Delta."""
+    poisons: ClassVar[bool] = False
+    """Whether it changes what attackers train on, and no Delta."""
     hides: ClassVar[bool] = False
     """Whether an attacker says the norm of its honest Delta, not of what it sends."""
 
@@ -48,6 +52,10 @@ class Attack(ABC):
     def poison(self, targets: Tensor, vocabulary: int, generator: torch.Generator) -> Tensor:
         """What an attacker trains on instead of a batch's targets (int64)."""
         return targets
+
+    def plant(self, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Inputs and targets (int64, [batch, seq_len]) that attackers train on in place of a batch, before `poison`."""
+        return inputs, targets
 
     def check(self) -> None:  # noqa: B027
         """Raise ConfigError for a setting out of range."""

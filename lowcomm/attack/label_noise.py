@@ -13,6 +13,7 @@ Deviates: the paper flips labels of classes, here tokens are the classes. Reduce
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class LabelNoise(Attack):
 
     fraction: float = 1.0
     """p: fraction of the targets."""
+
+    poisons: ClassVar[bool] = True
 
     def check(self) -> None:
         ok = 0 < self.fraction <= 1

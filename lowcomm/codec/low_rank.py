@@ -1,12 +1,36 @@
-"""The linear algebra of PowerSGD: one warm-started power step per matrix, factors in order of their strength."""
+"""The linear algebra of PowerSGD: one warm-started power step per matrix, factors in order of their strength.
+
+Its bits do not depend on the number of threads.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from lowcomm.codec.one_thread import one_thread
 from lowcomm.types import PayloadError
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run what is inside with one thread of torch and its BLAS, which split sums over threads otherwise.
+
+    A simulation and real processes have different numbers of threads and must send the same bytes. The number belongs
+    to the process: a codec that uses this says so (`Codec.sets_threads`), and does not run beside training on several.
+    """
+    before = torch.get_num_threads()
+    if before == 1:  # setting it, even to the same, is not local to this thread
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
 
 LEAST = 2.0**-100
 """A matrix of smaller entries counts as zero, so that subnormal arithmetic never decides a bit."""

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowcomm.data import cache
-from lowcomm.data.chatml import CHATML
 from lowcomm.data.errors import bad
-from lowcomm.data.tokenizer import BackendTokenizer, Tokenizer, TokenizerSpec, save_backend
+from lowcomm.data.tokenizer import CHATML, BackendTokenizer, Tokenizer, TokenizerSpec, save_backend
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend

@@ -10,8 +10,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from lowcomm.data.chatml import CHATML
-from lowcomm.data.tokenizer import Tokenizer, TokenizerSpec, save_backend
+from lowcomm.data.tokenizer import CHATML, Tokenizer, TokenizerSpec, save_backend
 
 END_OF_TEXT = 256
 END_OF_TEXT_TOKEN = "<|endoftext|>"

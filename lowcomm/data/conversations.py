@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from lowcomm.data.errors import bad
+from lowcomm.data.shard import Windows
 from lowcomm.data.source import Document
 from lowcomm.data.template import Template
 from lowcomm.data.tokens import Tokens
-from lowcomm.data.window_source import Windows
 from lowcomm.types import IGNORED
 
 

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from lowcomm.data.config import DataConfig
 from lowcomm.data.errors import bad
-from lowcomm.data.shard import Shard
+from lowcomm.data.shard import Shard, Windows
 from lowcomm.data.tokenizer import Tokenizer
-from lowcomm.data.window_source import Windows
 from lowcomm.data.windows import evenly
 
 Stats = dict[str, int | float | str]

@@ -14,13 +14,12 @@ from lowcomm.data.conversations import ChatWindows, learnable, tokenise_chats
 from lowcomm.data.data import Data, Stats
 from lowcomm.data.dealing import Side, deal, statistics, unique
 from lowcomm.data.errors import bad
-from lowcomm.data.shard import Shard
+from lowcomm.data.shard import Shard, Windows
 from lowcomm.data.source import Corpus
 from lowcomm.data.split import split
 from lowcomm.data.template import Template
 from lowcomm.data.tokenizer import Tokenizer
 from lowcomm.data.tokens import Tokens, deal_files, held_by, select, tokenise
-from lowcomm.data.window_source import Windows
 from lowcomm.data.windows import TextWindows, WindowShard, window_count
 
 

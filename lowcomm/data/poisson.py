@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lowcomm.data.shard import Shard, State, check_identity, count
-from lowcomm.data.window_source import Windows
+from lowcomm.data.shard import Shard, State, Windows, check_identity, count
 from lowcomm.types import counted
 
 Draw = Callable[[int], np.random.Generator]

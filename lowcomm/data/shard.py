@@ -1,4 +1,4 @@
-"""One island's endless stream of batches."""
+"""One island's endless stream of batches, and the windows of text that it takes them from."""
 
 from __future__ import annotations
 
@@ -70,3 +70,16 @@ def count(state: Mapping[str, Any], name: str, most: int | None = None) -> int:
             "fix: use an earlier checkpoint"
         )
     return value
+
+
+class Windows(ABC):
+    """Sequences of one length that can be taken in any order."""
+
+    total: int
+    """How many there are."""
+    tokens: int
+    """Tokens that they are cut from."""
+
+    @abstractmethod
+    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """int64 (inputs, targets) [len(indices), seq_len] of the windows with these indices."""

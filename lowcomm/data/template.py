@@ -14,14 +14,12 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from lowcomm.data.answers import Span, Turn, by_prefixes, by_slots, lost_turn, slotted, spelled, thought_of
+from lowcomm.data.answers import Span, Turn, by_prefixes, by_slots, forms_of, lost_turn, slotted, spelled, thought_of
 from lowcomm.data.chat import ASSISTANT
 from lowcomm.data.chat_date import CHAT_DATE, fixed
-from lowcomm.data.chatml import CHATML
 from lowcomm.data.errors import bad, one_line
 from lowcomm.data.source import Document, Message
-from lowcomm.data.tokenizer import Tokenizer
-from lowcomm.data.tool_calls import forms_of
+from lowcomm.data.tokenizer import CHATML, Tokenizer
 from lowcomm.types import ConfigError
 
 ChatTemplate = Literal["tokenizer", "chatml"]

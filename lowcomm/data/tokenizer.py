@@ -1,4 +1,4 @@
-"""What a tokenizer must do, and the tokenizers that are built on the `tokenizers` library."""
+"""What a tokenizer must do, a chat template for those without one, and those built on the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + eos_token + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""ChatML whose turns end with the tokenizer's own end-of-text token, which is what stops generation."""
+
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend

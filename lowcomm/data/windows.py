@@ -9,8 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from lowcomm.data.poisson import Draw, PoissonShard
-from lowcomm.data.shard import Shard, State, check_identity, count, pair
-from lowcomm.data.window_source import Windows
+from lowcomm.data.shard import Shard, State, Windows, check_identity, count, pair
 from lowcomm.types import counted
 
 

@@ -33,6 +33,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "privacy": ("dp-accounting",),
     "secure": ("cryptography",),
     "store": ("obstore",),
+    "ui": ("starlette", "uvicorn", "jinja2", "plotly"),
+    "planner": ("scikit-learn",),
     "docs": ("mkdocs-material", "mkdocstrings-python"),
 }
 """Extra -> the distributions it brings; a test keeps it equal to pyproject.toml."""

@@ -55,6 +55,8 @@ class Exchange(ABC):
     anchors: ClassVar[Literal["shared", "own"]] = "shared"
     hears_all: ClassVar[bool] = True
     """As in `ExchangeChoice`, which this was built from."""
+    judge: Callable[[int, int, Tensor], float] | None = None
+    """A local island's (second) loss with a fragment (first) at flat weights, on text of its own; None: not a run."""
     leaving: Callable[[], bool] = staticmethod(lambda: False)
     """Whether this process is about to stop: then it is no time to go on without an island that stops as well."""
     stands_for_all: ClassVar[Literal["first", "mean"]] = "first"
@@ -69,6 +71,21 @@ class Exchange(ABC):
     def rests(self, island: int, step: int) -> bool:
         """Whether an island sits out the inner step after `step` of them."""
         return False
+
+    def absent(self) -> frozenset[int]:
+        """Islands whose own anchors do not count in the global weights, as all know."""
+        return frozenset()
+
+    def unfinished(self, step: int) -> bool:
+        """Whether a run has a last exchange after so many inner steps even where nothing was trained since the last."""
+        return self.closes
+
+    def force(self, index: int, local: int) -> tuple[float, float, Tensor] | None:
+        """(rho, d, goal): `rho (d x - goal)` is added to the gradients of a local island at x; None: nothing."""
+        return None
+
+    def committed(self, out: Outgoing) -> None:  # noqa: B027
+        """What `start` started was committed: the anchors are those of the next round."""
 
     @abstractmethod
     def start(self, out: Outgoing) -> Pending:

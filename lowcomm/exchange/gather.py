@@ -48,9 +48,9 @@ class Gather(Way):
         An island whose encoder fails still sends as many bytes as the others wait for.
         """
         codec, flat, state = self.codec.at(out.round), out.deltas[local], out.states[local]
-        like = out.part(out.fragment.views(flat), self.transport.local[local], cohort)
         if not self.takes_part(cohort, local):
             return torch.empty(0, dtype=torch.uint8, device=flat.device), state, None
+        like = out.part(out.fragment.views(flat), self.transport.local[local], cohort)
         own = self.round_of(out, local)
         try:
             payload, after = codec.encode(like, state, own)
@@ -115,6 +115,7 @@ class Gather(Way):
             start=out.anchors[0].named,
             round=out.round,
             state=out.rule_state,
+            losses=out.losses,
             sum_ranks=lambda table: self.transport.inside(table.reshape(-1)).sum(dim=0).view_as(table),
         )
 

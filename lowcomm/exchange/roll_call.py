@@ -164,13 +164,16 @@ def agree(transport: Transport, bad: Sequence[Mapping[int, str]]) -> dict[int, s
     bad: what each local island found. Costs one byte per island and contribution.
     """
     islands = range(transport.islands)
-    rows = [torch.tensor([k in found for k in islands], dtype=torch.uint8) for found in bad]
-    table = transport.gather([transport.inside(row).amax(dim=0) for row in rows]).bool()
+    nothing = torch.zeros(transport.islands, dtype=torch.uint8)
+    rows = [torch.tensor([k in found for k in islands], dtype=torch.uint8) if found else nothing for found in bad]
+    pooled = {id(row): transport.inside(row).amax(dim=0) for row in rows}
+    table = transport.gather([pooled[id(row)] for row in rows])
+    whose = table.any(dim=0).tolist()
     own = {k: why for found in bad for k, why in found.items()}
     own |= {k: found[k] for k, found in zip(transport.local, bad, strict=True) if k in found}  # who sent it knows best
     agreed: dict[int, str] = {}
     for k in islands:
-        if bool(table[:, k].any()):
+        if whose[k]:
             others = [j for j in islands if bool(table[j, k])]
             agreed[k] = own.get(k, f"islands {others} could not use its payload")
     return agreed

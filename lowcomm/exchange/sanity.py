@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from lowcomm.state.l2_norm import l2_norm
+from lowcomm.state.norms import l2_norm
 from lowcomm.state.outgoing import Arrived
 from lowcomm.types import Round, UnusableError
 

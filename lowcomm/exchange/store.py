@@ -8,7 +8,8 @@ sees that enough of them are there writes the next commit, which names those tha
 tau_k: staleness, outer steps since the version that the Delta was taken from; d: `staleness`. Mode "synchronous": a
 commit waits for every member, or for a quorum (`sync.quorum`) and a grace time that follows the spread of arrivals;
 scale 1. Mode "buffered": a commit takes `size` contributions, and nobody waits for anybody;
-scale = min(1, tokens used / tokens of a full round).
+scale = min(1, tokens used / tokens of a full round). Other modes are rules of `lowcomm/arrival/` (`rule`), which say
+when a commit is made and what each contribution counts.
 Bytes per island and round: a payload up, every other member's payload down.
 Errors: ConfigError for a setting out of range.
 Reduces to: mode "synchronous" with members that never change is the run of as many fixed islands, but for the order of
@@ -21,6 +22,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from lowcomm.arrival import ArrivalRule
 from lowcomm.exchange.base import Exchange, ExchangeChoice, ExchangeParts
 from lowcomm.state.outgoing import Outgoing, Pending
 from lowcomm.types import ConfigError, SyncError, require
@@ -34,6 +36,8 @@ class Store(ExchangeChoice):
 
     mode: Literal["synchronous", "buffered", "timed"] = "synchronous"
     """Whether a commit waits for the members, takes `size` contributions, or what is there every `every_s` seconds."""
+    rule: ArrivalRule | None = None
+    """In the place of a mode: when a commit is made, and what each contribution counts. None: as `mode` says."""
     size: int = 4
     """Of mode "buffered", Z: contributions of islands per commit."""
     every_s: float = 60.0
@@ -54,6 +58,11 @@ class Store(ExchangeChoice):
     anchors: ClassVar[Literal["shared", "own"]] = "own"
     whole_islands: ClassVar[bool] = True
 
+    @property
+    def waits_for_all(self) -> bool:
+        """Whether a member waits for the commit that uses its contribution."""
+        return self.rule is None and self.mode == "synchronous"
+
     def steps_per_block(self, every: int) -> int:
         """Inner steps of a block in rounds of `every`."""
         return self.block_steps or every
@@ -62,6 +71,10 @@ class Store(ExchangeChoice):
         modes = ("synchronous", "buffered", "timed")
         require(self.mode in modes, f"{FIELD}.mode", self.mode, f"one of {modes}", "take one")
         require(1 <= self.size <= 4096, f"{FIELD}.size", self.size, "1 to 4096", "half of the islands is usual")
+        if self.rule is not None:
+            ok = self.mode == "synchronous"
+            require(ok, f"{FIELD}.mode", self.mode, "left out with a rule, which stands in its place", "leave one out")
+            self.rule.check(f"{FIELD}.rule", None)
         known = ("polynomial", "constant")
         require(self.staleness in known, f"{FIELD}.staleness", self.staleness, f"one of {known}", "take one")
         most = self.max_staleness

@@ -56,6 +56,9 @@ def sum_present(transport: Transport, vectors: Sequence[Tensor], weights: Sequen
     """
     if all(w != 0 for w in weights):
         return transport.weighted_sum(vectors, weights, out)
+    at_once = transport.sum_present(vectors, weights, out)
+    if at_once is not None:
+        return at_once
     there, numel = transport.present, out.numel()
     size = -(-numel // len(there))
     empty = torch.empty(0, dtype=torch.uint8, device=out.device)

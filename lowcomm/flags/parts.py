@@ -17,7 +17,7 @@ from lowcomm.flags.spec import Call, Piped
 from lowcomm.typecheck import check_type, check_types
 from lowcomm.types import ConfigError
 
-ELSEWHERE = ("lowcomm.exchange.gossip", "lowcomm.tiny_base", "lowcomm.smollm2")
+ELSEWHERE = ("lowcomm.exchange.modest", "lowcomm.tiny_base", "lowcomm.smollm2")
 """Modules with parts that a configuration does not import."""
 
 

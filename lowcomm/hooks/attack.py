@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowcomm.attack import Attack, Seen
 from lowcomm.hooks.base import Hook
-from lowcomm.state.l2_norm import l2_norm
+from lowcomm.state.norms import l2_norm
 from lowcomm.state.outgoing import Arrived, Outgoing
 from lowcomm.transport import Transport
 from lowcomm.types import Part
@@ -30,26 +30,28 @@ class Corruption(Hook):
         """Bytes that each local island has sent so that attackers hear them; they are in the transport's counts."""
 
     def release(self, out: Outgoing) -> None:
-        honest = self._listen(out) if self.attack.listens else None
+        honest, ours = self._listen(out) if self.attack.listens else (None, None)
         for local, (island, flat) in enumerate(zip(self.transport.local, out.deltas, strict=True)):
             if island not in self.attack.islands:
                 continue
             own, kept = flat[: out.fragment.numel], self.first[local]
-            seen = Seen(round=dataclasses.replace(out.round, island=island), honest=honest, first=kept.get(out.index))
+            now = dataclasses.replace(out.round, island=island)
+            seen = Seen(round=now, honest=honest, colluders=ours, first=kept.get(out.index))
             if self.attack.keeps:
                 kept.setdefault(out.index, own.clone())
             own.copy_(self.attack.corrupt(own, seen))
             if not self.attack.hides:
                 out.norms[local] = float(l2_norm(flat))
 
-    def _listen(self, out: Outgoing) -> Tensor:
-        """Deltas of the islands that do not attack and whose values are finite: [n, size]."""
+    def _listen(self, out: Outgoing) -> tuple[Tensor, Tensor]:
+        """Deltas whose values are finite, of the islands that do not attack and of those that do: [n, size] each."""
         before = self.transport.sent_bytes[0]
         rows = self.transport.gather([flat[: out.fragment.numel] for flat in out.deltas])
         self.overheard_bytes += self.transport.sent_bytes[0] - before
-        honest = [k for k in range(len(rows)) if k not in self.attack.islands]
-        found = rows[torch.tensor(honest)]
-        return found[found.isfinite().all(dim=1)]
+        finite = [bool(row.isfinite().all()) for row in rows]
+        attacks = [k in self.attack.islands for k in range(len(rows))]
+        honest, ours = ([k for k, ok in enumerate(finite) if ok and attacks[k] == which] for which in (False, True))
+        return rows[torch.tensor(honest, dtype=torch.long)], rows[torch.tensor(ours, dtype=torch.long)]
 
     def note(self, arrived: Arrived) -> str:
         return f"attack: {self.attack.said}"

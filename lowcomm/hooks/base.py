@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from lowcomm.state.outgoing import Arrived, Outgoing
 from lowcomm.types import Part
+
+Place = tuple[Tensor, Callable[[Tensor], None]]
+"""A tensor, and what puts an equal one in its place."""
 
 
 class Hook:
@@ -54,6 +57,10 @@ class Hook:
 
     def load_global(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Put back what `global_part` gave, from the checkpoint's whole global part."""
+
+    def kept(self, local: int) -> Iterable[Place]:
+        """Tensors that belong to a local island between its rounds, each with what puts another in its place."""
+        return ()
 
     def island_part(self, local: int) -> Part:
         """For the checkpoint: what belongs to a local island."""

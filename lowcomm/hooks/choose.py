@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from lowcomm.aggregate.lora.rule import LoraRule
+from lowcomm.aggregate.loss_weighted import LossWeighted
 from lowcomm.codec import Codec
 from lowcomm.hooks.attack import Corruption
 from lowcomm.hooks.base import Hook
 from lowcomm.hooks.buffers import BufferAverage
 from lowcomm.hooks.control_variates import ControlVariates
+from lowcomm.hooks.fresh_inner import FreshInner
 from lowcomm.hooks.local_objective import LocalObjective
 from lowcomm.hooks.lora import LoraAdapters
+from lowcomm.hooks.loss_weights import LossWeights
+from lowcomm.hooks.moments import MomentAverage
 from lowcomm.hooks.privacy import Privacy
 from lowcomm.hooks.private_tensors import PrivateTensors
 from lowcomm.hooks.rank_pruning import RankPruning
@@ -47,6 +51,8 @@ def hooks_of(
     lora = None
     if isinstance(spec.aggregator, LoraRule):
         lora = LoraAdapters(spec.aggregator, replicas, anchors, transport, pruning)
+    if isinstance(spec.aggregator, LossWeighted):
+        hooks.append(LossWeights(spec.aggregator, replicas, transport))
     objective = spec.clients.objective
     if objective is not None:
         objective.check_names(replicas[0].params)
@@ -54,10 +60,14 @@ def hooks_of(
             hooks.append(ControlVariates(objective, replicas, anchors, transport))
         else:
             hooks.append(LocalObjective(objective, replicas, anchors))
+    if spec.clients.moments is not None:
+        hooks.append(MomentAverage(spec.clients.moments, replicas, transport))
     if pruning is not None:
         hooks.append(pruning)
     if type(spec.codec).private is not Codec.private:
         hooks.append(PrivateTensors(spec, replicas, transport))
+    if spec.clients.fresh_inner:
+        hooks.append(FreshInner(replicas))
     if lora is not None and lora.in_use:
         hooks.append(lora)
     return hooks

@@ -176,7 +176,9 @@ def check_adapters(rule: LoraRule, replica: Replica, anchors: list[list[Anchor]]
 
 def _compare_bases(replicas: Sequence[Replica], transport: Transport) -> None:
     """Frozen parameters are compared in the handshake; these are buffers."""
-    rows = [torch.frombuffer(bytearray(_base_digest(r.model)), dtype=torch.uint8) for r in replicas]
+    models = {id(r.model): r.model for r in replicas}
+    made = {key: torch.frombuffer(bytearray(_base_digest(m)), dtype=torch.uint8) for key, m in models.items()}
+    rows = [made[id(r.model)] for r in replicas]
     table = transport.gather(rows)
     if bool((table != table[0]).any()):
         raise DivergenceError("islands disagree on the base weights under the adapters. Start all from the same model.")
@@ -191,11 +193,15 @@ def _base_digest(model: nn.Module) -> bytes:
 
 @torch.no_grad()
 def add_to_base(modules: Sequence[nn.Module], product: Product) -> None:
-    """Each module's base weight += the product, in the orientation in which the layer keeps it."""
+    """Each module's base weight += the product, in the orientation in which the layer keeps it; a shared one once."""
     change: Tensor | None = None
+    done: set[int] = set()
     for module in modules:
         base = cast("nn.Module", module.base_layer)
         weight = cast("Tensor", base.weight)
+        if weight.data_ptr() in done:
+            continue  # islands of one process share it
+        done.add(weight.data_ptr())
         if change is None:
             transposed = bool(getattr(module, "fan_in_fan_out", False)) or isinstance(base, nn.Embedding)
             change = product.matrix(transposed=transposed)

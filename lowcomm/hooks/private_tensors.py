@@ -21,6 +21,8 @@ class PrivateTensors(Hook):
     def __init__(self, spec: SyncSpec, replicas: Sequence[Replica], transport: Transport) -> None:
         self.spec, self.replicas, self.transport = spec, replicas, transport
         self._kept: list[dict[str, Tensor]] = []
+        self._shared: dict[str, Tensor] = {}
+        """By name: what clients without a copy of their own had, during a commit."""
 
     def before_write(self, out: Outgoing, arrived: Arrived) -> None:
         coming = out.round.index + 1
@@ -31,11 +33,27 @@ class PrivateTensors(Hook):
             own = frozenset[str]()
             if island not in arrived.cohort.dropped:
                 own = self.spec.codec.private(like, dataclasses.replace(after, island=island))
-            self._kept.append({n: replica.held[n].detach().clone() for n in out.fragment.names if n in own})
+            self._kept.append({n: self._copy(replica, n) for n in out.fragment.names if n in own})
 
     @torch.no_grad()
     def after_write(self, out: Outgoing, arrived: Arrived, change: object) -> None:
+        stay: dict[str, bool] = {}
         for replica, kept in zip(self.replicas, self._kept, strict=True):
             for name, value in kept.items():
-                replica.held[name].copy_(value)
-        self._kept = []
+                if value is self._shared.get(name):
+                    if name not in stay:
+                        stay[name] = torch.equal(value, replica.held[name])
+                    if stay[name]:
+                        continue  # the global values have not moved: it goes on without a copy
+                    value = value.clone()
+                replica.keep(name, value)
+        self._kept, self._shared = [], {}
+
+    def _copy(self, replica: Replica, name: str) -> Tensor:
+        """What a replica holds, out of reach of what is about to be written; of those that share it, one copy."""
+        held = replica.held[name]
+        if not replica.follows(name):
+            return held if replica.shares_model else held.detach().clone()
+        if name not in self._shared:
+            self._shared[name] = held.clone()
+        return self._shared[name]

@@ -38,7 +38,6 @@ from lowcomm.codec import Codec
 from lowcomm.integrations.accelerate import bare, check_accelerator, confine, gather_inside
 from lowcomm.integrations.groups import IslandGroups
 from lowcomm.integrations.hf_checks import calling_trainer, check_arguments, check_equal_steps
-from lowcomm.integrations.log import log_line
 from lowcomm.integrations.own_data import keep_own_data
 from lowcomm.integrations.settings import Settings
 from lowcomm.integrations.stopping import StopTogether
@@ -49,6 +48,7 @@ from lowcomm.state.report import SyncReport
 from lowcomm.state.spec import BufferRule
 from lowcomm.state.state import SyncState
 from lowcomm.sync import LocalSGD, saved
+from lowcomm.sync.reporting import log_line
 from lowcomm.types import CheckpointError, ConfigError, require
 
 if TYPE_CHECKING:

@@ -24,7 +24,6 @@ from torch import Tensor
 from lowcomm.aggregate import Aggregator
 from lowcomm.codec import Codec
 from lowcomm.integrations.groups import IslandGroups
-from lowcomm.integrations.log import log_line
 from lowcomm.integrations.settings import Settings
 from lowcomm.outer import Outer
 from lowcomm.run.finale import with_global_weights
@@ -32,6 +31,7 @@ from lowcomm.schedule import Schedule
 from lowcomm.state.report import SyncReport
 from lowcomm.state.spec import BufferRule
 from lowcomm.sync import LocalSGD, saved
+from lowcomm.sync.reporting import log_line
 from lowcomm.types import ConfigError
 
 

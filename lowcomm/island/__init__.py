@@ -4,16 +4,18 @@ from lowcomm.island.batched import BatchedIslands
 from lowcomm.island.config import IslandConfig
 from lowcomm.island.ddp import DDPPart
 from lowcomm.island.fsdp import FSDPPart
+from lowcomm.island.gpa import Gpa
 from lowcomm.island.inner import AdamW, Inner, InnerConfig
 from lowcomm.island.lion import Lion
 from lowcomm.island.lr import LR_SCHEDULES, LrSchedule, lr_factor
 from lowcomm.island.mesh import Mesh
 from lowcomm.island.muon import Muon
 from lowcomm.island.part import Part, Whole
+from lowcomm.island.pipeline_island import StagePart
 from lowcomm.island.plain import Batch, PlainIsland
 from lowcomm.island.private import PrivateIsland
+from lowcomm.island.savic import Savic
 from lowcomm.island.soap import Soap
-from lowcomm.island.stage import StagePart
 from lowcomm.island.tensor import TensorPart
 from lowcomm.island.zero import EngineOptimizer, MeshUnit, ZeROPart
 
@@ -25,6 +27,7 @@ __all__ = [
     "DDPPart",
     "EngineOptimizer",
     "FSDPPart",
+    "Gpa",
     "Inner",
     "InnerConfig",
     "IslandConfig",
@@ -36,6 +39,7 @@ __all__ = [
     "Part",
     "PlainIsland",
     "PrivateIsland",
+    "Savic",
     "Soap",
     "StagePart",
     "TensorPart",

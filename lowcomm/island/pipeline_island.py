@@ -12,10 +12,19 @@ from torch import Tensor, nn
 
 from lowcomm.island.inner import InnerConfig
 from lowcomm.island.mesh import Mesh
-from lowcomm.island.part import gather_texts
+from lowcomm.island.part import Part, gather_texts
 from lowcomm.island.plain import Batch, LossFn, PlainIsland, counted_tokens
-from lowcomm.island.stage import StagePart
 from lowcomm.island.stage_module import StageModule
+
+
+class StagePart(Part):
+    """All trainable parameters of one stage's module; a name may occur on one stage only."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+
+    def held(self, model: nn.Module) -> dict[str, Tensor]:
+        return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 class PipelineIsland(PlainIsland):
@@ -34,7 +43,7 @@ class PipelineIsland(PlainIsland):
         """Counted tokens of a micro-batch on average over the step."""
 
     def backward(self, batches: Sequence[Batch]) -> float:
-        self._swap_in_rng()
+        self._swap_in()
         total = 0.0
         self._tokens = counted_tokens(batches) / (self.parts * len(batches))
         for inputs, targets in batches:

@@ -55,6 +55,8 @@ class PlainIsland:
         generator = torch.Generator().manual_seed(seed)
         self.cpu_rng: Tensor = generator.get_state()
         self.cuda_rng: Tensor | None = None
+        self.take_turn: Callable[[], None] | None = None
+        """Lets the model hold this island's weights before a step, where islands take turns on one model."""
         self.grad_norm = float("nan")
         """Gradient norm of the last step before clipping; NaN (not measured) without clipping."""
 
@@ -63,7 +65,7 @@ class PlainIsland:
 
         Every rank divides by its share of the island's counted tokens, however many are in its own rows.
         """
-        self._swap_in_rng()
+        self._swap_in()
         mine = [self.own_rows(batch) for batch in batches]
         tokens = counted_tokens(batches) / self.ranks
         total = 0.0
@@ -130,7 +132,10 @@ class PlainIsland:
         shape = (c.warmup_fraction, c.min_lr_fraction, c.lr_schedule, c.decay_fraction)
         return c.optimizer.lr * lr_factor(step, self.steps, *shape)
 
-    def _swap_in_rng(self) -> None:
+    def _swap_in(self) -> None:
+        """Let the process's random state, and the model's weights, be this island's."""
+        if self.take_turn is not None:
+            self.take_turn()
         torch.set_rng_state(self.cpu_rng)
         if self.cuda_rng is not None:
             torch.cuda.set_rng_state(self.cuda_rng, self.device)

@@ -32,7 +32,7 @@ class PrivateIsland(PlainIsland):
 
         Both are sums over the expected number of sequences, where there is one: means are right on average only.
         """
-        self._swap_in_rng()
+        self._swap_in()
         sums = [torch.zeros_like(p, dtype=torch.float32) for p in self.params]
         total, count = 0.0, 0
         for inputs, targets in batches:

@@ -20,6 +20,11 @@ class ScalarOptimizer(Optimizer):
     row: Tensor | None = None
     """What this island sends for the coming step: uint8, 1-D, on the CPU, of one size on every island."""
 
+    @property
+    @abstractmethod
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+
     @abstractmethod
     def hear(self, rows: Tensor) -> None:
         """Take the rows of all islands in island order, uint8 [islands, size], for the step that comes next."""

@@ -48,7 +48,7 @@ class ZeROIsland(PlainIsland):
         return rows_of(batch, self.mesh)
 
     def backward(self, batches: Sequence[Batch]) -> float:
-        self._swap_in_rng()
+        self._swap_in()
         tokens = counted_tokens(batches) / (len(batches) * self.mesh.size)  # the engine takes means over both
         total = 0.0
         for number, batch in enumerate(batches, start=1):

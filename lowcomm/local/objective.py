@@ -20,6 +20,9 @@ class Objective(ABC):
     anchored: ClassVar[bool] = True
     """Whether it looks at the weights that a round began with, which must then be the global ones."""
 
+    passes: ClassVar[int] = 1
+    """Backward passes of an inner step: more than one are taken by the island, so by `lowcomm train` only."""
+
     @abstractmethod
     def correct(self, grads: Delta, local: Delta, start: Delta, controls: Delta) -> None:
         """Change gradients in place, after clipping, just before the inner optimizer reads them.

@@ -53,8 +53,12 @@ def choose(
     codecs: Sequence[Coded] = USUAL,
     layers: int | None = None,
     every: int | None = None,
+    adjust: Callable[[Prediction], Prediction] | None = None,
 ) -> Choice:
-    """utilisation, budget_s: goals (share of time; whole run); layers: most fragments (None: 16); every: fixed H."""
+    """utilisation, budget_s: goals (share of time; whole run); layers: most fragments (None: 16); every: fixed H.
+
+    adjust: what was learnt of predictions (`learned.py`); the settings are those of the same grid.
+    """
 
     def reaches(p: Prediction) -> bool:
         return p.utilisation >= (utilisation or 0.0) and (budget_s is None or p.wall_s <= budget_s)
@@ -63,6 +67,7 @@ def choose(
     seen = reaching = 0
     for settings in grid(job, link, codecs, layers, every):
         prediction = predict(job, link, settings)
+        prediction = prediction if adjust is None else adjust(prediction)
         seen, reaching = seen + 1, reaching + reaches(prediction)
         option = Option(prediction=prediction, penalty=loss_penalty(job, settings), label=label_of(settings))
         held = best_of.get(option.label)

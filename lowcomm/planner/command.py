@@ -15,9 +15,11 @@ from typing import NoReturn
 from lowcomm.flags.early import literals
 from lowcomm.plan.choose import Choice, choose
 from lowcomm.plan.codecs import CODECS, USUAL, Coded
+from lowcomm.plan.learned import Learned, learn
 from lowcomm.plan.machines import Machines, machines_for
 from lowcomm.plan.runtime import Job, Link
 from lowcomm.planner.inputs import Measured, Model, doctor_link, measure, model_of
+from lowcomm.planner.runs import observations
 from lowcomm.types import ConfigError, require
 
 TOKENS_PER_PARAMETER = 20
@@ -51,6 +53,10 @@ class Plan:
     """Of one GPU."""
     recipe: Path | None
     """File that the plan is written to."""
+    learned: Learned | None = None
+    """From earlier runs over this link."""
+    skipped: tuple[str, ...] = ()
+    """Runs that could not be used, and why."""
 
 
 def run_planner(arguments: Sequence[str]) -> int:
@@ -102,9 +108,12 @@ def make_plan(options: argparse.Namespace, codecs: Sequence[Coded]) -> Plan:
     job = Job(parameters=model.parameters, islands=options.islands, step_s=step_s, steps=steps)
     budget_s = None if options.budget_days is None else options.budget_days * 86400
     goal = options.utilisation if options.utilisation is not None or budget_s is not None else 0.95
+    known, skipped = observations(options.runs, link) if options.runs is not None else ([], [])
+    learned = learn(known) if options.runs is not None else None
     choice = choose(
-        job, link, utilisation=goal, budget_s=budget_s, codecs=codecs, layers=model.layers, every=options.every
-    )
+        job, link, utilisation=goal, budget_s=budget_s, codecs=codecs, layers=model.layers, every=options.every,
+        adjust=None if learned is None else learned.adjust(job, link),
+    )  # fmt: skip
     return Plan(
         model=model,
         job=job,
@@ -119,6 +128,8 @@ def make_plan(options: argparse.Namespace, codecs: Sequence[Coded]) -> Plan:
         ),
         gpu_memory_bytes=options.gpu_memory_gb * 1e9,
         recipe=options.recipe,
+        learned=learned,
+        skipped=tuple(skipped),
     )
 
 
@@ -135,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rtt-ms", type=float, default=0.0, help="round trip of the longest link in milliseconds (default: 0)")
     add("--loss", type=float, default=0.0, help="part of the packets that is lost, 0 to below 1 (default: 0)")
     add("--doctor", type=Path, metavar="FILE", help="take the link from `lowcomm doctor --json FILE` under torchrun")
+    add("--runs", type=Path, metavar="DIR", help="learn from the run directories below: runs over this same link")
     add("--utilisation", type=float, help="share of the time that must be training, 0 to 1 (default: 0.95)")
     add("--budget-days", type=float, help="longest wall-clock of the whole run in days, instead or as well")
     add("--tokens", type=float, help="tokens of the whole run, all islands (default: 20 per parameter)")

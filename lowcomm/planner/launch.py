@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lowcomm.plan.simulated import simulation_memory
 from lowcomm.planner.command import Plan
 from lowcomm.report.units import format_bytes
 
@@ -24,6 +25,15 @@ def machine_lines(plan: Plan) -> Iterator[str]:
     )
     if not m.fits:
         yield f"note: that leaves no room for activations: pass --ranks {2 * m.ranks}, or a larger --gpu-memory-gb"
+    need = simulation_memory(
+        parameters=plan.job.parameters,
+        trainable=plan.job.parameters,
+        clients=islands,
+        sampled=islands,
+        adamw=True,
+    )
+    total = format_bytes(need.model_bytes + need.round_bytes + need.kept_bytes)
+    yield f"simulated in one process instead: {total} for islands that take turns on one model, without activations"
     yield f"network: {_network(plan)}"
     yield "start, from one machine that reaches all others by ssh (HOSTS as in launch/hosts.example):"
     yield f"  launch/ssh.sh --hosts HOSTS {' '.join(_recipe(plan))}"

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from lowcomm.model.presets import SHAPES
-from lowcomm.plan.penalty import outer_lr
+from lowcomm.plan.penalty import outer_lr, outer_momentum
 from lowcomm.plan.runtime import Settings
 from lowcomm.planner.command import Plan
 from lowcomm.planner.inputs import preset_parameters
@@ -105,7 +105,7 @@ def _outer(plan: Plan, settings: Settings) -> tuple[str, str]:
     lr = f"{outer_lr(plan.job, settings):.2f}"
     if settings.codec.kind == "gathered":
         return f"SGD(lr={lr})", "SGD"
-    return f"Nesterov(lr={lr}, momentum=0.9)", "Nesterov"
+    return f"Nesterov(lr={lr}, momentum={outer_momentum(plan.job, settings)})", "Nesterov"
 
 
 def _schedule(plan: Plan, settings: Settings) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from lowcomm.plan.choose import Option
 from lowcomm.plan.codecs import FP32
-from lowcomm.plan.penalty import outer_lr, outside
+from lowcomm.plan.penalty import outer_lr, outer_momentum, outside
 from lowcomm.plan.runtime import Settings, predict
 from lowcomm.plan.what_if import needed, parse_sizes
 from lowcomm.planner.command import Plan
@@ -25,7 +25,7 @@ def summary_lines(plan: Plan) -> Iterator[str]:
     p, s = best.prediction, best.prediction.settings
     yield (
         f"plan: {best.label}: a sync every {s.every} inner steps (H), {_fragments(s)}, codec {s.codec.recipe}, "
-        f"{_connections(s.streams)}, outer learning rate {outer_lr(job, s):.2f}"
+        f"{_connections(s.streams)}, outer learning rate {outer_lr(job, s):.2f}, momentum {outer_momentum(job, s):g}"
     )
     yield f"why: {_why(plan)}"
     yield (
@@ -36,6 +36,7 @@ def summary_lines(plan: Plan) -> Iterator[str]:
         f"per round: {format_seconds(s.every * job.step_s)} of training, {format_seconds(p.blocked_s)} blocked; one "
         f"exchange takes {format_seconds(p.exchange_s)}; {format_bytes(p.sent_bytes)} sent per island"
     )
+    yield from _learned(plan)
     note = outside(job, s)
     if note is not None:
         yield f"note: {note}"
@@ -44,6 +45,20 @@ def summary_lines(plan: Plan) -> Iterator[str]:
         f"of {plan.tokens_per_step:,} tokens, {job.steps:,} steps; link {link.rate_bytes_per_s / 125e3:g} Mbit/s, "
         f"{1000 * link.rtt_s:g} ms round trip, loss {link.loss:g}"
     )
+
+
+def _learned(plan: Plan) -> Iterator[str]:
+    """What earlier runs have changed."""
+    found = plan.learned
+    if found is None:
+        return
+    best = found.of(plan.job, plan.link, plan.choice.best.prediction.settings)
+    yield (
+        f"learned: {found.kind} from {found.runs} runs (median error on runs left out {found.error_before:.1%} before, "
+        f"{found.error_after:.1%} after): utilisation {best.low:.1%} to {best.high:.1%} for the plan"
+    )
+    if plan.skipped:
+        yield f"left out: {len(plan.skipped)} runs; the first: {plan.skipped[0]}"
 
 
 def _fragments(s: Settings) -> str:
@@ -86,12 +101,21 @@ def alternatives_table(plan: Plan) -> Table:
         table.add_row(
             option.label,
             *(str(value) for value in (s.every, s.fragments, s.delay, s.streams)),
-            f"{p.utilisation:.1%}",
+            _used(plan, option),
             _days(p.wall_s),
             format_bytes(p.bytes_per_day),
             f"{option.penalty:+.1%}",
         )
     return table
+
+
+def _used(plan: Plan, option: Option) -> str:
+    """Utilisation, with its range where runs have been learnt from; data-parallel is none of their settings."""
+    p = option.prediction
+    if plan.learned is None or p.settings.every == 1:
+        return f"{p.utilisation:.1%}"
+    found = plan.learned.of(plan.job, plan.link, p.settings)
+    return f"{found.utilisation:.1%} ({found.low:.0%} to {found.high:.0%})"
 
 
 def data_parallel(plan: Plan) -> Option:

@@ -14,12 +14,14 @@ from lowcomm.report import sections
 from lowcomm.report.bandwidth import bandwidth_figures
 from lowcomm.report.clients import client_figures, loss_table, verdict_table
 from lowcomm.report.figures import Figure, curve_figures
+from lowcomm.report.influence import influence_figures
 from lowcomm.report.load import Run, load_run
 from lowcomm.report.members import member_figures, member_table
 from lowcomm.report.partition import client_table, partition_figures
 from lowcomm.report.privacy import privacy_section
 from lowcomm.report.script import SCRIPT
 from lowcomm.report.series import labels
+from lowcomm.report.step_hashes import step_hash_section
 from lowcomm.report.style import STYLE
 from lowcomm.report.timeline import timeline_figures
 from lowcomm.types import ConfigError
@@ -36,7 +38,7 @@ def write_report(run_dirs: list[Path], out: Path | None = None) -> Path:
     plotly_js = load_plotly_js()
     runs = [load_run(Path(run_dir)) for run_dir in run_dirs]
     target = Path(run_dirs[0]) / "report.html" if out is None else Path(out)
-    write_page(target, _page(runs, plotly_js))
+    write_page(target, page_of(runs, plotly_js))
     return target
 
 
@@ -112,6 +114,7 @@ def _body(runs: Sequence[Run], names: Sequence[str], figures: dict[str, Figure])
     losses = f"<h2>What it was worth to each client</h2>{worth}" if losses else ""
     clients = "".join(plot_panel(f, i, "timeline") for i, f in figures.items() if i.startswith("partition"))
     clients = f"<h2>Clients</h2>{clients}{client_table(runs, names)}" if clients else ""
+    shared = "".join(plot_panel(f, i, "timeline") for i, f in figures.items() if i.startswith("influence"))
     members = "".join(plot_panel(f, i, "curve") for i, f in figures.items() if i.startswith("members"))
     members = f'<h2>Members</h2><div class="plots">{members}</div>{member_table(runs, names)}' if members else ""
     return (
@@ -120,8 +123,8 @@ def _body(runs: Sequence[Run], names: Sequence[str], figures: dict[str, Figure])
         f"{sections.legend(names) if len(runs) > 1 else ''}"
         f'<div class="plots">{curves}{bandwidth}</div>{members}{losses}{privacy_section(runs, names)}'
         f"<h2>Timeline of compute and transfer</h2>{sections.timeline_key(len(runs))}{lines}"
-        f"{clients}<h2>Islands</h2>{sections.island_table(runs, names)}"
-        f"{sections.notes(runs, names)}"
+        f"{clients}{shared}<h2>Islands</h2>{sections.island_table(runs, names)}"
+        f"{sections.notes(runs, names)}{step_hash_section(runs, names)}"
         f"<h2>{'Configuration' if len(runs) == 1 else 'Configuration: differences'}</h2>"
         f"{sections.configuration(runs, names)}"
         f"<h2>Environment</h2>{sections.environment(runs, names)}"
@@ -129,7 +132,8 @@ def _body(runs: Sequence[Run], names: Sequence[str], figures: dict[str, Figure])
     )
 
 
-def _page(runs: Sequence[Run], plotly_js: str) -> str:
+def page_of(runs: Sequence[Run], plotly_js: str) -> str:
+    """The whole page; every text of the runs is escaped."""
     names = labels(runs)
     figures = {f"curve-{i}": figure for i, figure in enumerate(curve_figures(runs, names))}
     figures |= {f"bandwidth-{i}": figure for i, figure in enumerate(bandwidth_figures(runs, names))}
@@ -137,6 +141,7 @@ def _page(runs: Sequence[Run], plotly_js: str) -> str:
     figures |= {f"members-{i}": figure for i, figure in enumerate(member_figures(runs, names))}
     figures |= {f"clients-{i}": figure for i, figure in enumerate(client_figures(runs, names))}
     figures |= {f"partition-{i}": figure for i, figure in enumerate(partition_figures(runs, names))}
+    figures |= {f"influence-{i}": figure for i, figure in enumerate(influence_figures(runs, names))}
     title = names[0] if len(runs) == 1 else f"{len(runs)} runs"
     return document(title, _body(runs, names, figures), figures, plotly_js)
 

@@ -1,4 +1,4 @@
-"""Reading a run directory: config.json, environment.json, metrics.jsonl, summary.json, clients.json, partition.json."""
+"""Reading a run directory: config.json, environment.json, metrics.jsonl, summary.json, clients.json and others."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ class Run:
     """Empty where no client was evaluated."""
     partition: dict[str, Any]
     """Empty where text does not belong to clients."""
+    influence: dict[str, Any]
+    """Empty where nobody measured it."""
     events: tuple[Event, ...]
     """In file order."""
     torn: bool
@@ -79,6 +81,7 @@ def load_run(run_dir: Path) -> Run:
         summary=summary,
         clients=_read_object(run_dir / "clients.json", required=False),
         partition=_read_object(run_dir / "partition.json", required=False),
+        influence=_read_object(run_dir / "influence.json", required=False),
         events=events,
         torn=torn,
         unreadable_lines=unreadable_lines,

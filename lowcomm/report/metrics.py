@@ -13,7 +13,7 @@ KEYS = (
     *("step_s", "sync_s", "blocked_s", "lr", "grad_norm", "delta_norm", "note", "time_s"),
     *("fragment", "launched_s", "launch_s", "start_s", "exchange_s", "transfer_s", "exchanged_bytes"),
     *("needed_bytes_per_s", "waited_s", "cause", "aggregation_error", "epsilon", "epsilon_total", "rank"),
-    "consensus_distance",
+    *("consensus_distance", "components", "spectral_gap", "average_direction_sharpness", "steps_root"),
     *("version", "members", "contributions", "staleness", "requests", "tokens_done"),
 )
 

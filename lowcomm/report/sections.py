@@ -13,6 +13,7 @@ from typing import Any
 from lowcomm.report.bandwidth import link_use
 from lowcomm.report.figures import colour
 from lowcomm.report.load import Run, number
+from lowcomm.report.network import network_tiles
 from lowcomm.report.series import Headline, headline, island_rows, warnings_of
 from lowcomm.report.units import (
     DASH,
@@ -67,6 +68,7 @@ def tiles(run: Run) -> str:
         cells.append((format_bits(use.link_bytes_per_s), "link rate measured"))
     if use.misses:
         cells.append((format_seconds(use.waited_s), f"waited past {use.misses} deadlines"))
+    cells += network_tiles(run)
     body = "".join(f'<div class="tile panel"><b>{value}</b><span>{label}</span></div>' for value, label in cells)
     return f'<div class="tiles">{body}</div>'
 

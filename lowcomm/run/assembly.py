@@ -8,32 +8,41 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import torch
 from torch import nn
 
-from lowcomm.config import RunConfig, check
+from lowcomm.config import RunConfig
+from lowcomm.config_check import check
 from lowcomm.config_file import check_resumable
 from lowcomm.data import Data, Shard, build_data
+from lowcomm.data.hf_dataset import HFDataset
 from lowcomm.exchange.store import Store
+from lowcomm.hooks.influence import Influence
 from lowcomm.island import BatchedIslands, PlainIsland
+from lowcomm.island.mesh import Mesh
 from lowcomm.island_kinds import build_island
 from lowcomm.membership import Membership, World, count_islands, join
 from lowcomm.model import build_model
 from lowcomm.report.metrics import Metrics
 from lowcomm.report.progress import Progress
+from lowcomm.run.held_out import check_influence, measures
 from lowcomm.run.host_checks import check_host
-from lowcomm.run.poisoned import poisoned
+from lowcomm.run.poisoned import check_planted, poisoned
 from lowcomm.run.privacy_spent import Ledger, ledger_of, secure, training_shards
+from lowcomm.run.proxy_loss import proxy_batches
 from lowcomm.run.run_dir import available_cores, check_directory, has_checkpoint, is_locked, lock
 from lowcomm.run.signals import StopFlag
 from lowcomm.state.coverage import UnnamedBuffersError, prove
+from lowcomm.state.shelf import Shelf
 from lowcomm.state.spec import BufferRule
 from lowcomm.sync import LocalSGD
 from lowcomm.transport.base import Transport
 from lowcomm.types import ConfigError, CoverageError
+from lowcomm.verification.record import StepRecord
 
 
 @dataclass(kw_only=True)
@@ -57,8 +66,14 @@ class Run:
     lock: IO[str] | None
     writes_from_start: bool
     """Whether this process writes summary, clients and export: as `World.writes`, or the first of a site."""
+    shelf: Shelf | None
+    """What puts away on disk what clients keep between their rounds; None: it stays in memory."""
     session: str
     """Equal on all islands, new in each process group: ties the parts of a checkpoint together."""
+    record: StepRecord | None = None
+    """What hashes every step; None: nothing does."""
+    influence: Influence | None = None
+    """What measures whose Delta helps whom; None: nothing does."""
     lost: dict[int, int] = field(default_factory=dict)
     """Islands that are gone, as far as was written down, and the round in which each was first missed."""
     resumes: int = 0
@@ -70,6 +85,12 @@ class Run:
     def directory(self) -> Path:
         """The run directory."""
         return self.config.directory
+
+    @property
+    def reading_mesh(self) -> Mesh | None:
+        """This island's ranks where each may fail to read its text in mid-run: a stream's."""
+        source = self.config.data.source
+        return self.members.mesh if isinstance(source, HFDataset) and source.streaming else None
 
     @property
     def writes(self) -> bool:
@@ -84,6 +105,16 @@ class Run:
         return self.world.local_rank == 0 or (
             self.members.mesh is None and all(k in self.sync.transport.lost for k in range(first, self.world.rank))
         )
+
+    def close(self) -> None:
+        """Let go of files and groups."""
+        self.progress.close()
+        self.metrics.close()
+        self.members.close()
+        if self.record is not None:
+            self.record.close()
+        if self.lock is not None:
+            self.lock.close()
 
 
 def preflight(config: RunConfig, world: World) -> tuple[RunConfig, Data]:
@@ -100,6 +131,8 @@ def preflight(config: RunConfig, world: World) -> tuple[RunConfig, Data]:
         )
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device = 'cuda' is not allowed: torch sees no GPU here. Fix: pass --device cpu")
+    if config.client_state == "disk" and config.device != "cpu" and torch.cuda.is_available():
+        raise ConfigError("client_state = 'disk' is not allowed on a GPU. Fix: leave it out, or pass --device cpu")
     check_directory(config.directory, config.resume)
     if config.resume is True or (config.resume == "auto" and has_checkpoint(config.directory)):
         check_resumable(config, islands)
@@ -113,6 +146,9 @@ def preflight(config: RunConfig, world: World) -> tuple[RunConfig, Data]:
                 "Fix: raise data.validation_fraction, shorten data.seq_len or add text"
             )
     ledger_of(config, data, islands)
+    proxy_batches(config, data)
+    check_influence(config)
+    check_planted(config)
     return config, data
 
 
@@ -126,7 +162,7 @@ def pick_device(config: RunConfig, world: World) -> torch.device:
 
 
 def build_models(config: RunConfig, data: Data, count: int, device: torch.device) -> list[nn.Module]:
-    """One model per local island, all from the same seed."""
+    """One model per local island, all from the same seed; what is not trained is one tensor for all."""
     first = cast(
         "nn.Module",
         build_model(
@@ -139,7 +175,8 @@ def build_models(config: RunConfig, data: Data, count: int, device: torch.device
     )
     check_buffers(config, first)
     first.to(device)
-    return [first, *(copy.deepcopy(first) for _ in range(count - 1))]
+    frozen = {id(p): p for p in first.parameters() if not p.requires_grad}
+    return [first, *(copy.deepcopy(first, dict[int, Any](frozen)) for _ in range(count - 1))]
 
 
 def check_buffers(config: RunConfig, model: nn.Module) -> None:
@@ -176,21 +213,20 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
     simulated = config.transport == "simulated"
     torch.set_num_threads(config.threads or max(1, available_cores() // (1 if simulated else world.local_size)))
     device = pick_device(config, world)
-    models = build_models(config, data, config.islands if simulated else 1, device)
+    turns = config.take_turns(config.islands)
+    models = build_models(config, data, config.islands if simulated and not turns else 1, device)
     transport = (members := join(config, world, device, relayed)).transport
     together = config.batched and len(models) > 1  # one island alone is faster as it is
-    islands = _build_islands(config, models, members, config.model.compile and not together)
-    batched = BatchedIslands(islands, compile=config.model.compile) if together else None
-    sync = LocalSGD.of(
-        dataclasses.replace(
-            config.sync.spec(config.seed), buffers=_rules_of(config, islands[0].model, members.mesh is None)
-        ),
-        [i.model for i in islands],
-        [i.inner for i in islands],
-        island=islands[0].part if members.mesh is not None else None,
-        transport=transport,
+    islands = _build_islands(
+        config, models * config.islands if turns else models, members, config.model.compile and not together
     )
+    record = StepRecord(islands) if config.step_hashes else None  # before the sync: its hook sees what is before one
+    batched = BatchedIslands(islands, compile=config.model.compile) if together else None
+    sync = _sync_of(config, models, islands, members, turns)
     secure(islands, sync.state, config.data.batch_size)
+    shelf = Shelf(sync.state, config.directory) if config.client_state == "disk" else None
+    if shelf is not None:
+        sync.listeners.append(shelf.on_sync)
     handle = lock(config.directory, world.rank, config.resume) if world.local_rank == 0 else None
     session = _agree_on_session(members)  # and the directory exists
     site = is_site(config, world, members)
@@ -214,9 +250,31 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
         stop=StopFlag(),
         ledger=ledger_of(config, data, config.islands),
         lock=handle,
+        shelf=shelf,
         writes_from_start=world.writes or (site and not is_locked(config.directory)),
         session=session,
+        record=record,
+        influence=measures(config, data, islands, sync.state),
     )
+
+
+def _sync_of(
+    config: RunConfig, models: list[nn.Module], islands: list[PlainIsland], members: Membership, turns: bool
+) -> LocalSGD:
+    """The sync of the local islands. turns: they take turns on the one model."""
+    spec = config.sync.spec(config.seed)
+    sync = LocalSGD.of(
+        dataclasses.replace(spec, buffers=_rules_of(config, islands[0].model, members.mesh is None)),
+        models if turns else [i.model for i in islands],
+        [i.inner for i in islands],
+        island=islands[0].part if members.mesh is not None else None,
+        transport=members.transport,
+        turns=turns,
+    )
+    if turns:
+        for island, replica in zip(islands, sync.replicas, strict=True):
+            island.take_turn = partial(replica.take_turn, train=True)
+    return sync
 
 
 def is_site(config: RunConfig, world: World, members: Membership) -> bool:

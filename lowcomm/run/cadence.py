@@ -1,4 +1,4 @@
-"""Times checkpoints by the clock, so that a failure never costs more than `every_s` seconds of training.
+"""Starts one clock for all islands; times checkpoints, so that a failure never costs more than `every_s` of training.
 
 Between two rounds a checkpoint needs all islands at the same sync, and their clocks differ. They agree in a gather of
 16 bytes per island, which is rare: each one plans the next for when half of the time that is left will have passed, so
@@ -81,3 +81,18 @@ class Cadence:
         finally:
             transport.sent_bytes[:], transport.received_bytes[:] = counted
         return longest[0], longest[1]
+
+
+def agree_on_start(transport: Transport, base_s: float) -> float:
+    """The time.perf_counter() at which the run's clock stood at 0; all islands take the largest `base_s` (seconds).
+
+    It is counted from the middle of the moments at which two gathers in a row ended. One gather ends on each of two
+    islands when the other's row arrives, up to a trip of the link apart; in the next one the order is reversed, so that
+    the mean is the same moment on both if trips take equally long both ways. With more islands what is left is below
+    the difference between their links' trips.
+    """
+    rows = [torch.tensor([base_s], dtype=torch.float64)] * len(transport.local)
+    transport.gather(rows)
+    first = time.perf_counter()
+    table = transport.gather(rows)
+    return (first + time.perf_counter()) / 2 - float(table.max())

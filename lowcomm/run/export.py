@@ -38,16 +38,13 @@ def export(run: Run) -> None:
     """
     if not run.config.checkpoint.export:
         return
-    personal = _personal_models(run)
+    _write_personal(run)
     there = run.sync.transport
     first = there.local[0] == there.present[0] or run.config.data.sharding == "own"
     with with_global_weights(run.sync.state):
         state = run.islands[0].whole_state() if first else None
         if run.writes:
             _write_global(run, _whole(run, state))
-    for island, model in personal.items():
-        with _writing(run.directory / "personal" / f"island-{island}") as directory:
-            save_adapter(model, directory, _scale_of(model))
 
 
 def _write_global(run: Run, model: nn.Module) -> None:
@@ -93,21 +90,20 @@ def _names(model: nn.Module, attribute: str) -> list[str]:
     return list(getattr(model, attribute, None) or ())
 
 
-def _personal_models(run: Run) -> dict[int, nn.Module]:
-    """Models of local islands that are not the global one, by island: only a LoRA rule leaves islands apart."""
+def _write_personal(run: Run) -> None:
+    """The adapters of local islands whose model is not the global one: only a LoRA rule leaves islands apart."""
     rule, sync = run.sync.spec.aggregator, run.sync
     mesh = sync.replicas[0].part.mesh
     if not isinstance(rule, LoraRule) or rule.moves_base or (mesh is not None and mesh.size > 1):
-        return {}
+        return
     sync.wait()
     merged = sync.weights()
-    found: dict[int, nn.Module] = {}
     for replica, island in zip(sync.replicas, sync.transport.local, strict=True):
-        same = all(torch.equal(held, merged[name].to(held)) for name, held in replica.held.items())
+        same = replica.idle or all(torch.equal(held, merged[name].to(held)) for name, held in replica.held.items())
         if not same:
-            # the first model is about to hold the global weights
-            found[island] = copy.deepcopy(replica.model) if replica is sync.replicas[0] else replica.model
-    return found
+            replica.take_turn()
+            with _writing(run.directory / "personal" / f"island-{island}") as directory:
+                save_adapter(replica.model, directory, _scale_of(replica.model))
 
 
 def _scale_of(model: nn.Module) -> float | None:

@@ -15,6 +15,7 @@ from lowcomm.hooks.attack import Corruption
 from lowcomm.hooks.lora import at_server_scale
 from lowcomm.island.part import gather_texts
 from lowcomm.run.assembly import Run
+from lowcomm.run.poisoned import success_of
 from lowcomm.run.privacy_spent import privacy_spent
 from lowcomm.run.run_dir import write_json
 from lowcomm.state.digest import sha256_weights
@@ -32,10 +33,16 @@ class Evaluation:
     consensus_distance: float | None = None
     """Mean squared distance of the islands' anchors from their mean, which was evaluated; None: they share one."""
 
+    attack_success: float | None = None
+    """What a collective's signal brings about (`CollectiveAction`); None: no attack has one."""
+    directions: float | None = None
+    """Mean of the islands' own losses minus that of their mean (`run.sharpness`); None: not asked for."""
+
     @property
     def consensus(self) -> dict[str, float]:
-        """The distance as a field of a log; nothing where there is none."""
-        return {} if self.consensus_distance is None else {"consensus_distance": self.consensus_distance}
+        """Distance and sharpness as fields of a log; nothing where there is none."""
+        found = {"consensus_distance": self.consensus_distance, "average_direction_sharpness": self.directions}
+        return {key: value for key, value in found.items() if value is not None}
 
 
 @contextmanager
@@ -43,7 +50,13 @@ def with_global_weights(state: SyncState) -> Iterator[None]:
     """Within, the first model holds the global weights: fragments come at different steps and may have trained on."""
     state.worker.wait()
     state.read_back()
-    own = [p for f in state.fragments for p in state.replicas[0].tensors(f)]
+    replica = state.replicas[0]
+    if replica.idle:  # as a client without weights of its own it has these
+        replica.take_turn()
+        yield
+        return
+    own = [replica.own(name) for f in state.fragments for name in f.names]
+    replica.take_turn()
     merged = [view for named in global_weights(state) for view in named.values()]
     # weights that are the global ones (training by scalars) need no copy
     pairs = zip(own, merged, strict=True)
@@ -53,7 +66,7 @@ def with_global_weights(state: SyncState) -> Iterator[None]:
             p.copy_(view)
     _written(state)
     try:
-        with at_server_scale(state.spec.aggregator, state.replicas[0].model, state.transport.local[0]):
+        with at_server_scale(state.spec.aggregator, replica.model, state.transport.local[0]):
             yield
     finally:
         with torch.no_grad():
@@ -82,7 +95,16 @@ def evaluate(run: Run) -> Evaluation:
         loss=nats / tokens,
         bits_per_byte=nats / math.log(2) / max(text_bytes, 1.0),
         consensus_distance=None if mean is None else mean.distance,
+        attack_success=_success(run),
     )
+
+
+def _success(run: Run) -> float | None:
+    model = run.islands[0].model
+    model.eval()
+    found = success_of(run.config.sync.attack, run.islands[0], run.data.validation_batches())
+    model.train()
+    return found
 
 
 def _summed(run: Run) -> list[float]:
@@ -154,9 +176,17 @@ def write_summary(run: Run, status: str, wall_s: float, evaluation: Evaluation |
             "weights_sha256": weights_sha256 or None,
             **(evaluation.consensus if evaluation else {}),
             "privacy": privacy_spent(sync.state, run.ledger),
-            "attack": next((h.summary() for h in sync.state.hooks if isinstance(h, Corruption)), None),
+            "step_hashes": None if run.record is None else run.record.summary(),
+            "attack": _attack(run, evaluation),
         },
     )
+
+
+def _attack(run: Run, evaluation: Evaluation | None) -> dict[str, object] | None:
+    """Its name, its islands, and what it has brought about, where that is known."""
+    found = next((h.summary() for h in run.sync.state.hooks if isinstance(h, Corruption)), None)
+    success = None if evaluation is None else evaluation.attack_success
+    return found if found is None or success is None else {**found, "success": success}
 
 
 def _counted(run: Run, wall_s: float) -> list[Tensor]:

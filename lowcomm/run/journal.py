@@ -1,7 +1,8 @@
-"""What a run writes down while it goes on: metrics lines, progress, notes."""
+"""What a run writes down while it goes on: metrics lines, progress, notes; and who writes when islands are lost."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping
@@ -9,11 +10,13 @@ from collections.abc import Mapping
 import torch
 
 from lowcomm.run.assembly import Run
-from lowcomm.run.losses import saves_without, take_over
 from lowcomm.run.privacy_spent import privacy_spent
+from lowcomm.run.run_dir import lock
+from lowcomm.run.score_book import append
 from lowcomm.state.deadlines import Late, describe
 from lowcomm.state.report import SyncReport
 from lowcomm.transport.heartbeat import Condition
+from lowcomm.types import ConfigError
 
 
 class Journal:
@@ -55,6 +58,9 @@ class Journal:
         self.count()
         spent = privacy_spent(run.sync.state, run.ledger)
         for i, island in enumerate(run.sync.transport.local):
+            sat_out = not report.weights[island] and island not in report.dropped and any(report.weights)
+            if sat_out and run.sync.replicas[i].shares_model:
+                continue  # of a thousand clients they would be most of the log
             self.write(
                 i,
                 "sync",
@@ -71,7 +77,10 @@ class Journal:
                     "exchanged_bytes": report.exchanged_bytes[i],
                     "needed_bytes_per_s": report.needed_bytes_per_s,
                     "aggregation_error": report.aggregation_error,
+                    "steps_root": None if run.record is None else run.record.root(i),
                     "rank": report.ranks[island] if report.ranks else None,
+                    "components": None if report.health is None else report.health.components,
+                    "spectral_gap": None if report.health is None else report.health.spectral_gap,
                     "epsilon": None if spent is None else spent["epsilon_per_round"],
                     "epsilon_total": None if spent is None else spent["epsilon_total"],
                 },
@@ -85,10 +94,22 @@ class Journal:
             self.note(note)
         for note in report.notes:
             self.note(note)
+        if run.writes:
+            self.keep(report)
         if spent is not None:
             once, in_all = (_shown(spent[key]) for key in ("epsilon_per_round", "epsilon_total"))
             self.note(f"privacy: epsilon {once} this round, {in_all} in all, at delta {spent['delta']:g}")
         run.progress.synced(seconds_s=report.seconds_s, sent_bytes=self.counted[0][1])
+
+    def keep(self, report: SyncReport) -> None:
+        """Write down what the rule thinks of islands, and who helps whom; a full disk does not stop a run."""
+        try:
+            if report.scores:
+                append(self.run.directory, report.round.index, report.scores)
+            if self.run.influence is not None:
+                self.run.influence.write(self.run.directory)
+        except OSError as error:
+            self.run.progress.warn("scores", f"warning: scores are not written: {error.strerror or error}")
 
     def note_lost(self, round: int) -> None:
         """Say once of each island that is gone what becomes of the run. round: that in which it was found gone."""
@@ -136,6 +157,8 @@ class Journal:
         if run.members.mesh is not None:
             means = run.members.mesh.rows(torch.tensor(means, dtype=torch.float64)).mean(dim=0).tolist()
         for i, island in enumerate(run.islands):
+            if not self.trained[i] and sync.replicas[i].shares_model:
+                continue
             lr, norm = island.lr(sync.step - 1), finite(island.grad_norm)
             loss = means[i] if self.trained[i] else None
             values = {"loss": loss, "step_s": step_s, "lr": lr, "grad_norm": norm}
@@ -167,9 +190,12 @@ class Journal:
     def write(self, local: int | None, event: str, values: Mapping[str, float | str | None]) -> None:
         """One metrics line of a local island, or of the whole run (None)."""
         sync, mesh = self.run.sync, self.run.members.mesh
-        if mesh is None:
+        if mesh is None and local is None:
             self.count()
-        elif mesh.rank:
+        elif mesh is None and local is not None:
+            tokens = sync.replicas[local].tokens
+            self.counted[local] = (tokens, sync.transport.sent_bytes[local], sync.transport.received_bytes[local])
+        elif mesh is not None and mesh.rank:
             return
         chosen = self.counted if local is None else [self.counted[local]]
         tokens, sent, received = (sum(values) for values in zip(*chosen, strict=True))
@@ -200,3 +226,16 @@ def _shown(epsilon: float | str | None) -> str:
 def finite(value: float) -> float | None:
     """The value, None where it is none that JSON can hold."""
     return value if math.isfinite(value) else None
+
+
+def saves_without(run: Run) -> bool:
+    """Whether a checkpoint without the lost islands can be gone on from: not where each has weights of its own."""
+    return run.sync.state.exchange.anchors == "shared"
+
+
+def take_over(run: Run) -> None:
+    """Be the one that writes what the run leaves behind, and keeps other runs out of its directory."""
+    run.progress.enabled = True
+    if run.lock is None and run.leads_node:
+        with contextlib.suppress(ConfigError):  # who had it is frozen, not dead, and still keeps others out
+            run.lock = lock(run.directory, 0, "auto")

@@ -12,14 +12,18 @@ from lowcomm import checkpoint
 from lowcomm.checkpoint_pruning import prune
 from lowcomm.config_file import to_dict
 from lowcomm.run.assembly import Run
-from lowcomm.run.clock import agree_on_start
-from lowcomm.run.losses import saves_without
+from lowcomm.run.cadence import agree_on_start
+from lowcomm.run.journal import saves_without
 from lowcomm.run.run_dir import environment, write_json
+from lowcomm.run.turns_memory import memory_in_words
 from lowcomm.state.checkpoint import global_part, island_part, load_global, load_island
 from lowcomm.state.newcomer import load_newcomer
 from lowcomm.sync.overlap import relaunch
 from lowcomm.transport.base import texts_of
 from lowcomm.types import CheckpointError
+
+MANY = 8
+"""Islands of one process above which their files go to the disk in one flush: each takes some milliseconds."""
 
 
 def start_files(run: Run) -> None:
@@ -32,6 +36,8 @@ def start_files(run: Run) -> None:
     write_json(run.directory / "environment.json", environment())
     if run.data.partition is not None:
         write_json(run.directory / "partition.json", run.data.partition)
+    if (need := memory_in_words(run)) is not None:
+        run.progress.note(need)
 
 
 def save_now(run: Run, name: str, time_s: float, failure: str | None = None) -> None:
@@ -51,28 +57,36 @@ def save_now(run: Run, name: str, time_s: float, failure: str | None = None) -> 
             f"the weights are NaN or infinite, so that checkpoint {name} was not saved. Earlier ones are intact"
         )
     root = run.directory / "checkpoints"
-    sharded = run.members.mesh is not None
-    for i, island in enumerate(run.islands):
-        number = run.members.everyone.local[i]
-        tensors, values = island_part(run.sync.state, i)
-        tensors["rng.cpu"] = island.cpu_rng
-        if island.cuda_rng is not None:
-            tensors["rng.cuda"] = island.cuda_rng
-        values = {**values, "data": run.shards[i].state_dict(), "time_s": time_s, "resumes": run.resumes}
-        parts: dict[str, checkpoint.Part] = {"island": (tensors, values)}
-        if sharded or (run.leads_node and i == 0):  # of several ranks each has its own shard of it
-            parts["global"] = global_part(run.sync.state)
-        checkpoint.save(root, name, number, parts, run.session, failure, lost if saves_without(run) else ())
+    gone = lost if saves_without(run) else ()
+    parts = ((run.members.everyone.local[i], _parts(run, i, time_s)) for i in range(len(run.islands)))
+    if len(run.islands) > MANY:
+        checkpoint.save_all(root, name, parts, run.session, failure, gone, flush_each=False)
+    else:
+        for number, own in parts:
+            checkpoint.save(root, name, number, own, run.session, failure, gone)
     if run.leads_node:
         prune(root, run.config.checkpoint.keep)
 
 
+def _parts(run: Run, i: int, time_s: float) -> dict[str, checkpoint.Part]:
+    """What local island i saves."""
+    island, sharded = run.islands[i], run.members.mesh is not None
+    tensors, values = island_part(run.sync.state, i)
+    tensors["rng.cpu"] = island.cpu_rng
+    if island.cuda_rng is not None:
+        tensors["rng.cuda"] = island.cuda_rng
+    values = {**values, "data": run.shards[i].state_dict(), "time_s": time_s, "resumes": run.resumes}
+    parts: dict[str, checkpoint.Part] = {"island": (tensors, values)}
+    if sharded or (run.leads_node and i == 0):  # of several ranks each has its own shard of it
+        parts["global"] = global_part(run.sync.state)
+    return parts
+
+
 def is_finite(run: Run) -> bool:
     """Whether every local and global weight held here is a finite number."""
-    held = [t for replica in run.sync.replicas for t in replica.held.values()]
-    return all(
-        bool(t.isfinite().all()) for t in [*held, *(a.weights for shared in run.sync.state.anchors for a in shared)]
-    )
+    held = {id(t): t for replica in run.sync.replicas for t in replica.held.values()}
+    anchors = [a.weights for shared in run.sync.state.anchors for a in shared]
+    return all(bool(t.isfinite().all()) for t in [*held.values(), *anchors])
 
 
 def load_newest(run: Run) -> bool:
@@ -127,6 +141,8 @@ def _load(run: Run, name: str, i: int, stops: int) -> bool:
         run.shards[i].load_state_dict(values["data"])
     else:
         load_newcomer(run.sync.state, i, parts["island"])
+    if run.shelf is not None:
+        run.shelf.put(i)
     run.base_time_s = max(run.base_time_s, values["time_s"])
     run.resumes = max(stops, values["resumes"]) + 1
     return whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -15,19 +16,27 @@ from typing import IO, Any, Literal
 import torch
 
 from lowcomm.private_files import make_directory
-from lowcomm.types import ConfigError
+from lowcomm.types import CheckpointError, ConfigError
 from lowcomm.version import __version__
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomic: write beside it, fsync, rename."""
+    """Atomic: write beside it, fsync, rename. Raises CheckpointError where the disk is full or can't be written to."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as f:
-        json.dump(value, f, indent=2)
-        f.write("\n")
-        f.flush()
-        os.fsync(f.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as f:
+            json.dump(value, f, indent=2)
+            f.write("\n")
+            f.flush()
+            os.fsync(f.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path} could not be written: {error.strerror or error}. "
+            "Free some space or make the directory writable, and go on with --resume auto"
+        ) from error
 
 
 Resume = bool | Literal["auto"]

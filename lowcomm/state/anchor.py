@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from lowcomm.outer import Outer
 from lowcomm.state.digest import Digest
 from lowcomm.state.fragment import Fragment
-from lowcomm.state.l2_norm import l2_norm
+from lowcomm.state.norms import l2_norm
 
 
 class Anchor:

@@ -18,6 +18,9 @@ from lowcomm.state.outgoing import InFlight, Outgoing
 from lowcomm.state.state import SyncState
 from lowcomm.types import CheckpointError, Part, Round
 
+SHARED = "shared_buffer."
+"""Beginning of the name of a buffer that islands share, in the global part."""
+
 
 def global_part(state: SyncState) -> Part:
     """What is equal on every island: shared anchors with their outer optimizers, round."""
@@ -30,6 +33,8 @@ def global_part(state: SyncState) -> Part:
             tensors.update(named)
             outer.append(meta)
         tensors.update({f"rule.{i}.{key}": t for key, t in state.rule_states[i].items()})
+    if state.replicas[0].shares_model:
+        tensors.update({f"{SHARED}{n}": b for n, b in state.replicas[0].buffers.items()})
     values: dict[str, Any] = {
         "round": state.round,
         "outer": outer,
@@ -54,6 +59,15 @@ def load_global(state: SyncState, part: Part) -> None:
         if state.exchange.anchors == "shared":
             _load_anchor(anchors[0], f"weights.{i}", f"outer.{i}", tensors, values["outer"][i])
         state.rule_states[i] = _under(f"rule.{i}.", tensors)
+    for replica in state.replicas:
+        for name, b in replica.buffers.items():
+            if (saved := tensors.get(SHARED + name)) is not None:
+                b.copy_(saved)
+        if replica.shares_model:
+            break
+    if state.replicas[0].shares_model:
+        for i in range(len(state.fragments)):
+            state.write_back(i, range(len(state.replicas)))
     # checkpoints of older versions have no run: the one that the handshake just agreed on stays
     state.run_id = int(values.get("run", f"{state.run_id:016x}"), 16)
     for history, rounds in zip(state.norms, values.get("norms", [[]] * len(state.norms)), strict=True):
@@ -66,12 +80,15 @@ def load_global(state: SyncState, part: Part) -> None:
 def island_part(state: SyncState, local: int) -> Part:
     """What belongs to one local island: weights, buffers, inner and codec state, counters, an anchor of its own."""
     replica, transport = state.replicas[local], state.transport
-    tensors: dict[str, Tensor] = {f"model.{n}": p.detach() for n, p in replica.held.items()}
-    tensors.update({f"buffer.{n}": b for n, b in replica.buffers.items()})
+    own = {} if replica.idle else replica.held
+    tensors: dict[str, Tensor] = {f"model.{n}": p.detach() for n, p in own.items() if not replica.follows(n)}
+    if not replica.shares_model:
+        tensors.update({f"buffer.{n}": b for n, b in replica.buffers.items()})
     inner, meta = optimizer_state.to_tensors(replica.inner, "inner")
     tensors.update(inner)
     for i, kept in enumerate(state.codec_states[local]):
-        tensors.update({f"codec.{i}.{key}": t for key, t in kept.items()})
+        if kept is not state.shared_codec_states.get(i):
+            tensors.update({f"codec.{i}.{key}": t for key, t in kept.items()})
     for i, flight in state.in_flight.items():
         tensors[f"flight.{i}"] = flight.out.deltas[local][: state.fragments[i].numel]
     # an exchange in flight is done again after a resume: its bytes are counted then
@@ -81,6 +98,8 @@ def island_part(state: SyncState, local: int) -> Part:
         "flights": [_flight_values(f.out, local) for f in state.in_flight.values()],
         "unverified": _rounds(state.consistency.later),
         "inner": meta,
+        "follows": sum(f"model.{n}" not in tensors for n in replica.held),
+        "codec_begins": [i for i, s in enumerate(state.codec_states[local]) if s is state.shared_codec_states.get(i)],
         "step": state.step,
         "pending": list(state.due),
         "must_rebase": state.must_rebase,
@@ -116,19 +135,20 @@ def load_island(state: SyncState, local: int, part: Part) -> None:
     """
     tensors, values = part
     replica = state.replicas[local]
-    for name, p in replica.held.items():
-        p.copy_(tensors[f"model.{name}"])
-    for index in range(len(state.fragments)):
-        state.written(index, [local])
+    _load_weights(state, local, tensors, values.get("follows", 0))
     for name, b in replica.buffers.items():
-        b.copy_(tensors[f"buffer.{name}"])
+        if (saved := tensors.get(f"buffer.{name}")) is not None:  # else with the global part: islands shared them
+            b.copy_(saved)
     optimizer_state.from_tensors(replica.inner, "inner", tensors, values["inner"])
     for i, kept in enumerate(state.codec_states[local]):
+        if i in values.get("codec_begins", ()):
+            continue
         saved = _under(f"codec.{i}.", tensors)
         state.codec_states[local][i] = {k: t.to(kept[k].device if k in kept else "cpu") for k, t in saved.items()}
     replica.steps, replica.tokens = values["step"], values["tokens"]
     replica.synced_tokens = {int(k): v for k, v in values["synced_tokens"].items()}
     replica.failed_at, replica.unusable = values.get("failed_at"), set(values.get("unusable", ()))
+    state.look_again()
     state.step = min(r.steps for r in state.replicas)
     state.due = tuple(values["pending"]) if all(r.steps == state.step for r in state.replicas) else ()
     state.must_rebase, state.gradient_steps = values["must_rebase"], values["gradient_steps"]
@@ -143,6 +163,24 @@ def load_island(state: SyncState, local: int, part: Part) -> None:
         hook.load_island(local, tensors, values)
     state.consistency.later = _postponed(state, values["unverified"])
     _load_flights(state, local, tensors, values["flights"])
+
+
+def _load_weights(state: SyncState, local: int, tensors: dict[str, Tensor], follows: int) -> None:
+    """Local weights that the part has; `follows` of them were the global ones, which it leaves out."""
+    replica = state.replicas[local]
+    names = list(replica.held)
+    missing = [name for name in names if f"model.{name}" not in tensors]
+    if len(missing) != follows:
+        raise CheckpointError(f"island {local}'s part of the checkpoint lacks {missing[0] if missing else 'nothing'}")
+    if missing:
+        for index in range(len(state.fragments)):
+            state.write_back(index, [local])
+    for name in names:
+        saved = tensors.get(f"model.{name}")
+        if saved is not None and not (replica.follows(name) and torch.equal(replica.held[name], saved)):
+            replica.own(name).copy_(saved)
+    for index in range(len(state.fragments)):
+        state.written(index, [local])
 
 
 def _anchor_part(anchor: Anchor, weights: str, outer: str) -> Part:

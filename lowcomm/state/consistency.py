@@ -62,7 +62,8 @@ class Consistency:
                 "islands': they may have discarded it. Resume from the last checkpoint unless the next sync succeeds. "
                 f"({cause})"
             ) from error
-        heard = [(k, row) for k, row in enumerate(came) if row is not None and (k in transport.present or row.any())]
+        there = set(transport.present)
+        heard = [(k, row) for k, row in enumerate(came) if row is not None and (k in there or row.any())]
         for _, row in heard:
             if not torch.equal(row, heard[0][1]):
                 self._name_difference(anchor, [k for k, _ in heard], round)

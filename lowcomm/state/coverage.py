@@ -109,12 +109,19 @@ def check_partition(trainable: Sequence[str], parts: Sequence[Sequence[str]]) ->
 
 def check_still_covered(replicas: Sequence[Replica]) -> None:
     """Raise CoverageError if a parameter was unfrozen, frozen or replaced, or a foreign one given to the optimizer."""
+    known: dict[int, list[Tensor]] = {}
     for replica in replicas:
-        now = {name: id(p) for name, p in replica.model.named_parameters() if p.requires_grad}
+        if (parameters := known.get(id(replica.model))) is not None:
+            if not replica.idle:  # else it has moved nothing
+                replica.part.check_inner(parameters, replica.inner)
+            continue
+        named = dict(replica.model.named_parameters())
+        known[id(replica.model)] = list(named.values())
+        now = {name: id(p) for name, p in named.items() if p.requires_grad}
         then = {name: id(p) for name, p in replica.params.items()}
         if now != then:
             changed = sorted(set(now.items()) ^ set(then.items()))[0][0]
             raise CoverageError(
                 f"parameter {changed} was frozen, unfrozen or replaced since the sync was set up: build a new LocalSGD"
             )
-        replica.part.check_inner(list(replica.model.parameters()), replica.inner)
+        replica.part.check_inner(known[id(replica.model)], replica.inner)

@@ -37,7 +37,7 @@ class Fragment:
         self.size = -(-self.numel // islands) * islands
         self.device = device
         self.pool = BufferPool(device) if pool is None else pool
-        self._deltas: list[Tensor] = []
+        self._deltas: dict[int, Tensor] = {}
         self._mean: Tensor | None = None
 
     @property
@@ -54,14 +54,14 @@ class Fragment:
 
     def delta(self, island: int) -> Tensor:
         """Where the pseudo-gradient of this local island is kept: fp32, flat, of `size` elements."""
-        while len(self._deltas) <= island:
-            self._deltas.append(self._borrow())
+        if island not in self._deltas:
+            self._deltas[island] = self._borrow()
         return self._deltas[island]
 
     def release(self) -> None:
         """Give the vectors back: mean and pseudo-gradients are gone."""
-        lent = {id(t): t for t in (*self._deltas, *(() if self._mean is None else (self._mean,)))}
-        self._deltas, self._mean = [], None
+        lent = {id(t): t for t in (*self._deltas.values(), *(() if self._mean is None else (self._mean,)))}
+        self._deltas, self._mean = {}, None
         for flat in lent.values():
             self.pool.give(flat)
 

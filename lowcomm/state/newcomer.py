@@ -22,7 +22,7 @@ def load_newcomer(state: SyncState, local: int, other: Part) -> None:
     """Bring a local island to where `other`, an island's part, is. The global part is loaded by now."""
     theirs, values = other
     for index in range(len(state.fragments)):
-        state.anchor_of(index, local).write(state.tensors(index, [local]))
+        state.write_back(index, [local])
     tensors, own = island_part(state, local)
     tensors |= {name: torch.zeros_like(t) for name, t in theirs.items() if name.startswith("flight.")}
     tensors |= {name: t for name, t in theirs.items() if name.startswith("buffer.")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -14,6 +14,7 @@ from lowcomm.state.anchor import Anchor
 from lowcomm.state.cohort import Cohort, Section
 from lowcomm.state.fragment import Fragment
 from lowcomm.state.norms import NormHistory
+from lowcomm.state.report import Health
 from lowcomm.types import Delta, Round
 
 
@@ -41,6 +42,8 @@ class Outgoing:
     """Codec states before it."""
     rule_state: State = field(default_factory=dict)
     """What the aggregator kept of its last committed round of this fragment."""
+    losses: Callable[[Sequence[Delta]], list[float]] | None = None
+    """Losses on the proxy set, as an aggregator's context has them."""
     norms_before: NormHistory = field(default_factory=lambda: NormHistory(bound=None))
     """Of the fragment's committed rounds: it has no other exchange until this one is committed."""
     expected: frozenset[int] | None = None
@@ -103,6 +106,8 @@ class Arrived:
     """Local islands that go on from their anchors as the exchange has moved them; None: all, from those of `updates`.
 
     For the others the round has not been."""
+    health: Health | None = None
+    """Of the network over which neighbours exchanged; None: all heard all."""
 
 
 @dataclass(kw_only=True)

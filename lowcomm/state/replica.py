@@ -16,20 +16,28 @@ FILLER = "nothing here: fragment "
 
 
 class Replica:
-    """Counts steps and tokens of one local island, or of this rank's part of one."""
+    """Counts steps and tokens of one local island, or of this rank's part of one.
 
-    def __init__(self, model: nn.Module, inner: Optimizer, part: Part) -> None:
+    like: another replica of the same model, whose tables of names are shared.
+    """
+
+    shares_model = False
+    """Whether it takes turns on one model with other islands (`state/client.py`)."""
+
+    def __init__(self, model: nn.Module, inner: Optimizer, part: Part, like: Replica | None = None) -> None:
         self.model, self.inner, self.part = model, inner, part
-        self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.held = part.held(model)
+        self.params = _trainable(model) if like is None else like.params
+        self.held = part.held(model) if like is None else like.held
         """What is synced from here, by parameter name."""
-        self.elements = sum(p.numel() for p in self.params.values())
+        self.elements = sum(p.numel() for p in self.params.values()) if like is None else like.elements
         """Of the island's trainable parameters, those that other ranks hold among them."""
-        self.buffers = dict(model.named_buffers())
+        self.buffers = dict(model.named_buffers()) if like is None else like.buffers
         self.steps = 0
         self.tokens = 0.0
         self.next_tokens = 0
         self.synced_tokens: dict[int, float] = {}
+        self.losses: tuple[float, int] = (0.0, 0)
+        """Sum and number of the inner steps' losses (nats per token) that were said since a rule last took them."""
         self.failed_at: int | None = None
         """Inner step whose loss or gradients were not finite, the last one."""
         self.unusable: set[int] = set()
@@ -53,6 +61,30 @@ class Replica:
         if key not in self._lists:
             self._lists[key] = [self.held[n] if n in self.held else self.buffers[n] for n in fragment.names]
         return self._lists[key]
+
+    def own(self, name: str) -> Tensor:
+        """A held tensor, to be overwritten for this island alone."""
+        return self.held[name]
+
+    def keep(self, name: str, value: Tensor) -> None:
+        """Hold this in place of a tensor's global values; `value` is the replica's from now on."""
+        self.held[name].copy_(value)
+
+    def follows(self, name: str) -> bool:
+        """Whether this held tensor is the global one, of which this island has no copy."""
+        return False
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has the global weights, of which it has no copy."""
+        return False
+
+    def adopt(self, fragment: Fragment) -> list[Tensor]:
+        """Where a fragment's global weights are to be written for this island; of several islands maybe one place."""
+        return self.tensors(fragment)
+
+    def take_turn(self, *, train: bool = False) -> None:
+        """Let the model hold this island's weights; train: they are about to change."""
 
     def grads(self, fragment: Fragment) -> list[Tensor]:
         """Gradients of `tensors`, made of zeros where this island had none: the others may have one."""
@@ -80,6 +112,16 @@ class Replica:
         self.tokens += self.next_tokens or 1
         self.next_tokens = 0
 
+    @property
+    def loss(self) -> float | None:
+        """Their mean; None: nobody has said one."""
+        total, count = self.losses
+        return total / count if count else None
+
+    def count_loss(self, loss: float) -> None:
+        """Say the loss of an inner step."""
+        self.losses = (self.losses[0] + loss, self.losses[1] + 1)
+
     def _mark_written(self) -> None:
         if self._watch is not None:
             self._watch.mark()
@@ -91,3 +133,7 @@ class Replica:
     def mark_synced(self, fragment: int) -> None:
         """This fragment now holds the global weights."""
         self.synced_tokens[fragment] = self.tokens
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

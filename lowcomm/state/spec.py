@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ from lowcomm.aggregate import Aggregator, Mean
 from lowcomm.attack import Attack
 from lowcomm.codec import Codec, Fp32
 from lowcomm.exchange.base import ExchangeChoice
-from lowcomm.local import Objective
+from lowcomm.local import DesLoc, Objective
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.privacy import Mechanism
 from lowcomm.sampling import Sampling
@@ -24,9 +25,15 @@ from lowcomm.state.norms import NORM_BOUND
 BufferRule = Literal["average", "local"]
 
 
+@lru_cache(maxsize=64)
+def _drawn(sampling: Sampling, islands: int, seed: int, round_index: int) -> frozenset[int]:
+    """A round's draw, which every inner step of every island asks for."""
+    return sampling.draw(islands, seed, round_index)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Clients:
-    """How islands take part in rounds; each None: all train alike, and their sums are plain."""
+    """How islands take part in rounds; each None: all train alike, their sums are plain, moments are their own."""
 
     sampling: Sampling | None = None
     """Which islands train in a round."""
@@ -40,6 +47,10 @@ class Clients:
     """What some islands do to their contributions on purpose, to test the aggregator."""
     allow_attack: bool = False
     """Whether that is meant; an attack is refused without it."""
+    moments: DesLoc | None = None
+    """When the inner optimizers' moments are averaged, too."""
+    fresh_inner: bool = field(default=False, repr=False)
+    """Whether every round begins without inner moments."""
 
     def rests_somewhen(self) -> bool:
         """Whether an island may have inner steps in which it does nothing."""
@@ -91,7 +102,7 @@ class SyncSpec:
     def sampled(self, islands: int, round_index: int) -> frozenset[int] | None:
         """The islands that train in a round; None: all, as nothing is sampled."""
         sampling = self.clients.sampling
-        return None if sampling is None else sampling.draw(islands, self.seed, round_index)
+        return None if sampling is None else _drawn(sampling, islands, self.seed, round_index)
 
     def expected(self, islands: int, round_index: int) -> frozenset[int] | None:
         """The islands that contribute to a round: those sampled, but all where unsampled ones send noise; None: all."""

@@ -16,18 +16,17 @@ from lowcomm.hooks.privacy import Privacy
 from lowcomm.hooks.rank_pruning import RankPruning
 from lowcomm.schedule import Action, Pace
 from lowcomm.state.anchor import Anchor
-from lowcomm.state.consensus import Consensus
 from lowcomm.state.consistency import Consistency
 from lowcomm.state.deadlines import Deadlines
 from lowcomm.state.fragment import Fragment
 from lowcomm.state.norms import NormHistory
 from lowcomm.state.outgoing import Arrived, InFlight, Outgoing, Pending
 from lowcomm.state.replica import Replica
-from lowcomm.state.report import SyncReport
+from lowcomm.state.report import Consensus, SyncReport
 from lowcomm.state.spec import SyncSpec
 from lowcomm.state.step_clock import StepClock
 from lowcomm.transport import Transport
-from lowcomm.types import Round, SyncError
+from lowcomm.types import Delta, Round, SyncError
 
 
 class SyncState:
@@ -56,11 +55,15 @@ class SyncState:
         self.hooks: list[Hook] = []
         """Those in use only, in the order of a round."""
         self.codec_states: list[list[State]] = []
+        self.shared_codec_states: dict[int, State] = {}
+        """By fragment: the state before the first round, where local islands share it. No codec writes into one."""
         self.rule_states: list[dict[str, Tensor]] = []
         """What the aggregator carries to the next round, by fragment."""
         self.norms: list[NormHistory] = []
         """What rounds have committed, by fragment."""
         self.step, self.round = 0, 0
+        self._ahead = 0, 0
+        """(step, n): the first n local islands are known to have done more inner steps than that."""
         self.due: tuple[int, ...] = ()
         """Fragments whose exchange was due and has not been committed."""
         self.in_flight: dict[int, InFlight] = {}
@@ -77,7 +80,22 @@ class SyncState:
         self.step_clock = StepClock()
         self.deadlines = Deadlines(spec.on_late, spec.late_tolerance_s)
         self.consistency = Consistency(transport)
+        self.losses: Callable[[int, Sequence[Delta]], list[float]] | None = None
+        """Losses on the proxy set of a fragment's anchor minus Deltas; None: there is no such text."""
         self.listeners: list[Callable[[SyncReport], None]] = []
+
+    def someone_is_behind(self) -> bool:
+        """Whether a local island has not done more inner steps than `step`; looks at each once a step, in all."""
+        replicas, (step, at) = self.replicas, self._ahead
+        at = at if step == self.step else 0
+        while at < len(replicas) and replicas[at].steps != self.step:
+            at += 1
+        self._ahead = self.step, at
+        return at < len(replicas)
+
+    def look_again(self) -> None:
+        """Steps of islands were set, as by a checkpoint."""
+        self._ahead = 0, 0
 
     def action_at(self, step: int) -> Action:
         """What the schedule says about an inner step of the round that goes on."""
@@ -116,6 +134,12 @@ class SyncState:
         weight = arrived.cohort.weights[self.transport.local[local]]
         replica = self.replicas[local]
         return weight != 0 and replica.tokens != out.tokens[local] and not replica.unusable
+
+    def write_back(self, index: int, local: Sequence[int]) -> bytes:
+        """Give local islands that share an anchor its weights; returns their digest."""
+        fragment = self.fragments[index]
+        places = {id(place): place for place in (self.replicas[i].adopt(fragment) for i in local)}
+        return self.anchor_of(index, local[0]).write(list(places.values()))
 
     def written(self, index: int, local: Sequence[int]) -> None:
         """Tell the other ranks of these local islands that a fragment's tensors were overwritten."""

@@ -88,15 +88,21 @@ def mean_of(
     layout, before = rules.layouts[fragment], state.fragments[fragment]
     flat = torch.zeros(layout.numel)
     mean = layout.views(flat)
-    if rules.aggregator.needs == "sum":
+    if rules.aggregator.needs == "sum" and rules.turn is None:
         for one, weight in zip(used, weights, strict=True):
             now = round_of(state, one, rules)
             rules.codec.at(now).accumulate(_payload(one), weight, mean, now)
         return flat, before.rule
     decoded: list[Decoded] = []
     for k, (one, weight) in enumerate(zip(used, weights, strict=True)):
-        delta = decode(one, layout, round_of(state, one, rules), rules)
+        delta = turned(state, one, decode(one, layout, round_of(state, one, rules), rules), rules)
+        if rules.aggregator.needs == "sum":
+            for name, total in mean.items():
+                total.add_(delta[name].mul(weight))
+            continue
         decoded.append(Decoded(island=k, delta=delta, weight=weight, round=before.version))
+    if rules.aggregator.needs == "sum":
+        return flat, before.rule
     context = Context(
         start=layout.views(before.weights),
         round=rules.round_of("", 0, fragment, before.version, last=False),
@@ -111,6 +117,17 @@ def mean_of(
     for name, view in mean.items():
         view.copy_(made.delta[name])
     return flat, made.state
+
+
+def turned(state: ChainState, one: Contribution, delta: Delta, rules: ChainRules) -> Delta:
+    """A stale Delta as the mode of the run turns it to the outer momentum."""
+    h = one.header
+    if rules.turn is None:
+        return delta
+    outer = state.fragments[h.fragment].outer
+    momentum = [outer.get(f"{OUTER}.{k}.momentum_buffer") for k in range(len(delta))]
+    changed = rules.turn(list(delta.values()), momentum, state.staleness(h.fragment, h.base))
+    return dict(zip(delta, changed, strict=True))
 
 
 @torch.no_grad()

@@ -6,13 +6,16 @@ Nothing here makes history: the commit holds what was decided, and the fold foll
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import median_high
 
-from lowcomm.store import fold
+from lowcomm.arrival import ArrivalRule, Moment, Pace, Waiting
+from lowcomm.arrival.base import NORMS
+from lowcomm.store import fold, leases
 from lowcomm.store.chain_state import ChainState
 from lowcomm.store.contribution import Contribution
 from lowcomm.store.rules import ChainRules, Policy
+from lowcomm.store.watch import Watch
 from lowcomm.types import PayloadError
 
 MIN_ROUNDS = 3
@@ -44,6 +47,78 @@ def too_large(state: ChainState, used: Sequence[Contribution], bound: float | No
         if usual > 0 and h.norm > bound * usual:
             found[h.inc] = f"the norm of its Delta, {h.norm:.6g}, is above {bound:g} times the usual {usual:.6g}"
     return found
+
+
+def weigh(
+    state: ChainState, used: Sequence[Contribution], rules: ChainRules, policy: Policy
+) -> tuple[list[float], float]:
+    """Weights of what a commit uses, and its scale."""
+    rule = policy.rule
+    if rule is None:
+        return weights_of(state, used, rules, policy), scale_of(used, policy)
+    weights, scales = [0.0] * len(used), dict[int, float]()
+    for fragment in sorted({c.header.fragment for c in used}):
+        here = [k for k, c in enumerate(used) if c.header.fragment == fragment]
+        raw, scale = _by_rule(state, [used[k] for k in here], rules, rule)
+        total = math.fsum(raw)
+        if total > 0:
+            scales[fragment] = scale * total
+            for k, w in zip(here, raw, strict=True):
+                weights[k] = w / total
+    most = max(scales.values(), default=0.0)
+    if most <= 0:
+        return [0.0] * len(used), 1.0
+    # a commit has one scale: fragments that are to move less have weights that add up to less
+    return [w * scales.get(c.header.fragment, 0.0) / most for c, w in zip(used, weights, strict=True)], most
+
+
+def _by_rule(
+    state: ChainState, here: Sequence[Contribution], rules: ChainRules, rule: ArrivalRule
+) -> tuple[list[float], float]:
+    """What contributions to one fragment count, and the scale of their sum."""
+    fragment = here[0].header.fragment
+    wanted = {inc for inc, m in state.members.items() if fragment in leases.wanted_of(state, m, rules)}
+    now = moment(state, here, wanted, rules=rules)
+    raw = [rule.weight(one, now) for one in now.here]
+    total = math.fsum(raw)
+    return raw, rule.scale(now.here, total) if total > 0 else 0.0
+
+
+def moment(
+    state: ChainState,
+    here: Sequence[Contribution],
+    wanted: Collection[str],
+    *,
+    rules: ChainRules,
+    watch: Watch | None = None,
+    now_s: float = 0.0,
+) -> Moment:
+    """What a rule is told of contributions to one fragment. wanted: members of whom any are expected; watch: what this
+    committer has seen on its clock, None: no times are asked for."""
+    since, waited_s = dict[str, float](), 0.0
+    if watch is not None:
+        since = {c.header.key: now_s - watch.first_seen.get(c.header.key, now_s) for c in here}
+        waited_s = now_s - watch.waiting_since
+    paces = {inc: Pace(m.expected_s) for inc, m in state.members.items() if m.expected_s > 0}
+    waiting: list[Waiting] = []
+    for one, tokens in zip(here, tokens_of(here, rules), strict=True):
+        h = one.header
+        if h.expected_s > 0:
+            paces[h.inc] = Pace(0.0).then(h.expected_s, h.tokens, h.steps)
+        waiting.append(
+            Waiting(
+                author=h.inc, tokens=tokens, steps=h.steps, staleness=state.staleness(h.fragment, h.base), norm=h.norm,
+                waited_s=since.get(h.key, 0.0),
+            )
+        )  # fmt: skip
+    members = frozenset(wanted) | {one.author for one in waiting}
+    norms: dict[str, list[float]] = {}
+    rows = state.fragments[here[0].header.fragment].norms if here else ()
+    for row in rows[-NORMS:]:
+        for inc, norm in row.items():
+            norms.setdefault(inc, []).append(norm)
+    usual = math.fsum(rows[-1].values()) / len(rows[-1]) if rows and rows[-1] else 0.0
+    return Moment(here=tuple(waiting), members=members, paces=paces, norms=norms, usual_norm=usual, waited_s=waited_s)
 
 
 def weights_of(state: ChainState, used: Sequence[Contribution], rules: ChainRules, policy: Policy) -> list[float]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lowcomm.codec import State
-from lowcomm.state.l2_norm import l2_norm
+from lowcomm.state.norms import l2_norm
 from lowcomm.store import contribution, keys
 from lowcomm.store.chain_state import ChainState, Member
 from lowcomm.store.contribution import DELTA, Contribution, Header

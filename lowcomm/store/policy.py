@@ -3,6 +3,7 @@
 synchronous  every member that trains has contributed; or the grace time is over and a quorum has; or patience is over
 buffered     Z contributions are there, or patience is over
 timed        every `every_s`
+a rule       of `lowcomm/arrival/`, in the place of these: the same as over an ordered log
 Without contributions only members change, after patience: else a run whose members are all dead could admit nobody.
 Members take their turns in an order that changes with every version: no election, a dead first one costs a delay.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from lowcomm.store import judge, leases
 from lowcomm.store.chain_state import ChainState
@@ -89,12 +91,12 @@ def decide(view: View, watch: Watch) -> Decision | None:
         return None
     if watch.ready(view.now) < turn(view) * watch.turn_s:
         return None
-    weights = judge.weights_of(view.state, used, view.rules, view.policy)
+    weights, scale = judge.weigh(view.state, used, view.rules, view.policy)
     return Decision(
         used=tuple(
             Used(key=c.header.key, sha256=c.sha256, weight=w) for c, w in zip(used, weights, strict=True)
         ),
-        scale=judge.scale_of(used, view.policy),
+        scale=scale,
         admit=tuple(Admitted(inc=r.inc, name=r.name, base=r.base) for r in admit),
         remove=tuple(Removed(inc=inc, reason=why[:1000]) for inc, why in sorted(remove.items())),
         stop=view.stop,
@@ -129,6 +131,11 @@ def _due(view: View, watch: Watch, here: Sequence[Contribution], remove: Mapping
     first = min(watch.first_seen.get(c.header.key, view.now) for c in here)
     if view.now - max(first, watch.waiting_since) >= policy.patience_s or view.stop:
         return True
+    if policy.rule is not None:
+        missing = _missing(view, here, remove)
+        here = sorted(here, key=partial(_arrived, watch, view.now))
+        now = judge.moment(state, here, missing, rules=view.rules, watch=watch, now_s=view.now)
+        return policy.rule.due(now) or (state.closing and not missing)
     if policy.mode == "timed":
         return view.now - watch.waiting_since >= policy.every_s
     if policy.mode == "buffered":
@@ -141,6 +148,11 @@ def _due(view: View, watch: Watch, here: Sequence[Contribution], remove: Mapping
     # who comes just after a commit is there for the next one, but must not start the others' grace time
     late = bool(times) and view.now - min(times) >= watch.grace_s(state, policy)
     return not missing or (late and quorum)
+
+
+def _arrived(watch: Watch, now: float, one: Contribution) -> tuple[float, str, int]:
+    """The order in which contributions came."""
+    return watch.first_seen.get(one.header.key, now), one.header.inc, one.header.seq
 
 
 def _missing(view: View, here: Sequence[Contribution], remove: Mapping[str, str]) -> list[str]:

@@ -6,11 +6,13 @@ one all the same.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from lowcomm.aggregate import Aggregator, Mean
+from lowcomm.arrival import ArrivalRule, Turn
 from lowcomm.codec import Codec, Fp32
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.store.layout import Layout
@@ -31,6 +33,8 @@ class ChainRules:
     codec: Codec = field(default_factory=Fp32)
     aggregator: Aggregator = field(default_factory=Mean)
     outer: Outer = field(default_factory=Nesterov)
+    turn: Turn | None = None
+    """How stale Deltas are turned before they are added; None: they are not."""
     seed: int = 0
     stale: int = STALE
     """S: a contribution or a request is valid for commits base .. base + S."""
@@ -79,6 +83,8 @@ class Policy:
     """When to commit, and whom to remove: a committer's judgement, which never touches safety."""
 
     mode: Mode = "synchronous"
+    rule: ArrivalRule | None = None
+    """When to commit, and what each contribution counts; None: as `mode` says."""
     size: int = 2
     """Buffered: contributions per commit (Z)."""
     every_s: float = 60.0
@@ -108,6 +114,10 @@ class Policy:
         seconds = {name: getattr(self, name) for name in ("every_s", "patience_s", "expected_s", "snapshot_every_s")}
         for name, value in seconds.items():
             require(0 < value < float("inf"), f"store.{name}", value, "a positive number of seconds", "60 is usual")
+
+    def as_json(self) -> dict[str, Any]:
+        """All but the rule, which is a part of the configuration."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "rule"}
 
     @property
     def pending(self) -> int:

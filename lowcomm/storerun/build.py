@@ -94,7 +94,7 @@ def about_this_machine() -> dict[str, str | int]:
 def _policy(opened: Opened) -> Policy:
     """As `run.json` has it. Raises ConfigError for one that can't be."""
     try:
-        policy = Policy(**opened.run.policy)
+        policy = Policy(**opened.run.policy, rule=choice_of(opened.config).rule)
     except TypeError as error:
         raise ConfigError(
             f"store = {opened.objects.where!r}: run.json has a policy that this version does not know ({error}). Fix: "

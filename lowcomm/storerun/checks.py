@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lowcomm.config import RunConfig, check
+from lowcomm.config import RunConfig
+from lowcomm.config_check import check
 from lowcomm.data.hf_dataset import HFDataset
 from lowcomm.storerun.blocks import BlockSizes
 from lowcomm.storerun.plan import choice_of, shares_data

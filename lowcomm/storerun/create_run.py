@@ -125,7 +125,7 @@ def _first(config: RunConfig, facts: Facts, islands: int) -> tuple[RunFile, Chai
         keep=choice.keep,
         lease_blocks=lease_blocks(BlockSizes.of(config, choice, islands), policy) if shared else 1,
         target_tokens=None if shared else tokens,
-        policy=dataclasses.asdict(policy),
+        policy=policy.as_json(),
     )
     rules = rules_of(config, run)
     rules.check()

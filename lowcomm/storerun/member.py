@@ -51,10 +51,12 @@ class Member:
         self.config, self.island, self.hands, self.journal = config, island, hands, journal
         self.islands, self.sizes = islands, sizes
         self.chain = Chain(island, hands, journal)
-        self.waits_for_all = choice_of(config).mode == "synchronous"
+        self.waits_for_all = choice_of(config).waits_for_all
         self.spent = False
         """Whether the privacy budget allows no further round."""
         self._round_s = 0.0
+        self._unsent: dict[int, tuple[int, int]] = {}
+        """Tokens and inner steps since the last contribution to the fragments but the first."""
         self._diverged = 0
         self._evaluated = 0
 
@@ -65,6 +67,7 @@ class Member:
             if chain.signalled:
                 return False
             if island.phase is Phase.HEAL:
+                self._unsent.clear()
                 chain.become()
             elif (work := self._work()) is not None:
                 self._train(work)
@@ -137,6 +140,9 @@ class Member:
             return None
         self.journal.step(stepped.loss)
         chain.round_steps += 1
+        for f in chain.fragments[1:]:
+            held, steps = self._unsent.get(f, (0, 0))
+            self._unsent[f] = held + stepped.tokens, steps + 1
         self._log_if_due()
         self._send_fragments()
         if chain.busy:
@@ -167,11 +173,13 @@ class Member:
                 self._contribute((f,), tokens=0, blocks=())
 
     def _contribute(self, fragments: tuple[int, ...], *, tokens: int, blocks: tuple[int, ...]) -> None:
+        """Contribute to the first fragment, or to another one: the tokens of that are counted by itself."""
         island, chain, round_s = self.island, self.chain, self._round_s or None
         deltas = {f: self.hands.delta(f) for f in fragments}
         said = {} if 0 not in fragments else {LOG: said_of(self.journal.mean_loss(), round_s)}
         steps = chain.round_steps if 0 in fragments else 0
-        island.contribute(deltas, tokens=tokens, steps=steps, blocks=blocks, expected_s=round_s, sections=said)
+        tokens, held = (tokens, steps) if 0 in fragments else self._unsent.pop(fragments[0], (0, 0))
+        island.contribute(deltas, tokens=tokens, steps=held, blocks=blocks, expected_s=round_s, sections=said)
         if island.phase is Phase.HEAL:
             self._count_divergence(island.why)
             return

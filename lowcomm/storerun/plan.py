@@ -66,6 +66,7 @@ def rules_of(config: RunConfig, run: RunFile) -> ChainRules:
         blocks=blocks if isinstance(blocks, int) else None,
         lease_blocks=run.lease_blocks,
         target_tokens=run.target_tokens,
+        turn=None if (rule := choice_of(config).rule) is None else rule.turn,
     )
 
 
@@ -73,7 +74,8 @@ def policy_of(config: RunConfig, islands: int) -> Policy:
     """When a run that was made for so many islands commits."""
     choice, sync = choice_of(config), config.sync
     return Policy(
-        mode=choice.mode,
+        mode=choice.mode if choice.rule is None else "buffered",
+        rule=choice.rule,
         size=choice.size,
         every_s=choice.every_s,
         islands=islands,

@@ -11,8 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
+from lowcomm.report.console import show_runs
 from lowcomm.run.ranks import SUPERVISOR
 from lowcomm.run.signals import caught
+from lowcomm.types import ConfigError
 
 POLL_S = 0.1
 
@@ -77,3 +81,14 @@ def _watch(
                     process.send_signal(signal.SIGTERM)
             passed += 1
         time.sleep(POLL_S)
+
+
+def show_left_behind(directories: Sequence[Path], code: int) -> int:
+    """The exit code, once the members that left something are shown; nothing where the run failed."""
+    there = [d for d in directories if (d / "summary.json").exists()]
+    if code == 0 and there:
+        try:
+            show_runs(there)
+        except ConfigError as error:
+            Console().print(f"no HTML report: {error}", soft_wrap=True, markup=False)
+    return code

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowcomm.config import RunConfig, check
+from lowcomm.config import RunConfig
+from lowcomm.config_check import check
 from lowcomm.config_file import check_resumable
 from lowcomm.island import IslandConfig
 from lowcomm.model import SHAPES

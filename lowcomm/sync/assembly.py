@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 from lowcomm.exchange.base import ExchangeParts
 from lowcomm.exchange.choose import choose
+from lowcomm.exchange.gossip import Gossip
 from lowcomm.exchange.worker import Worker, may_overlap
 from lowcomm.hooks.buffers import BufferAverage
 from lowcomm.hooks.choose import hooks_of, privacy_of, pruning_of
 from lowcomm.hooks.lora import rest_untrained
+from lowcomm.hooks.pull import Pull
 from lowcomm.state.norms import NormHistory
 from lowcomm.state.replica import Replica
 from lowcomm.state.spec import SyncSpec
@@ -36,8 +38,12 @@ def assemble(
         for anchor in anchors:
             anchor.build_outer(spec.outer)
     fragments = range(len(state.fragments))
-    for i in range(len(replicas)):
-        state.codec_states.append([spec.codec.init(state.anchor_of(j, i).named) for j in fragments])
+    if replicas[0].shares_model:
+        state.shared_codec_states = {j: spec.codec.init(state.anchor_of(j, 0).named) for j in fragments}
+        state.codec_states = [list(state.shared_codec_states.values()) for _ in replicas]
+    else:
+        for i in range(len(replicas)):
+            state.codec_states.append([spec.codec.init(state.anchor_of(j, i).named) for j in fragments])
     state.rule_states = [{} for _ in fragments]
     state.norms = [NormHistory(bound=spec.judged_norms) for _ in fragments]
     for index, replica in enumerate(replicas):
@@ -59,4 +65,6 @@ def assemble(
     )  # fmt: skip
     clients = spec.clients
     state.exchange = choose(parts, spec.exchange, clients.sampling is not None, clients.secure)
+    if isinstance(spec.exchange, Gossip) and spec.exchange.rule.pulls:
+        Pull(state.exchange, replicas, state.anchors)
     return state

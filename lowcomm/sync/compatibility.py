@@ -21,13 +21,16 @@ from lowcomm.exchange.buffered import Buffered
 from lowcomm.local import RankDecay
 from lowcomm.model import LoRA, Tuning
 from lowcomm.outer import SGD, HeavyBall, Nesterov
-from lowcomm.schedule import EveryH, Growing
+from lowcomm.schedule import EveryH, Growing, LateMerge
 from lowcomm.state.conflict import Conflict, refuse
 from lowcomm.state.deadlines import check_late
 from lowcomm.state.norms import check_bound
 from lowcomm.state.spec import SyncSpec
+from lowcomm.sync import moment_conflicts
 from lowcomm.sync.attack_conflicts import attack_conflicts, check_attackers
+from lowcomm.sync.buffer_conflicts import with_buffers
 from lowcomm.sync.buffered_conflicts import of_buffered
+from lowcomm.sync.fresh_conflicts import fresh_conflicts
 from lowcomm.sync.neighbours import keeps_state, own_anchors, with_own_anchors
 from lowcomm.sync.robust_conflicts import robust_conflicts, with_model, with_tuning
 from lowcomm.typecheck import check_types
@@ -70,7 +73,8 @@ def check_islands(
         spec.exchange.check(islands)
     refuse(with_own_anchors(spec, ranks, averaged))
     refuse(_with_ranks(spec, ranks))
-    refuse(_with_buffers(spec, averaged))
+    refuse(moment_conflicts.with_ranks(spec, ranks))
+    refuse(with_buffers(spec, averaged))
     refuse(with_model(spec, ranks, averaged, trained))
     check_attackers(spec, islands, ranks)
 
@@ -86,6 +90,8 @@ def conflicts(spec: SyncSpec) -> Iterator[Conflict]:
     yield from robust_conflicts(spec)
     yield from own_anchors(spec)
     yield from attack_conflicts(spec)
+    yield from moment_conflicts.moment_conflicts(spec)
+    yield from fresh_conflicts(spec)
 
 
 def _name(part: object) -> str:
@@ -160,9 +166,8 @@ def _privacy(spec: SyncSpec) -> Iterator[Conflict]:
         yield Conflict("sync.codec", _name(codec), other, why, "use ErrorFeedback, which keeps only noised values")
     sampling = spec.clients.sampling
     if sampling is not None and mechanism.learns:
-        yield Conflict(
-            "sync.sampling", _name(sampling), other, "its clip is learnt from all islands", "use ClientGaussian"
-        )
+        why = "its clip is learnt from all islands"
+        yield Conflict("sync.sampling", _name(sampling), other, why, "use ClientGaussian")
     if not isinstance(spec.schedule, EveryH | Growing):
         why = "averaged gradients carry no noise, and exchanges in flight are releases that a budget can't stop"
         yield Conflict("sync.schedule", _name(spec.schedule), other, why, "use EveryH")
@@ -195,9 +200,8 @@ def _clients(spec: SyncSpec) -> Iterator[Conflict]:
         yield Conflict("sync.codec", _name(codec), "sync.sampling", why, "use ErrorFeedback")
     if clients.rests_somewhen() and not isinstance(spec.schedule, EveryH):
         other = "sync.sampling" if clients.sampling is not None else "sync.local_steps"
-        yield Conflict(
-            "sync.schedule", schedule, other, "rounds of islands that rest have a fixed length", "use EveryH"
-        )
+        why = "rounds of islands that rest have a fixed length"
+        yield Conflict("sync.schedule", schedule, other, why, "use EveryH")
     objective, rule = clients.objective, spec.aggregator
     if objective is None:
         return
@@ -231,7 +235,7 @@ def _exchange(spec: SyncSpec) -> Iterator[Conflict]:
     if clients.objective is not None and clients.objective.sends:
         why = "control variates are a second exchange of all islands in a round"
         yield Conflict("sync.objective", _name(clients.objective), other, why, "use FedProx")
-    if not isinstance(spec.schedule, EveryH | Growing):
+    if not isinstance(spec.schedule, EveryH | Growing | LateMerge):
         yield Conflict("sync.schedule", _name(spec.schedule), other, "it exchanges whole rounds", "use EveryH")
     if not isinstance(rule, Mean):
         yield Conflict("sync.aggregator", _name(rule), other, "it weighs contributions itself", "use Mean")
@@ -261,17 +265,6 @@ def _with_ranks(spec: SyncSpec, ranks: int) -> Iterator[Conflict]:
     if spec.clients.objective is not None:
         other = f"sync.objective = {_name(spec.clients.objective)}"
         yield Conflict("island.size", ranks, other, "its islands have one rank", "use island.size 1")
-
-
-def _with_buffers(spec: SyncSpec, averaged: Sequence[str]) -> Iterator[Conflict]:
-    """What can't protect buffers that islands average."""
-    for name, on, what in (("privacy", spec.noises_deltas, "noise"), ("secure", spec.clients.secure, "masks")):
-        if on and averaged:
-            why = f"{', '.join(averaged)} would be averaged between islands without {what}"
-            yield Conflict("buffers", None, f"sync.{name}", why, "keep them local, buffers={'*': 'local'}")
-    if isinstance(spec.exchange, Buffered) and averaged:
-        why = f"{', '.join(averaged)} would be averaged in a second exchange of all islands"
-        yield Conflict("buffers", None, "sync.exchange = Buffered", why, "keep them local, buffers={'*': 'local'}")
 
 
 def check_tuning(spec: SyncSpec, tuning: Tuning) -> None:

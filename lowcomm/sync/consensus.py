@@ -3,7 +3,7 @@
     mean = 1/n sum_k a_k;   distance = mean_k ||a_k - mean||^2
 
 An fp32 sum of all islands: 2 (n - 1) / n times 4 bytes per parameter each way, n islands. Islands whose process is gone
-are left out, by an agreement of those that are left (`exchange.agreement`).
+are left out, by an agreement of those that are left (`exchange.agreement`), and those that the exchange calls absent.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lowcomm.exchange.agreement import maximum
-from lowcomm.state.consensus import Consensus
+from lowcomm.state.report import Consensus
 from lowcomm.state.state import SyncState
 from lowcomm.transport.base import BLOCK, Transport, ordered_sum
 
@@ -35,7 +35,9 @@ def consensus(state: SyncState) -> Consensus:
     if state.consensus is None:
         state.worker.wait()
         transport = state.transport
-        there, locals_ = _present(transport), range(len(state.replicas))
+        present, absent = _present(transport), state.exchange.absent()
+        there = [k for k in present if k not in absent] or present
+        locals_ = range(len(state.replicas))
         named: list[Mapping[str, Tensor]] = []
         squares = [0.0 for _ in locals_]
         for index, fragment in enumerate(state.fragments):

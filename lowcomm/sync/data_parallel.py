@@ -3,6 +3,7 @@
 An island whose loop is over while the others average on sends NaN as its first element (`close_averaging`): whoever
 finds one in the mean asks all islands where they are. So nobody waits in another collective than the others, and all
 raise the same SyncError, or know that all are done. Cost: one more exchange of gradients at the end of such a loop.
+With scalar optimizers the row of such an island is DONE bytes, which stand for NaN in each of their formats.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from lowcomm.state.coverage import check_still_covered
 from lowcomm.state.replica import Replica
 from lowcomm.state.state import SyncState
 from lowcomm.types import SyncError
+
+DONE = 0xFF
+"""Each byte of the row of an island that is done; of fp32 and of fp8 this is a NaN, thus an absent island."""
 
 
 @torch.no_grad()
@@ -52,6 +56,8 @@ def _share_scalars(state: SyncState) -> bool:
     if len(rows) != len(inners):
         raise SyncError("an island has no scalars for this step: let it probe its loss before the exchange")
     table = state.transport.gather(rows)
+    if bool((table == DONE).all(dim=1).any()):  # or a loss that is NaN: then nobody is done, and the step goes on
+        all_done(*gather_rows(state.transport, [_training_row(state)] * len(state.replicas)))
     for inner in inners:
         inner.hear(table)
     return True
@@ -89,13 +95,22 @@ def close_averaging(state: SyncState) -> None:
 
     Raises SyncError, on every island alike, if one of them trains on: an averaged step needs all.
     """
-    if not state.action_at(state.step + 1).average_gradients or any(
-        isinstance(r.inner, ScalarOptimizer) for r in state.replicas
-    ):
+    if not state.action_at(state.step + 1).average_gradients:
         return
     state.worker.wait()
-    fragment, count = state.fragments[0], len(state.replicas)
-    flats = [fragment.delta(i).zero_() for i in range(count)]
+    scalar = [r.inner for r in state.replicas if isinstance(r.inner, ScalarOptimizer)]
+    if scalar:
+        state.transport.gather([torch.full((inner.row_bytes,), DONE, dtype=torch.uint8) for inner in scalar])
+    else:
+        _sum_of_nan(state)
+    row = finishing_row(state.step, state.round, None, 0)
+    all_done(*gather_rows(state.transport, [row] * len(state.replicas)))
+
+
+def _sum_of_nan(state: SyncState) -> None:
+    """Take part in the others' next averaged step with gradients that say that this island is done."""
+    fragment = state.fragments[0]
+    flats = [fragment.delta(i).zero_() for i in range(len(state.replicas))]
     for flat in flats:
         flat[:1] = torch.nan
     fragment.overwrite_delta()
@@ -103,7 +118,6 @@ def close_averaging(state: SyncState) -> None:
         state.transport.weighted_sum(flats, state.transport.uniform, fragment.mean)
     finally:
         fragment.release()
-    all_done(*gather_rows(state.transport, [finishing_row(state.step, state.round, None, 0)] * count))
 
 
 @torch.no_grad()

@@ -55,9 +55,9 @@ def compare(transport: Transport, facts: Sequence[Facts]) -> None:
 
     facts: one per local island.
     """
-    texts = [json.dumps(f, sort_keys=True).encode() for f in facts]
-    rows = transport.gather_sized([_bytes(t) for t in texts])
-    own = json.loads(texts[0])
+    made = {id(f): _bytes(json.dumps(f, sort_keys=True).encode()) for f in facts}  # of one model: once
+    rows = transport.gather_sized([made[id(f)] for f in facts])
+    own = json.loads(bytes(made[id(facts[0])].numpy()))
     for island, theirs in enumerate(texts_of(rows)):
         theirs = theirs if isinstance(theirs, dict) else {}
         for key in sorted({*own, *theirs}):
@@ -82,17 +82,21 @@ def prepare(state: SyncState, own_anchors: bool) -> Fragment | None:
     island 0, as under DDP. own_anchors: each local island gets anchors of its own.
     """
     spec, transport, replicas = state.spec, state.transport, state.replicas
-    coverages = [prove(r.model, spec.buffers) for r in replicas]
-    check_storage([r.model for r in replicas])
+    each = {id(r.model): r for r in reversed(replicas)}  # the first replica of each model
+    coverages = {key: prove(r.model, spec.buffers) for key, r in each.items()}
+    check_storage([r.model for r in (each.values() if replicas[0].shares_model else replicas)])
+    parameters = {key: list(r.model.parameters()) for key, r in each.items()}
     for replica in replicas:
-        replica.part.check_inner(list(replica.model.parameters()), replica.inner)
-    coverage, first = coverages[0], replicas[0]
+        replica.part.check_inner(parameters[id(replica.model)], replica.inner)
+    first = replicas[0]
+    coverage = coverages[id(first.model)]
     mesh = first.part.mesh
     ranks = 1 if mesh is None else mesh.size
     check_islands(spec, transport.islands, ranks, coverage.averaged_buffers, list(first.params))
     _check_inner(spec, first)
     parts = _partition(spec, first, coverage)
-    compare(transport, [_facts(spec, transport, r, c) for r, c in zip(replicas, coverages, strict=True)])
+    facts = {key: _facts(spec, transport, r, coverages[key]) for key, r in each.items()}
+    compare(transport, [facts[id(r.model)] for r in replicas])
     transport.goes_on = spec.clients.secure is not None or own_anchors  # now that all are known to have it alike
     one = next(iter(first.held.values()))
     device = torch.device(spec.outer_device) if spec.outer_device is not None else one.device
@@ -149,7 +153,8 @@ def _agree_on_weights_and_run(transport: Transport, replicas: Sequence[Replica])
     The number comes from the operating system, so that a run of the same seed and recipe has another one.
     """
     number = transport.inside(_bytes(os.urandom(8)))[0]  # one for all ranks of an island
-    table = transport.gather([torch.cat([_bytes(digest_all(r.held)), number]) for r in replicas])
+    made = {id(r.held): torch.cat([_bytes(digest_all(r.held)), number]) for r in replicas}
+    table = transport.gather([made[id(r.held)] for r in replicas])
     if bool((table[:, :-8] != table[0, :-8]).any()):
         for name in replicas[0].held:
             transport.broadcast([r.held[name].detach() for r in replicas])
@@ -174,6 +179,7 @@ def _facts(spec: SyncSpec, transport: Transport, replica: Replica, coverage: Cov
         "aggregator": repr(spec.aggregator),
         **({"privacy": repr(spec.privacy)} if spec.privacy is not None else {}),
         **({"clients": repr(spec.clients)} if spec.clients != Clients() else {}),
+        **({"fresh_inner": True} if spec.clients.fresh_inner else {}),
         **({"exchange": repr(spec.exchange)} if spec.exchange is not None else {}),
         **({"on_late": spec.on_late} if spec.on_late != "wait" else {}),
         "tensors": {n: f"{tuple(t.shape)} {t.dtype}" for n, t in {**parameters, **replica.buffers}.items()},

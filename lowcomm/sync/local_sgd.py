@@ -5,8 +5,9 @@ It hooks the inner optimizer, counts steps, and after every H of them runs a rou
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -21,6 +22,7 @@ from lowcomm.island.part import Part, Whole
 from lowcomm.outer import Nesterov, Outer
 from lowcomm.privacy import Mechanism
 from lowcomm.schedule import Action, EveryH, Schedule
+from lowcomm.state.client import clients_of
 from lowcomm.state.coverage import check_still_covered
 from lowcomm.state.deadlines import LATE_TOLERANCE_S, OnLate
 from lowcomm.state.norms import NORM_BOUND
@@ -28,6 +30,7 @@ from lowcomm.state.replica import Replica
 from lowcomm.state.report import SyncReport
 from lowcomm.state.spec import BufferRule, Clients, SyncSpec
 from lowcomm.sync.assembly import assemble
+from lowcomm.sync.candidates import losses_at
 from lowcomm.sync.compatibility import check_spec
 from lowcomm.sync.consensus import take_mean
 from lowcomm.sync.data_parallel import average_gradients, rebase
@@ -39,7 +42,7 @@ from lowcomm.sync.reporting import note_retry
 from lowcomm.sync.round import begin, commit, depart, nobody_sampled, skip, unmerged
 from lowcomm.sync.set_aside import set_aside
 from lowcomm.sync.wording import speaks_of_arguments
-from lowcomm.sync.wrapped import check_unwrapped
+from lowcomm.sync.wrapped import check_passes, check_unwrapped
 from lowcomm.transport import Transport
 from lowcomm.typecheck import listed
 from lowcomm.types import RetryError, SyncError, require
@@ -101,6 +104,7 @@ class LocalSGD(Loop):
             buffers=dict(buffers or {}), outer_device=outer_device, seed=seed, quorum=quorum, norm_bound=norm_bound,
             on_late=on_late, late_tolerance_s=late_tolerance_s,
         )  # fmt: skip
+        check_passes(spec)
         models, inners = listed(model, nn.Module, "model"), listed(inner, Optimizer, "inner")
         self._assemble(spec, models, inners, island, transport)
 
@@ -113,10 +117,11 @@ class LocalSGD(Loop):
         *,
         island: Part | None = None,
         transport: Transport | None = None,
+        turns: bool = False,
     ) -> Self:
-        """The LocalSGD of a spec; raises what its constructor raises."""
+        """The LocalSGD of a spec; raises what its constructor raises. turns: islands take turns on the one model."""
         sync = cls.__new__(cls)
-        sync._assemble(spec, models, inners, island, transport)
+        sync._assemble(spec, models, inners, island, transport, turns)
         return sync
 
     def _assemble(
@@ -126,14 +131,18 @@ class LocalSGD(Loop):
         inners: Sequence[Optimizer],
         island: Part | None,
         transport: Transport | None,
+        turns: bool = False,
     ) -> None:
         check_spec(spec)
         check_unwrapped(models, island)
         watch = transport is None and island is None
         loosen(models, spec.aggregator)
         transport = transport or find_transport(len(models), island)
-        check_counts(len(models), len(inners), transport)
-        replicas = [Replica(m, i, island or Whole()) for m, i in zip(models, inners, strict=True)]
+        check_counts(len(inners) if turns else len(models), len(inners), transport)
+        if turns:
+            replicas = clients_of(models[0], inners, Whole())
+        else:
+            replicas = [Replica(m, i, island or Whole()) for m, i in zip(models, inners, strict=True)]
         self.state = assemble(spec, transport, replicas, self._before_step, self._after_step)
         self._begin(watch=watch)
 
@@ -149,6 +158,18 @@ class LocalSGD(Loop):
         """
         require(tokens >= 0, "tokens", tokens, "0 or more", "count what the step trains on")
         self.state.replicas[island].next_tokens += tokens
+
+    def count_loss(self, loss: float, island: int = 0) -> None:
+        """Say the loss (nats per token) of the next inner step of local island `island`: rules that weigh by it ask."""
+        require(math.isfinite(loss), "loss", loss, "a finite number", "leave steps out whose loss is not, set_aside")
+        self.state.replicas[island].count_loss(loss)
+
+    def judge_by(self, loss: Callable[[nn.Module], float]) -> None:
+        """Give rules that judge contributions (Shapley, Trust) the loss of a model on a text that all islands have.
+
+        It must have the same bits on every island; call it before the first step.
+        """
+        self.state.losses = losses_at(self.state, loss)
 
     @torch.no_grad()
     def average_gradients(self) -> None:
@@ -248,6 +269,10 @@ class LocalSGD(Loop):
         """
         set_aside(self.state, island)
 
+    def take_turn(self, island: int, *, train: bool = False) -> None:
+        """Let the model hold the weights of this local island, where islands take turns; train: they may change."""
+        self.state.replicas[island].take_turn(train=train)
+
     def rest(self, island: int = 0) -> None:
         """Let a local island sit an inner step out, in place of its optimizer's step."""
         self.state.replicas[island].steps += 1
@@ -259,7 +284,7 @@ class LocalSGD(Loop):
 
     def _advance(self) -> None:
         state = self.state
-        if any(r.steps == state.step for r in state.replicas):
+        if state.someone_is_behind():
             return
         state.step += 1
         state.step_clock.stepped()

@@ -1,4 +1,4 @@
-"""What a committed round says of itself."""
+"""What a committed round says of itself, and the same as numbers for another trainer's log."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from lowcomm.state.outgoing import Arrived, Outgoing, Pending
 from lowcomm.state.report import SyncReport
 from lowcomm.state.state import SyncState
+from lowcomm.transport import Transport
 from lowcomm.types import AlteredError, RetryError
 
 
@@ -33,7 +34,9 @@ def report_of(state: SyncState, out: Outgoing, pending: Pending, arrived: Arrive
         exchanged_bytes=pending.sent_bytes,
         needed_bytes_per_s=pending.needed_bytes_per_s,
         aggregation_error=arrived.aggregate.error if arrived.aggregate is not None else None,
+        scores=arrived.aggregate.scores if arrived.aggregate is not None else {},
         ranks=state.ranks,
+        health=arrived.health,
     )
 
 
@@ -76,3 +79,17 @@ def note_retry(state: SyncState, index: int, error: RetryError) -> None:
     """Remember what the next exchange of a fragment must know of one that failed."""
     if isinstance(error, AlteredError):
         state.altered[index] = {**state.altered.get(index, {}), **error.islands}
+
+
+def log_line(transport: Transport, report: SyncReport) -> dict[str, float]:
+    """Times in seconds; bytes of this rank since the run began, counted by its transport."""
+    island = transport.local[0]
+    return {
+        "lowcomm/round": report.round.index,
+        "lowcomm/sync_s": report.seconds_s,
+        "lowcomm/blocked_s": report.blocked_s,
+        "lowcomm/delta_norm": report.delta_norms[island],
+        "lowcomm/islands_left_out": len(report.dropped),
+        "lowcomm/bytes_sent": transport.sent_bytes[0],
+        "lowcomm/bytes_received": transport.received_bytes[0],
+    }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lowcomm.aggregate.lora.rule import pairs_of
+from lowcomm.aggregate.loss_weighted import LossWeighted
 from lowcomm.aggregate.robust import RobustRule
 from lowcomm.model import LoRA, Tuning
 from lowcomm.sampling import FixedSize
@@ -16,7 +17,8 @@ from lowcomm.state.spec import SyncSpec
 
 
 def robust_conflicts(spec: SyncSpec) -> Iterator[Conflict]:
-    """Parts of a spec."""
+    """Parts of a spec, and of rules that ask for losses."""
+    yield from _with_losses(spec)
     rule, schedule, clients = spec.aggregator, spec.schedule, spec.clients
     if not isinstance(rule, RobustRule):
         return
@@ -38,9 +40,32 @@ def robust_conflicts(spec: SyncSpec) -> Iterator[Conflict]:
         yield Conflict("sync.sampling.count", sampling.count, other, why, f"{rule.fewest} or more")
 
 
+def _with_losses(spec: SyncSpec) -> Iterator[Conflict]:
+    """What rules can't do that weigh by islands' losses, or judge by those of a proxy set."""
+    rule, schedule = spec.aggregator, spec.schedule
+    weighs = isinstance(rule, LossWeighted)
+    if not (weighs or rule.proxies):
+        return
+    name, other = type(rule).__name__, f"sync.aggregator = {type(rule).__name__}"
+    if spec.exchange is not None:
+        why = f"{name} needs the losses of all islands in one round"
+        yield Conflict("sync.exchange", type(spec.exchange).__name__, other, why, "leave one of them out")
+    plain = schedule.fragments == 1 and not schedule.overlaps
+    if not plain or schedule(1, spec.every).average_gradients:
+        why = f"{name} needs the whole model while training waits"
+        yield Conflict("sync.schedule", type(schedule).__name__, other, why, "use EveryH")
+    hides = "sync.secure" if spec.clients.secure is not None else "sync.privacy" if spec.noises_deltas else None
+    if weighs and hides is not None:
+        why = "each island says its loss in the open"
+        yield Conflict("sync.aggregator", name, hides, why, "use Mean")
+
+
 def with_model(spec: SyncSpec, ranks: int, averaged: Sequence[str], trained: Sequence[str]) -> Iterator[Conflict]:
     """Buffers that islands average, and trained parameters (names) of a model that has adapters."""
     rule = spec.aggregator
+    if ranks > 1 and (isinstance(rule, LossWeighted) or rule.proxies):
+        why = f"{type(rule).__name__} needs an island's whole loss, and its ranks have parts of it"
+        yield Conflict("island.size", ranks, f"sync.aggregator = {type(rule).__name__}", why, "islands of one rank")
     if not isinstance(rule, RobustRule):
         return
     other = f"sync.aggregator = {type(rule).__name__}"

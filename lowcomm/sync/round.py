@@ -7,6 +7,7 @@ has changed but what left an island under a privacy mechanism; once the hooks' e
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 
@@ -59,7 +60,7 @@ def commit(state: SyncState, out: Outgoing, pending: Pending, start: float, dela
     for anchor, update in arrived.updates:
         digest = advance(state, anchor, update, out, arrived, delayed)
     for i in arrived.adopters or ():
-        digest = state.anchor_of(out.index, i).write(state.tensors(out.index, [i]))
+        digest = state.write_back(out.index, [i])
     for hook, change in reversed(list(zip(state.hooks, changes, strict=True))):
         added = hook.after_write(out, arrived, change)
         digest = digest if added is None else mix(digest, added)
@@ -69,6 +70,7 @@ def commit(state: SyncState, out: Outgoing, pending: Pending, start: float, dela
             state.consistency.postpone(out.index, digest, out.round)
         else:
             state.consistency.compare(out.anchors[0], digest, out.round)
+    state.exchange.committed(out)
     if state.spec.schedule.adapts:
         state.pace = decide_pace(state, out, pending)
     return report_of(state, out, pending, arrived, pending.blocked_s + time.perf_counter() - start)
@@ -78,9 +80,8 @@ def leave(state: SyncState, index: int) -> Outgoing:
     """The pseudo-gradients of a fragment, as they are."""
     fragment, transport, spec = state.fragments[index], state.transport, state.spec
     now = dataclasses.replace(state.round_of(index), link_bytes_per_s=transport.link_bytes_per_s)
-    computed = [
-        state.anchor_of(index, i).delta_of(replica.tensors(fragment), i) for i, replica in enumerate(state.replicas)
-    ]
+    expected = spec.expected(transport.islands, state.round)
+    computed = _deltas(state, index, expected)
     whole = now.last and spec.codec.holds_back  # what was held back is of the whole run
     return Outgoing(
         fragment=fragment,
@@ -96,21 +97,45 @@ def leave(state: SyncState, index: int) -> Outgoing:
         unsynced=[contribution(r, index, whole) for r in state.replicas],
         states=[s[index] for s in state.codec_states],
         rule_state=state.rule_states[index],
+        losses=None if state.losses is None else functools.partial(state.losses, index),
         norms_before=state.norms[index],
         without=state.altered.pop(index, {}),
-        expected=spec.expected(transport.islands, state.round),
+        expected=expected,
         bytes_before=list(zip(transport.sent_bytes, transport.received_bytes, strict=True)),
     )
+
+
+def _deltas(state: SyncState, index: int, expected: frozenset[int] | None) -> list[tuple[torch.Tensor, float]]:
+    """Deltas and their norms by local island.
+
+    Islands on one model that sit the round out, whose Deltas nobody reads, have one vector for all, but where a hook
+    writes into it.
+    """
+    fragment, spec = state.fragments[index], state.spec
+    apart = expected is None or spec.noises_deltas or spec.clients.attack is not None
+    found: list[tuple[torch.Tensor, float]] = []
+    unread: int | None = None
+    idle: tuple[torch.Tensor, float] | None = None
+    for i, (island, replica) in enumerate(zip(state.transport.local, state.replicas, strict=True)):
+        where = i
+        if expected is not None and replica.shares_model and not apart and island not in expected:
+            unread = where = i if unread is None else unread
+            if replica.idle and idle is not None:
+                found.append(idle)
+                continue
+        found.append(state.anchor_of(index, i).delta_of(replica.tensors(fragment), where))
+        idle = found[-1] if replica.idle and where == unread else idle
+    return found
 
 
 def advance(
     state: SyncState, anchor: Anchor, update: torch.Tensor, out: Outgoing, arrived: Arrived, delayed: bool
 ) -> bytes:
     """Take an anchor's outer step and bring its replicas to the new weights; returns the digest of the anchor."""
-    tensors = state.tensors(out.index, anchor.local)
     if not delayed:
         anchor.step(update)
-        return anchor.write(tensors)
+        return state.write_back(out.index, anchor.local)
+    tensors = state.tensors(out.index, anchor.local)
     alpha, starts = state.spec.schedule.alpha, None
     if alpha is None:
         share = state.spec.schedule.own_share(state.transport.islands)
@@ -141,5 +166,5 @@ def unmerged(state: SyncState) -> tuple[int, ...]:
     if state.exchange.hears_all:  # an island may have had no work where others had
         pooled = [state.transport.gather(pooled).amax(dim=0)]
     trained = torch.stack(pooled).amax(dim=0).tolist()
-    always = state.spec.codec.holds_back or state.exchange.closes
+    always = state.spec.codec.holds_back or state.exchange.unfinished(state.step)
     return tuple(i for i, tokens in enumerate(trained) if tokens > 0 or always)

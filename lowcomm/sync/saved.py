@@ -136,6 +136,7 @@ def _settings(state: SyncState) -> Facts:
     spec, clients = state.spec, state.spec.clients
     parts = {name: repr(getattr(spec, name)) for name in ("outer", "codec", "schedule", "aggregator", "privacy")}
     chosen = {name: getattr(clients, name) for name in ("sampling", "local_steps", "objective", "secure")}
+    chosen["fresh_inner"] = clients.fresh_inner or None
     chosen["exchange"] = spec.exchange
     chosen["buffers"] = sorted(spec.buffers.items()) or None
     parts |= {name: repr(part) for name, part in chosen.items() if part is not None}

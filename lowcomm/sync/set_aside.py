@@ -20,7 +20,7 @@ def set_aside(state: SyncState, local: int) -> None:
     replica.inner.zero_grad()
     replica.inner.state.clear()
     for index in range(len(state.fragments)):
-        state.anchor_of(index, local).write(state.tensors(index, [local]))
+        state.write_back(index, [local])
         state.written(index, [local])
 
 

@@ -12,6 +12,7 @@ from lowcomm.exchange.store import Store
 from lowcomm.schedule import EveryH, Streaming
 from lowcomm.state.conflict import Conflict
 from lowcomm.state.spec import SyncSpec
+from lowcomm.sync.arrival_conflicts import of_rule
 
 OTHER = "sync.exchange = Store"
 
@@ -51,6 +52,14 @@ def of_store(spec: SyncSpec) -> Iterator[Conflict]:
         why = "its contributions mean something in a sum on the way only, and a store adds nothing up"
         fix = "use Sign(vote=False), or exchange='gather'"
         yield Conflict("sync.codec", type(bare).__name__, OTHER, why, fix)
+    if spec.exchange.rule is not None:
+        if spec.exchange.rule.even:
+            why = "members train whole blocks of text"
+            yield Conflict("sync.exchange.rule.even", True, OTHER, why, "leave it out")
+        if spec.exchange.rule.keeps_latest:
+            name, why = type(spec.exchange.rule).__name__, "no snapshot holds the latest Delta of every member"
+            yield Conflict("sync.exchange.rule", name, OTHER, why, "use Anarchic")
+        yield from of_rule(spec, spec.exchange.rule, OTHER)
     yield from _lora(spec)
 
 
@@ -67,6 +76,7 @@ def _lora(spec: SyncSpec) -> Iterator[Conflict]:
         yield Conflict("sync.aggregator", name, OTHER, why, "use FedIT, FFA or RoLoRA")
     if rule.ranks is not None or rule.shrinks:
         yield Conflict("sync.aggregator.ranks", rule.ranks, OTHER, "members have no numbers", "use equal ranks")
-    if isinstance(rule, RoLoRA) and isinstance(choice, Store) and choice.mode != "synchronous":
+    if isinstance(rule, RoLoRA) and isinstance(choice, Store) and not choice.waits_for_all:
+        mode = f"mode={choice.mode!r}" if choice.rule is None else f"rule={type(choice.rule).__name__}(...)"
         why = "factors take turns by the round, and late contributions are of the other one"
-        yield Conflict("sync.aggregator", name, f"{OTHER}(mode={choice.mode!r})", why, "mode='synchronous', or FFA")
+        yield Conflict("sync.aggregator", name, f"{OTHER}({mode})", why, "mode='synchronous', or FFA")

@@ -21,7 +21,9 @@ _OPEN = (
 """Of a loop nobody knows the steps; the last is an argument of `clients`."""
 _CHOICE = re.compile(r"(?:pass )?--sync\.([a-z][a-z.-]*) (\d[\w.]*|size|uniform|reduce|wait)\b")
 _FLAG = re.compile(r"--sync\.([a-z][a-z.-]*[a-z])")
-_CLIENTS = re.compile(r"\bsync\.(?=(?:sampling|local_steps|objective|secure|attack|allow_attack)\b)")
+_CLIENTS = re.compile(
+    r"\bsync\.(?=(?:sampling|local_steps|objective|secure|attack|allow_attack|moments|fresh_inner)\b)"
+)
 _FIELD = re.compile(r"\bsync\.(?=[a-z])")
 
 

@@ -1,4 +1,4 @@
-"""Refuses models that another library already averages over the islands, or has cut into shards."""
+"""Refuses what does not go into a loop of one's own: models that another library averages or has cut, two passes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from lowcomm.exchange.gossip import Gossip
 from lowcomm.island.part import Part
+from lowcomm.state.spec import SyncSpec
 from lowcomm.types import ConfigError
 
 ENGINES = {
@@ -51,3 +53,18 @@ def _check_module(name: str, module: nn.Module, island: Part | None) -> None:
         raise ConfigError(f"{name} = {kind} is not allowed: its copies are no islands. Fix: {fix}")
     if kind in ENGINES:
         raise ConfigError(f"{name} = {kind} is not allowed: it has its own optimizer step. Fix: {ENGINES[kind]}")
+
+
+def check_passes(spec: SyncSpec) -> None:
+    """Raise ConfigError for an objective whose second pass nobody would take, or a rule that asks for losses."""
+    objective, choice = spec.clients.objective, spec.exchange
+    if isinstance(choice, Gossip) and choice.rule.judges:
+        raise ConfigError(
+            f"exchange.rule = {type(choice.rule).__name__} is not allowed in a loop of one's own: it mixes by losses "
+            "on held-out text. Fix: use lowcomm train, or Cooperation()"
+        )
+    if objective is not None and objective.passes > 1:
+        raise ConfigError(
+            f"clients.objective = {type(objective).__name__} is not allowed in a loop of one's own, which takes the "
+            "backward passes. Fix: leave it out and call lowcomm.local.ascend between two of them, or use lowcomm train"
+        )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 from lowcomm.topology.base import Topology
@@ -25,9 +26,18 @@ class RandomPairs(Topology):
     varies: ClassVar[bool] = True
 
     def neighbours(self, round_index: int, island: int, islands: int, seed: int) -> tuple[int, ...]:
-        texts = [f"lowcomm pairs {seed} {round_index} {k}".encode() for k in range(islands)]
-        tickets = [hashlib.blake2b(text, digest_size=8).digest() for text in texts]
-        order = sorted(range(islands), key=lambda k: (tickets[k], k))
-        place = order.index(island)
-        partner = place ^ 1
-        return (order[partner],) if partner < islands else ()
+        partner = _partners(round_index, islands, seed)[island]
+        return () if partner is None else (partner,)
+
+
+@lru_cache(maxsize=8)
+def _partners(round_index: int, islands: int, seed: int) -> list[int | None]:
+    """By island."""
+    texts = [f"lowcomm pairs {seed} {round_index} {k}".encode() for k in range(islands)]
+    tickets = [hashlib.blake2b(text, digest_size=8).digest() for text in texts]
+    order = sorted(range(islands), key=lambda k: (tickets[k], k))
+    partners: list[int | None] = [None] * islands
+    for place, island in enumerate(order):
+        other = place ^ 1
+        partners[island] = order[other] if other < islands else None
+    return partners

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lowcomm.aggregate import NNM, Aggregator, CentredClipping, Context, GeometricMedian, Krum, NormBound, TrimmedMean
 from lowcomm.aggregate.table import gram_table, table_of
-from lowcomm.config import RunConfig, SyncConfig, check
+from lowcomm.config import RunConfig, SyncConfig
+from lowcomm.config_check import check
 from lowcomm.model import LoRA, ModelConfig
 from lowcomm.outer import SGD
 from lowcomm.schedule import Streaming

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from lowcomm.aggregate import Aggregate, Aggregator, Context, Krum, Mean, Median
 from lowcomm.aggregate.table import LANES, gram_table
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, TopK
-from lowcomm.config import RunConfig, SyncConfig, check
+from lowcomm.config import RunConfig, SyncConfig
+from lowcomm.config_check import check
 from lowcomm.local import Objective, Scaffold
 from lowcomm.model import LoRA, ModelConfig
 from lowcomm.outer import SGD

@@ -12,16 +12,16 @@ from benchmarks.robust import HONEST, ISLANDS, LEFT_OUT, RULES, Cell, cells
 from benchmarks.robust_report import robust_table
 from benchmarks.robust_rows import chosen_right, with_success
 from lowcomm.aggregate import Context
-from lowcomm.config import check
+from lowcomm.config_check import check
 from lowcomm.types import Contribution, Round
 
 PLAIN = Cell(rule="multi-Krum", attack="sign flip", attackers=2, split="iid", seed=0)
 
 
-def test_every_cell_is_another_run_that_passes_the_checks(tmp_path: Path) -> None:
+def test_every_cell_is_another_run_that_passes_the_checks(tmp_path: Path, long: bool) -> None:
     found = list(cells(1))
     assert len({cell.name for cell in found}) == len(found)
-    for cell in found:
+    for cell in found[:: 1 if long else 13]:
         check(cell.config(tmp_path), ISLANDS)
 
 
@@ -38,8 +38,11 @@ def test_who_counted_is_read_from_the_notes_as_they_are(rule: str) -> None:
         assert right is None
     else:
         assert right is not None
+        if rule in ("trust", "FedCPA"):  # one knows of no round before, the other looks at matrices
+            assert right == 0
+            return
         assert 0.3 < right <= 1
-        assert (right == 1) == (rule in ("multi-Krum", "MoNNA"))
+        assert (right == 1) == (rule in ("multi-Krum", "MoNNA", "SMEA", "SybilWall"))
 
 
 def test_of_the_gate_those_that_it_left_out_do_not_count() -> None:

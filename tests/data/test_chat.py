@@ -33,9 +33,9 @@ from lowcomm.data import (
 )
 from lowcomm.data.bytes_tokenizer import BytesTokenizer, byte_characters
 from lowcomm.data.chat import chat_document
-from lowcomm.data.chatml import CHATML
 from lowcomm.data.source import Document, Message
 from lowcomm.data.template import Template
+from lowcomm.data.tokenizer import CHATML
 from lowcomm.federated import mean_loss
 from lowcomm.island import AdamW, BatchedIslands, InnerConfig, PlainIsland, PrivateIsland
 from lowcomm.model import ModelConfig, build_model, token_losses

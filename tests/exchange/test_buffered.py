@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from lowcomm.aggregate import Mean
+from lowcomm.arrival.base import damping
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, LocalResidual, Rqm, Sign, TopK
-from lowcomm.config import CheckpointConfig, check
+from lowcomm.config import CheckpointConfig
+from lowcomm.config_check import check
 from lowcomm.data import DataConfig, TextFiles
 from lowcomm.exchange.base import ExchangeChoice
 from lowcomm.exchange.buffered import Buffered
@@ -122,9 +124,8 @@ def test_the_same_with_a_codec_to_rounding(codec: Codec) -> None:
 
 
 def test_damping_follows_its_formula() -> None:
-    choice = Buffered()
-    assert [choice.damping(tau) for tau in range(4)] == [1 / math.sqrt(1 + tau) for tau in range(4)]
-    assert Buffered(staleness="constant").damping(7) == 1.0
+    assert [damping("polynomial", tau) for tau in range(4)] == [1 / math.sqrt(1 + tau) for tau in range(4)]
+    assert damping("constant", 7) == 1.0
 
 
 @pytest.mark.parametrize("staleness", ["polynomial", "constant"])
@@ -154,8 +155,16 @@ def test_a_version_is_the_papers_sum(staleness: Any) -> None:
         torch.testing.assert_close(toy.flat(list(fold.anchor.named.values())).double(), w, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("exchange", [e for e in EXCHANGES if isinstance(e, Buffered)], ids=name)
-@pytest.mark.parametrize("codec", [Fp32(), *FED_BACK], ids=name)
+@pytest.mark.parametrize(
+    ("exchange", "codec"),
+    [
+        (exchange, codec)
+        for exchange in EXCHANGES
+        if isinstance(exchange, Buffered)
+        for codec in ([Fp32(), *FED_BACK] if exchange.rule is None else FED_BACK[:1])
+    ],
+    ids=name,
+)
 def test_islands_of_unequal_speed_hold_the_same_bits_and_the_log_folds_to_them(
     exchange: Buffered, codec: Codec
 ) -> None:
@@ -332,7 +341,7 @@ def test_many_writers_take_different_numbers(tmp_path: Path) -> None:
         assert [e for e in entries if e.startswith(f"{k}:")] == [f"{k}:{n}" for n in range(20)]
 
 
-@pytest.mark.parametrize("codec", sorted(buffered_worker.CODECS))
+@pytest.mark.parametrize("codec", ["int4", "topk"])
 def test_processes_go_on_when_one_is_killed_and_end_with_the_bits_of_the_log(codec: str, tmp_path: Path) -> None:
     """Island 2 is killed after its first contribution; nobody else ever waits for it but, at the end, for wait_s."""
     log = tmp_path / "log"

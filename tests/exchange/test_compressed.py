@@ -38,7 +38,8 @@ from lowcomm.codec import (
 )
 from lowcomm.codec.dense import Dense
 from lowcomm.codec.wire import HEADER_BYTES
-from lowcomm.config import RunConfig, SyncConfig, check
+from lowcomm.config import RunConfig, SyncConfig
+from lowcomm.config_check import check
 from lowcomm.exchange import segments
 from lowcomm.exchange.base import Way
 from lowcomm.exchange.roll_call import call_roll

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lowcomm import trainer
 from lowcomm.codec import Codec, ErrorFeedback, Int4
-from lowcomm.config import RunConfig, SyncConfig, check
+from lowcomm.config import RunConfig, SyncConfig
+from lowcomm.config_check import check
 from lowcomm.island import BatchedIslands, PlainIsland
 from lowcomm.schedule import EveryH, OneStepDelay, Schedule, Streaming
 from lowcomm.state.checkpoint import global_part, load_global

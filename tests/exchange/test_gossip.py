@@ -26,7 +26,7 @@ from lowcomm.state.checkpoint import global_part, island_part, load_global, load
 from lowcomm.state.spec import Clients, SyncSpec
 from lowcomm.sync import LocalSGD
 from lowcomm.sync.compatibility import check_islands, check_spec
-from lowcomm.topology import Exponential, RandomPairs, Ring, Topology, mixing, spectral_gap
+from lowcomm.topology import Complete, Ring, Topology
 from lowcomm.trainer import train
 from lowcomm.transport import Simulated
 from lowcomm.types import ConfigError, SyncError
@@ -34,48 +34,7 @@ from tests.methods import TOPOLOGIES, name
 from tests.support import gossiping, toy
 from tests.transport.test_collective import run_job
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Everyone(Topology):
-    """All with all."""
-
-    def neighbours(self, round_index: int, island: int, islands: int, seed: int) -> tuple[int, ...]:
-        return tuple(k for k in range(islands) if k != island)
-
-
 CODECS = [Fp32(), Int4(), TopK(chunk=64, k=8)]
-
-
-@pytest.mark.parametrize("topology", TOPOLOGIES, ids=name)
-@pytest.mark.parametrize("islands", [1, 2, 3, 4, 5, 8, 13])
-def test_mixing_weights_are_doubly_stochastic_and_neighbours_mutual(topology: Topology, islands: int) -> None:
-    for index in range(5):
-        near = [topology.neighbours(index, k, islands, 7) for k in range(islands)]
-        for k, mine in enumerate(near):
-            assert list(mine) == sorted(set(mine) - {k})
-            assert all(k in near[j] for j in mine)
-        weights = torch.tensor(mixing(topology, index, islands, 7), dtype=torch.float64)
-        assert bool((weights >= 0).all())
-        assert torch.equal(weights, weights.T)
-        torch.testing.assert_close(weights.sum(dim=0), torch.ones(islands, dtype=torch.float64))
-        for k, mine in enumerate(near):
-            assert [j for j in range(islands) if weights[k, j] != 0 and j != k] == list(mine)
-    assert 0 < spectral_gap(topology, islands, 7) <= 1 + 1e-9 or islands == 1
-
-
-def test_spectral_gaps_are_those_of_the_textbook() -> None:
-    assert math.isclose(spectral_gap(Everyone(), 6, 0), 1, abs_tol=1e-6)
-    assert math.isclose(spectral_gap(Ring(), 8, 0), 1 - (1 + 2 * math.cos(math.pi / 4)) / 3)
-    assert spectral_gap(Exponential(), 32, 0) > 5 * spectral_gap(Ring(), 32, 0)
-    # E[W] of a random matching of 8 has lambda_2 = 1/2 - 1/14
-    assert math.isclose(spectral_gap(RandomPairs(), 8, 0, rounds=4000), 1 - math.sqrt(3 / 7), abs_tol=0.02)
-
-
-def test_pairs_change_with_round_and_seed_and_one_rests() -> None:
-    pairs = RandomPairs()
-    rounds = {tuple(pairs.neighbours(r, k, 12, seed) for k in range(12)) for r in range(6) for seed in (0, 1)}
-    assert len(rounds) == 12
-    assert [len(pairs.neighbours(3, k, 5, 0)) for k in range(5)].count(0) == 1
 
 
 def mean_anchor(sync: LocalSGD) -> Tensor:
@@ -102,7 +61,7 @@ class Watched(Simulated):
 
 
 def test_all_with_all_is_fedavg_with_uniform_weights() -> None:
-    sync = gossiping.build(4, Everyone())
+    sync = gossiping.build(4, Complete())
     models = [toy.Net() for _ in range(4)]
     mean = lc.aggregate.Mean(by="uniform")
     fedavg = LocalSGD(models, [toy.adamw(m) for m in models], every=toy.EVERY, outer=SGD(lr=1.0), aggregator=mean)
@@ -118,8 +77,10 @@ def test_all_with_all_is_fedavg_with_uniform_weights() -> None:
 @pytest.mark.parametrize("codec", CODECS, ids=name)
 def test_mixing_keeps_the_mean_of_the_islands(topology: Topology, codec: Codec) -> None:
     """What is lost to a codec is lost to both ends alike."""
-    wire = Watched(5)
-    sync = gossiping.build(5, topology, codec, transport=wire)
+    if topology.remembers:
+        pytest.skip("what an edge remembers is not what the other end has")
+    wire = Watched(6)
+    sync = gossiping.build(6, topology, codec, transport=wire)
     wire.look = lambda: mean_local(sync)
     for step in range(4 * toy.EVERY):
         toy.train_step(sync, step)
@@ -156,16 +117,16 @@ class Spy(Simulated):
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=name)
 def test_nobody_but_neighbours_is_sent_to_and_nothing_gathered(topology: Topology) -> None:
-    spy = Spy(8)
-    sync = gossiping.build(8, topology, Int4(), transport=spy)
+    spy = Spy(6)
+    sync = gossiping.build(6, topology, Int4(), transport=spy)
     gathers, sent = spy.gathers, list(spy.sent_bytes)
     for step in range(3 * toy.EVERY):
         toy.train_step(sync, step)
         if (step + 1) % toy.EVERY == 0:
             index = step // toy.EVERY
-            pairs = {(k, j) for k in range(8) for j in topology.neighbours(index, k, 8, 5)}
+            pairs = {(k, j) for k in range(6) for j in topology.neighbours(index, k, 6, 5)}
             assert set(spy.seen) == pairs
-            for k in range(8):
+            for k in range(6):
                 sent[k] += sum(size for (i, _), size in spy.seen.items() if i == k)
             assert spy.sent_bytes == sent
     assert spy.gathers == gathers
@@ -175,10 +136,17 @@ def test_processes_give_the_simulations_bits_and_a_dead_neighbour_does_not_block
     """Four processes over gloo: every island's anchors, the mean and counted bytes; then one dies."""
     results = run_job("gossip", 4, tmp_path)
     assert sorted(results) == [0, 1, 2]
-    for case, (topology, codec, outer) in gossiping.CASES.items():
-        simulated = gossiping.trajectory(gossiping.build(4, topology, codec, outer))
+    for case in gossiping.CASES:
+        simulated = gossiping.trajectory(gossiping.build_case(case))
         for rank, seen in results.items():
             assert seen[case][str(rank)] == simulated[str(rank)], case
+    for rank, seen in results.items():  # at torch.distributed: neighbours of the round, and nobody else
+        graphs = {"ring, fp32, D-SGD": 1, "one peer, two steps": 2, "multigraph": 1}
+        for case, steps in graphs.items():
+            choice = gossiping.CASES[case][0]
+            assert isinstance(choice, Gossip)
+            rounds = range(3 * steps)
+            assert seen["messages"][case] == [j for t in rounds for j in choice.topology.neighbours(t, rank, 4, 5)]
     assert results[0]["dropped"] == results[2]["dropped"] == [[], [3], [3]]
     assert results[1]["dropped"] == [[], [], []]  # it has no edge to the dead one
     for seen in results.values():
@@ -267,32 +235,32 @@ def test_copies_that_differ_are_noticed_and_begin_anew_at_both_ends() -> None:
     assert not dropped[4]
     copies = sync.state.exchange
     assert isinstance(copies, NeighbourExchange)
-    assert copies.copies is not None
-    for (_, k, j), sent in copies.copies.sent.items():
-        assert torch.equal(sent, copies.copies.heard[0, j, k])
+    assert copies.talk.copies is not None
+    for (_, k, j), sent in copies.talk.copies.sent.items():
+        assert torch.equal(sent, copies.talk.copies.heard[0, j, k])
 
 
 @pytest.mark.parametrize("case", gossiping.CASES)
 def test_resume_inside_a_round_is_exact(case: str) -> None:
-    topology, codec, outer = gossiping.CASES[case]
-    whole, first = (gossiping.build(4, topology, codec, outer) for _ in range(2))
+    whole, first = (gossiping.build_case(case) for _ in range(2))
     stop = 2 * toy.EVERY + 1
     for step in range(toy.STEPS):
-        toy.train_step(whole, step)
+        gossiping.train_step(whole, step)
         if step < stop:
-            toy.train_step(first, step)
+            gossiping.train_step(first, step)
     shared, own = global_part(first.state), [island_part(first.state, i) for i in range(4)]
     copied = [({k: t.clone() for k, t in tensors.items()}, json.loads(json.dumps(v))) for tensors, v in [shared, *own]]
-    second = gossiping.build(4, topology, codec, outer)
+    second = gossiping.build_case(case)
     load_global(second.state, copied[0])
     for i in range(4):
         load_island(second.state, i, copied[i + 1])
     for step in range(stop, toy.STEPS):
-        toy.train_step(second, step)
+        gossiping.train_step(second, step)
     for sync in (whole, second):
         sync.finish()
     assert gossiping.anchors(second) == gossiping.anchors(whole)
-    assert second.transport.sent_bytes == whole.transport.sent_bytes
+    if "overlapped" not in case:  # what was crossing when it stopped crosses again
+        assert second.transport.sent_bytes == whole.transport.sent_bytes
 
 
 def test_global_weights_are_the_mean_and_only_together() -> None:

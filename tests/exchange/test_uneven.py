@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from lowcomm.schedule import EveryH, LateMerge, PostLocal, Schedule
+from lowcomm.local import Baffle, Estimate, OneByte
+from lowcomm.schedule import EveryH, EveryStep, LateMerge, PostLocal, Schedule
 from lowcomm.state.digest import sha256_weights
 from lowcomm.sync import LocalSGD
 from lowcomm.types import SyncError
+from lowcomm.zeroth_order import ZerothOrder, ZerothOrderOptimizer
 from tests.methods import SCHEDULES, name
 from tests.support import toy
 from tests.support.threads import Hub, Threaded, run_threads
@@ -110,6 +114,40 @@ def test_a_first_gradient_that_is_not_finite_is_nobodys_end() -> None:
 
     run_threads(2, body)
     assert steps == [2, 2]
+
+
+@pytest.mark.parametrize("estimate", [OneByte(), OneByte(bits=32), Baffle(probes=3)], ids=name)
+@pytest.mark.parametrize(("ends", "diverges"), [([5, 7, 7], 9), ([7, 4, 5], 9), ([6, 6, 6], 3)], ids=str)
+def test_a_step_of_scalars_without_an_island_that_is_done_is_refused_by_all(
+    estimate: Estimate, ends: list[int], diverges: int
+) -> None:
+    """Also where a loss is not finite: that alone is nobody's end."""
+    hub, said = Hub(3), ["", "", ""]
+
+    def body(me: int) -> None:
+        sync = toy.build(1, schedule=EveryStep(), transport=Threaded(hub, me), inner=ZerothOrder(estimate=estimate))
+        inner = sync.replicas[0].inner
+        assert isinstance(inner, ZerothOrderOptimizer)
+        try:
+            for step in range(ends[me]):
+                value = -math.nan if step == diverges and me == 1 else 0.1 * me
+                inner.row = estimate.write([value] * estimate.probes)
+                if math.isnan(value):
+                    inner.row.fill_(0xFF)
+                sync.count_tokens(1)
+                sync.average_gradients()
+                inner.step()
+            sync.finish()
+        except SyncError as error:
+            said[me] = str(error)
+        assert inner.steps == min(ends)
+
+    run_threads(3, body)
+    first = min(ends)
+    if ends == [first] * 3:
+        assert said == ["", "", ""]
+    else:
+        assert all(f"island {ends.index(first)} finished after step {first}" in text for text in said), said
 
 
 def test_islands_that_end_together_ask_once() -> None:

@@ -30,6 +30,7 @@ PLACES = {
     "sync.privacy": methods.MECHANISMS,
     "sync.sampling": methods.SAMPLINGS,
     "sync.objective": methods.OBJECTIVES,
+    "sync.moments": methods.MOMENTS,
     "sync.exchange": methods.EXCHANGES,
     "inner.optimizer": methods.INNERS,
     "data.partition": methods.PARTITIONS,

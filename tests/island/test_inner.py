@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowcomm.island import LR_SCHEDULES, AdamW, Inner, InnerConfig, Lion, LrSchedule, Muon, Soap, lr_factor
+from lowcomm.island import LR_SCHEDULES, AdamW, Gpa, Inner, InnerConfig, Lion, LrSchedule, Muon, Savic, Soap, lr_factor
 from lowcomm.island.combined import Combined
 from lowcomm.island.muon import hidden_matrices
 from lowcomm.island.stage_module import StageModule
@@ -79,6 +79,68 @@ def test_lion_is_its_equation() -> None:
             m.copy_(0.99 * m + 0.01 * now.grad)
     for p, now in zip(before, model.parameters(), strict=True):
         torch.testing.assert_close(now.detach(), p)
+
+
+def test_gpa_is_its_three_iterates() -> None:
+    """x, y and z by the paper's lines; the optimizer keeps y and z - y."""
+    ours, theirs = copies(2)
+    inner = Gpa(lr=0.01, average=0.8, at=0.7).build(ours)
+    adamw = AdamW(lr=0.01).build(theirs)  # its weights stand for z while it steps from y
+    params = list(theirs.parameters())
+    x, y, z = ([p.detach().clone() for p in params] for _ in range(3))
+    for step in range(4):
+        with_gradients(ours, step)
+        with_gradients(theirs, step)
+        inner.step()
+        adamw.step()
+        for i, p in enumerate(params):
+            z[i] += p.detach() - y[i]
+            x[i] = 0.8 * x[i] + 0.2 * z[i]
+            y[i] = 0.7 * x[i] + 0.3 * z[i]
+            with torch.no_grad():
+                p.copy_(y[i])
+    for p, wanted in zip(ours.parameters(), y, strict=True):
+        torch.testing.assert_close(p.detach(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_gpa_without_averaging_is_adamw_bit_for_bit() -> None:
+    ours, theirs = copies(2)
+    gpa, adamw = Gpa(lr=0.01, average=0.0).build(ours), AdamW(lr=0.01).build(theirs)
+    for step in range(3):
+        with_gradients(ours, step)
+        with_gradients(theirs, step)
+        gpa.step()
+        adamw.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_savics_scaling_is_renewed_once_in_a_round() -> None:
+    model = copies(1)[0]
+    inner = Savic(lr=0.01, scale_every=3, beta2=0.5).build(model)
+    p, grads, squares = model.first.weight, list[torch.Tensor](), list[torch.Tensor]()
+    for step in range(6):
+        with_gradients(model, step)
+        assert p.grad is not None
+        grads.append(p.grad.clone())
+        inner.step()
+        squares.append(inner.state[p]["exp_avg_sq"].clone())
+    torch.testing.assert_close(squares[0], grads[0] ** 2)  # Adam's first renewal takes all of it
+    assert all(torch.equal(squares[i], squares[i - 1]) for i in (1, 2, 4, 5))
+    share = (0.5 - 0.5**2) / (1 - 0.5**2)
+    torch.testing.assert_close(squares[3], share * grads[0] ** 2 + (1 - share) * grads[3] ** 2)
+
+
+def test_savic_with_a_high_floor_is_sgd_with_momentum() -> None:
+    ours, theirs = copies(2)
+    savic = Savic(lr=0.5, floor=100.0, weight_decay=0.0).build(ours)
+    sgd = torch.optim.SGD(theirs.parameters(), lr=0.005, momentum=0.9)
+    for step in range(3):
+        with_gradients(ours, step)
+        with_gradients(theirs, step)
+        savic.step()
+        sgd.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_soap_is_adam_in_shampoos_eigenbasis() -> None:
@@ -172,6 +234,11 @@ def test_resume_is_exact(tmp_path: Path, corpus: Path, inner: Inner) -> None:
     [
         (Lion(lr=0.0), "inner.optimizer.lr = 0.0"),
         (Lion(beta2=1.0), "inner.optimizer.beta2 = 1.0"),
+        (Gpa(average=1.0), "inner.optimizer.average = 1.0"),
+        (Gpa(at=0.0), "inner.optimizer.at = 0.0"),
+        (Savic(scale_every=0), "inner.optimizer.scale_every = 0"),
+        (Savic(floor=0.0), "inner.optimizer.floor = 0.0"),
+        (Savic(scaling="oasis"), "inner.optimizer.scaling = 'oasis'"),  # type: ignore[arg-type]
         (Muon(momentum=1.0), "inner.optimizer.momentum = 1.0"),
         (Muon(iterations=0), "inner.optimizer.iterations = 0"),
         (Muon(weight_decay=-1.0), "inner.optimizer.weight_decay = -1.0"),

@@ -389,7 +389,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 def test_a_schedule_of_local_steps_is_refused(corpus: Path) -> None:
-    from lowcomm.config import check
+    from lowcomm.config_check import check
 
     config = small(corpus, None, OneByte(), sync=SyncConfig(every=4, schedule=EveryH()))
     with pytest.raises(Exception, match=r"sync.schedule = EveryH is not allowed"):

@@ -18,7 +18,7 @@ from torch import nn
 from lowcomm import recipe
 from lowcomm.cli import main
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, Int8, TopK, TwoBit
-from lowcomm.config import check
+from lowcomm.config_check import check
 from lowcomm.outer import SGD
 from lowcomm.plan import codecs as coded
 from lowcomm.plan.choose import PERIODS, choose, grid

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -211,7 +212,15 @@ def test_without_a_whole_checkpoint(tmp_path: Path, corpus: Path) -> None:
         train(resumed(config))
 
 
-def test_signals_that_stop_a_run() -> None:
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """SIGHUP as a terminal has it: the suite itself may run under nohup, where a run ignores it, too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_signals_that_stop_a_run(terminal: None) -> None:
     flag = StopFlag()
     for number in STOPPING:
         flag.install()

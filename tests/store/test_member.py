@@ -11,6 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from lowcomm.arrival import ArrivalRule, Decoupled, FedBuff, Timed, TokenBatch
 from lowcomm.codec import ErrorFeedback, Int4, LocalResidual
 from lowcomm.store import fold as folding
 from lowcomm.store import keys, policy, text
@@ -24,6 +25,7 @@ from lowcomm.store.rules import Policy
 from lowcomm.store.start import read_run, rules_of
 from lowcomm.store.surroundings import Phase
 from lowcomm.types import ConfigError, DivergenceError
+from tests.methods import name
 from tests.support.store_toy import ToyIsland, Village, toy_rules, toy_run, whole_counts
 
 POLICY = Policy(islands=3, patience_s=20.0, expected_s=4.0, norm_bound=None, snapshot_every_s=60.0)
@@ -60,6 +62,14 @@ def test_a_run_trains_each_block_once(mode: str, fragments: int) -> None:
     assert weights(here.toys[0]) == [[1] * 12] * fragments
     last = here.toys[0].island.state
     assert keys.commit(last.version) in here.heap.objects, "the last version is announced"
+
+
+@pytest.mark.parametrize("rule", [Timed(every_s=2.0), Decoupled(), TokenBatch(tokens=8), FedBuff(size=2)], ids=name)
+def test_a_run_with_a_rule_trains_each_block_once(rule: ArrivalRule) -> None:
+    here = village(fragments=2, modes={"mode": "buffered", "rule": rule})
+    assert here.go().ended
+    check_ended(here)
+    assert weights(here.toys[0]) == [[1] * 12] * 2
 
 
 def test_synchronous_rounds_have_everybody() -> None:

@@ -13,14 +13,16 @@ import pytest
 from lowcomm.aggregate import Krum
 from lowcomm.aggregate.lora import FFA, FedIT, FedSA, RoLoRA
 from lowcomm.aggregate.lora.rule import LoraRule
+from lowcomm.arrival import FedBuff, TurnStale
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, InTurn, LocalResidual, Shared
 from lowcomm.config import CheckpointConfig, SyncConfig
 from lowcomm.data import TextFiles
 from lowcomm.exchange.store import Store
 from lowcomm.model import LoRA, ModelConfig
-from lowcomm.outer import SGD, Nesterov
+from lowcomm.outer import SGD, HeLoCo, Nesterov
 from lowcomm.privacy import ExampleGaussian
 from lowcomm.schedule import Streaming
+from lowcomm.store.contribution import Header
 from lowcomm.storerun.hands import Stepped
 from lowcomm.storerun.joining import open_run
 from lowcomm.storerun.verify import verify
@@ -94,6 +96,23 @@ def test_fragments_in_turn(tmp_path: Path, corpus: Path) -> None:
     both.start("b")
     assert both.end() == {"a": 0, "b": 0}
     assert summary(tmp_path / "a")["weights_sha256"] == summary(tmp_path / "b")["weights_sha256"]
+
+
+def test_a_mode_that_never_waits_with_fragments_in_turn(tmp_path: Path, corpus: Path) -> None:
+    """A rule whose turn of stale Deltas is in the fold; contributions to later fragments say their own tokens."""
+    sync = SyncConfig(
+        every=4, outer=HeLoCo(lr=0.7, momentum=0.5), codec=Fp32(), schedule=Streaming(fragments=2),
+        exchange=Store(rule=FedBuff(size=2, turn=TurnStale()), patience_s=1.0),
+    )  # fmt: skip
+    both = lives(tmp_path, store_config(corpus, sync=sync))
+    both.start("a")
+    both.start("b")
+    assert both.end() == {"a": 0, "b": 0}
+    assert summary(tmp_path / "a")["weights_sha256"] == summary(tmp_path / "b")["weights_sha256"]
+    assert verify(open_run(str(tmp_path / "store")), lambda _: None) == 0
+    headers = [Header.read(path.read_bytes())[0] for path in (tmp_path / "store" / "deltas").rglob("*-*")]
+    per_step = {h.tokens / h.steps for h in headers if h.steps}
+    assert {h.fragment for h in headers if h.tokens} == {0, 1} and len(per_step) == 1
 
 
 def test_a_stopped_member_leaves_and_the_export_is_that_of_the_chain(tmp_path: Path, corpus: Path) -> None:

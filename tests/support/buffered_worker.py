@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from lowcomm.aggregate import Mean
+from lowcomm.arrival import Timed
 from lowcomm.codec import Codec, ErrorFeedback, Int4, TopK
 from lowcomm.exchange.buffered import Buffered
 from lowcomm.exchange.log import DirectoryLog
@@ -28,12 +29,15 @@ from tests.support import toy
 ROOT = Path(__file__).resolve().parents[2]
 CODECS: dict[str, Codec] = {
     "int4": ErrorFeedback(codec=Int4()),
+    "timed": ErrorFeedback(codec=Int4()),
     "topk": ErrorFeedback(codec=TopK(chunk=64, k=8), beta=0.95),
 }
 STEPS = 4 * toy.EVERY + 2
 
 
-def exchange(log: Path | None) -> Buffered:
+def exchange(log: Path | None, codec: str = "int4") -> Buffered:
+    if codec == "timed":  # shorter than any step
+        return Buffered(rule=Timed(every_s=1e-4), goes_on="own", wait_s=2.0, log=log)
     return Buffered(size=2, wait_s=2.0, log=log)
 
 
@@ -54,7 +58,7 @@ def island(log: Path | None, codec: str, killed: int | None) -> dict[str, Any]:
     try:
         sync = LocalSGD(
             model, toy.adamw(model), every=toy.EVERY, outer=Nesterov(lr=0.7, momentum=0.6), codec=CODECS[codec],
-            exchange=exchange(log), aggregator=Mean(by="uniform"), transport=Collective(),
+            exchange=exchange(log, codec), aggregator=Mean(by="uniform"), transport=Collective(),
         )  # fmt: skip
     except LowcommError as error:
         return {"error": str(error)}

@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from lowcomm.exchange.modest import Modest
 from lowcomm.outer import SGD
-from lowcomm.run.clock import agree_on_start
+from lowcomm.run.cadence import agree_on_start
 from lowcomm.schedule import EveryH, Streaming
 from lowcomm.state.deadlines import Late
 from lowcomm.sync import LocalSGD
@@ -162,14 +163,34 @@ def uneven() -> dict[str, object]:
     return seen
 
 
+def messages() -> dict[str, list[int]]:
+    """By topology: the ranks that this one sent something to in three rounds, at torch.distributed; no collectives."""
+    seen: dict[str, list[int]] = {}
+    send, gather = dist.isend, dist.all_gather_single
+    for case in ("ring, fp32, D-SGD", "one peer, two steps", "multigraph"):
+        sync, sent = gossiping.build_case(case, Collective(), local=1), list[int]()
+
+        def counted(
+            tensor: torch.Tensor, *, group: dist.ProcessGroup | None, group_dst: int, sent: list[int] = sent
+        ) -> dist.Work | None:
+            sent.append(group_dst)
+            return send(tensor, group=group, group_dst=group_dst)
+
+        dist.isend, dist.all_gather_single = counted, None  # pyright: ignore[reportAttributeAccessIssue]
+        for step in range(3 * toy.EVERY):
+            gossiping.train_step(sync, step)
+        dist.isend, dist.all_gather_single = send, gather
+        seen[case] = sent
+    return seen
+
+
 def gossip() -> dict[str, object]:
     """Every case of gossiping.py; then the last island of a ring dies in its inner steps, and the others go on."""
     seen: dict[str, object] = {
-        name: gossiping.trajectory(gossiping.build(4, topology, codec, outer, Collective(), local=1))
-        for name, (topology, codec, outer) in gossiping.CASES.items()
+        name: gossiping.trajectory(gossiping.build_case(name, Collective(), local=1)) for name in gossiping.CASES
     }
-    topology, codec, outer = gossiping.CASES["ring, int4, momentum"]
-    sync = gossiping.build(4, topology, codec, outer, Collective(), local=1)
+    seen["messages"] = messages()
+    sync = gossiping.build_case("ring, int4, momentum", Collective(), local=1)
     dropped: list[list[int]] = []
     weights: list[list[float]] = []
     sync.listeners.append(lambda report: dropped.append(sorted(report.dropped)))
@@ -182,7 +203,22 @@ def gossip() -> dict[str, object]:
     return {**seen, "dropped": dropped, "weights": weights, "mean": toy.flat(list(sync.weights().values())).tolist()}
 
 
+def samples() -> dict[str, object]:
+    """MoDeST among four, of which the last dies in its second round; the others go on as samples of three."""
+    sync = gossiping.build(4, transport=Collective(), local=1, choice=Modest(sample=3, aggregators=2))
+    weights: list[list[float]] = []
+    sync.listeners.append(lambda report: weights.append(report.weights))
+    for step in range(6 * toy.EVERY):
+        if dist.get_rank() == 3 and step == toy.EVERY + 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        gossiping.train_step(sync, step)
+    sync.finish()
+    mean = toy.flat(list(sync.weights().values())).tolist()
+    return {"weights": weights, "mean": mean, "tokens": sync.replicas[0].tokens}
+
+
 JOBS = {
+    "samples": samples,
     "uneven": uneven,
     "gossip": gossip,
     "late": late,

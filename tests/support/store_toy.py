@@ -229,5 +229,10 @@ def whole_counts() -> Iterator[None]:
         fragments = [c.header.fragment for c in used]
         return float(max((fragments.count(f) for f in fragments), default=1))
 
-    with patch.object(judge, "weights_of", equal), patch.object(judge, "scale_of", whole):
+    def weigh(
+        state: ChainState, used: Sequence[Contribution], rules: ChainRules, policy: Policy
+    ) -> tuple[list[float], float]:
+        return equal(state, used, rules, policy), whole(used, policy)
+
+    with patch.object(judge, "weigh", weigh):
         yield

@@ -95,6 +95,7 @@ def train_step(sync: LocalSGD, step: int) -> list[float]:
         loss.backward()
         losses.append(float(loss.detach()))
         sync.count_tokens(len(x), i)
+        sync.count_loss(losses[-1], i)
         if not average:
             replica.inner.step()
             replica.inner.zero_grad()

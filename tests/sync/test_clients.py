@@ -13,7 +13,8 @@ import lowcomm.local
 import lowcomm.sampling
 from lowcomm.aggregate import Mean
 from lowcomm.codec import ErrorFeedback, Int4, LocalResidual, TopK
-from lowcomm.config import RunConfig, SyncConfig, check
+from lowcomm.config import RunConfig, SyncConfig
+from lowcomm.config_check import check
 from lowcomm.hooks.control_variates import ControlVariates
 from lowcomm.local import FedProx, Objective, Scaffold
 from lowcomm.model import LoRA, ModelConfig

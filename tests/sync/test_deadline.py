@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from lowcomm.cli import main
-from lowcomm.config import SyncConfig, check
+from lowcomm.config import SyncConfig
+from lowcomm.config_check import check
 from lowcomm.report.load import load_run
 from lowcomm.report.progress import Progress
 from lowcomm.report.series import warnings_of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -63,6 +62,5 @@ def test_a_stranger_in_an_islands_place_ends_the_run(tmp_path: Path) -> None:
             where = f"127.0.0.3:{stranger.getsockname()[1]} to 127.0.0.1:{port} of rank 0: nothing was trained"
     assert f"a process that is not of this run has connected from {where}" in said[0]
     assert first.returncode == 1, said
-    # its group broke beneath it: the line is printed, and gloo's threads may still abort the process as it ends
-    assert second.returncode in (1, -signal.SIGABRT) and "lowcomm: error: " in said[1], said
+    assert second.returncode == 1 and "lowcomm: error: " in said[1], said
     assert not list(tmp_path.glob("run*/checkpoints/*"))

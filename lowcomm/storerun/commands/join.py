@@ -16,9 +16,9 @@ from lowcomm.run.run_dir import available_cores
 from lowcomm.storerun.build import build_hands, build_member, preflight
 from lowcomm.storerun.checks import check_island
 from lowcomm.storerun.joining import Opened, check_own, check_paths, check_writable, described, open_run
-from lowcomm.storerun.left_behind import show_left_behind
 from lowcomm.storerun.living import live, serve
 from lowcomm.storerun.names import check_name, default_name
+from lowcomm.storerun.supervise import show_left_behind
 from lowcomm.types import ConfigError
 
 

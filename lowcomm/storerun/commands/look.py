@@ -32,7 +32,8 @@ def look(command: str, arguments: Sequence[str]) -> int:
     helps = {
         "status": "Members, version, who is late, bytes, loss.",
         "log": "One line per commit.",
-        "verify": "Replay the chain, compare digests, name the first version that does not fit.",
+        "verify": "Replay the chain, compare digests, name the first version that does not fit. "
+        "Of two run directories: say which is wrong (see `lowcomm audit`).",
         "stop": "Ask the members to finish their round and end the run.",
     }
     parser = argparse.ArgumentParser(prog=f"lowcomm {command}", description=helps[command])

@@ -14,9 +14,8 @@ from lowcomm.store.objects import StoreError
 from lowcomm.store.open import open_objects
 from lowcomm.storerun.checks import check_store_run
 from lowcomm.storerun.create_run import create_run, paths_of
-from lowcomm.storerun.left_behind import show_left_behind
 from lowcomm.storerun.plan import shares_data, with_store
-from lowcomm.storerun.supervise import Island, supervise
+from lowcomm.storerun.supervise import Island, show_left_behind, supervise
 from lowcomm.types import ConfigError
 
 

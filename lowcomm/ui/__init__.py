@@ -1,0 +1,1 @@
+"""Pages to choose, start, watch and compare runs, in a browser of this machine: `lowcomm ui`."""
