@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from lowcomm.chaos import record
-from lowcomm.chaos.plan import Fault
+from lowcomm.chaos.plan import AWAY, Fault
 from lowcomm.chaos.record import Recorder
 from lowcomm.chaos.trouble import Trouble
 from lowcomm.store import fold, keys, snapshot
@@ -64,7 +64,8 @@ class Injector:
 
     def _due(self, phase: str) -> Iterator[tuple[int, Fault]]:
         for number, one in enumerate(self.faults):
-            mine = one.island is None or one.island == self.island
+            away = phase != "heal" and self.version >= one.round + AWAY
+            mine = one.island is None or one.island == self.island or (away and self.island >= 0)
             if one.fault == "damage" and self.sent is None:
                 continue  # there is nothing yet
             if mine and one.phase == phase and self.version >= one.round and not self.place(number).exists():
