@@ -524,3 +524,17 @@ def test_behind_a_hole_nothing_is_created_and_the_run_says_so() -> None:
     with pytest.raises(BrokenRunError, match=f"commit {version - 1} is missing, and commit {version} is there"):
         here.go()
     assert missing not in here.heap.objects
+
+
+def test_who_healed_takes_its_former_self_out_so_that_nobody_waits_for_it() -> None:
+    here = village(blocks=40, modes={"patience_s": 500.0})
+    toy = here.toys[2]
+    here.go(until=lambda: toy.island.phase == Phase.MEMBER and bool(toy.unsent))
+    former = toy.island.inc
+    toy.local[0][0][3] = torch.nan
+    toy.contribute()
+    assert here.go().ended
+    check_ended(here)
+    assert here.simulation.now_s < POLICY.expected_s * 10
+    reasons = [(r.inc, r.reason) for c in commits_of(here) for r in c.remove]
+    assert reasons == [(former, "it healed as somebody new: the Delta of fragment 0 is not finite")]
