@@ -14,7 +14,7 @@ from lowcomm.chaos.kinds import KINDS, pairs
 from lowcomm.types import ConfigError, require
 
 FIRST_ROUND = 3
-"""Norms of so many rounds must be known before a contribution can be refused by its size."""
+"""Before it members are still starting."""
 LAST_ROUNDS = 4
 """Rounds at the end of a run in which nothing begins, so that what was lost can be trained again."""
 AWAY = 4
