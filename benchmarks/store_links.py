@@ -25,7 +25,7 @@ PORT = 29_741
 def joined(short: bool) -> Row:
     """Two members train 4.3M parameters over 100 Mbit/s links; a third one joins: who waits for it?"""
     config = recipes.run(islands=2, rounds=10 if short else 16, every=4, model=recipes.SMALL)
-    with _lab(4, Link(rate_mbit=100, delay_ms=5), "joined") as run:
+    with laboratory(4, Link(rate_mbit=100, delay_ms=5), "joined") as run:
         run.create(config)
         first = [run.join(f"island-{n}", host=2 + n) for n in range(2)]
         run.wait(lambda: run.versions() >= 4)
@@ -52,7 +52,7 @@ def joined(short: bool) -> Row:
 def partitioned(short: bool) -> Row:
     """One of two members is cut off from the store for 15 s: one history."""
     config = recipes.run(islands=2, rounds=16 if short else 40, patience_s=5.0)
-    with _lab(3, Link(rate_mbit=1000), "partitioned") as run:
+    with laboratory(3, Link(rate_mbit=1000), "partitioned") as run:
         run.create(config)
         for n in range(2):
             run.join(f"island-{n}", host=2 + n)
@@ -103,7 +103,7 @@ class LabRun(Run):
 
 
 @contextlib.contextmanager
-def _lab(hosts: int, link: Link, name: str) -> Iterator[LabRun]:
+def laboratory(hosts: int, link: Link, name: str) -> Iterator[LabRun]:
     run = LabRun(name, f"s3://{BUCKET}/run")
     buckets = run.directory / "buckets"
     (buckets / BUCKET).mkdir(parents=True)

@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,11 +105,22 @@ class Run:
         if island.code:
             raise SystemExit((self.directory / "create.log").read_text(encoding="utf-8")[-3000:])
 
-    def join(self, name: str, *, host: int | None = None, poison: int | None = None, slow_s: float = 0.0) -> Island:
-        """Start a member. poison: the inner step after which its weights are NaN; slow_s: a pause after each step."""
+    def join(
+        self,
+        name: str,
+        *,
+        host: int | None = None,
+        poison: int | None = None,
+        slow_s: float = 0.0,
+        flags: Sequence[str] = (),
+    ) -> Island:
+        """Start a member. poison: the inner step after which its weights are NaN; slow_s: a pause after each step.
+
+        flags: more for its command.
+        """
         directory = self.directory / f"{name}-{len(self.islands)}"
         arguments = ["join", self.url, "--name", name, "--run-dir", str(directory), "--quiet", "--threads", "1"]
-        arguments += ["--no-tensorboard", "--log-every", "1"]
+        arguments += ["--no-tensorboard", "--log-every", "1", *flags]
 
         def live() -> int:
             alter(poison, slow_s)

@@ -26,9 +26,10 @@ lowcomm {__version__}: train language models when the links between the machines
   lowcomm train RECIPE.py:FUNCTION --store URL a run that islands join and leave; a directory, s3://, gs://, az://
   lowcomm join URL                             become a member of it, from anywhere, at any time
   lowcomm status | log | verify | stop URL     who is in it, its commits, the proof of its history, its end
-  lowcomm chaos [PLAN] [--seed S --faults N]   faults on purpose on such a run, and whether its history stays one
+  lowcomm follow URL DIR                       keep its newest weights in a directory that transformers loads
   lowcomm audit RUN [--rounds K]               compute random rounds of a run again, and compare every step's hash
   lowcomm verify RUN_A RUN_B                   the first step in which two runs of one recipe differ, and who is wrong
+  lowcomm chaos [PLAN] [--seed S --faults N]   faults on purpose on such a run, and whether its history stays one
   lowcomm plan --parameters N --islands N ...  H, fragments, codec and streams for a link, with what they cost
   lowcomm sweep RECIPE.py:FUNCTION --sizes 32,48,nano --islands 1,2,4 --every 16,64   a scaling law through small runs
   lowcomm report RUN [RUN ...] [--out FILE]    one HTML page of one or several runs
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": lambda a: _train(a, []),
         "simulate": lambda a: _train(a, ["--transport", "simulated"]),
         "join": _join,
+        "follow": _follow,
         **{name: functools.partial(_look, name) for name in ("status", "log", "verify", "stop")},
         "audit": _audit,
         "federation": _federation,
@@ -148,6 +150,12 @@ def _audit(arguments: Sequence[str]) -> int:
     from lowcomm.verification.commands import run_audit
 
     return run_audit(arguments)
+
+
+def _follow(arguments: Sequence[str]) -> int:
+    from lowcomm.storerun.commands.follow import follow
+
+    return follow(arguments)
 
 
 def _look(name: str, arguments: Sequence[str]) -> int:

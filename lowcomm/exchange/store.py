@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from lowcomm.arrival import ArrivalRule
+from lowcomm.codec.zstd import Zstd
 from lowcomm.exchange.base import Exchange, ExchangeChoice, ExchangeParts
 from lowcomm.state.outgoing import Outgoing, Pending
 from lowcomm.types import ConfigError, SyncError, require
@@ -54,6 +55,10 @@ class Store(ExchangeChoice):
     """A new snapshot at least every so many seconds, for those who join."""
     keep: int = 3
     """Number of announced snapshots that are kept."""
+    publish_every: int | None = None
+    """Versions (commits) between two that are published for `lowcomm follow`; None: none is, as it costs upload."""
+    anchor_every: int = 32
+    """Published versions between two that are published whole, for machines that begin to follow or were away."""
 
     anchors: ClassVar[Literal["shared", "own"]] = "own"
     whole_islands: ClassVar[bool] = True
@@ -85,6 +90,15 @@ class Store(ExchangeChoice):
             value = getattr(self, name)
             require(0 < value < math.inf, f"{FIELD}.{name}", value, "a positive number of seconds", "leave it out")
         require(2 <= self.keep <= 64, f"{FIELD}.keep", self.keep, "2 to 64", "3 is usual")
+        self._check_publishing()
+
+    def _check_publishing(self) -> None:
+        every, anchor = self.publish_every, self.anchor_every
+        ok = every is None or 1 <= every <= 10**6
+        require(ok, f"{FIELD}.publish_every", every, "1 to 1000000 versions, or None for off", "1 is every version")
+        require(1 <= anchor <= 10**6, f"{FIELD}.anchor_every", anchor, "1 to 1000000 published versions", "32 is usual")
+        if every is not None:
+            Zstd().check()
 
     def build(self, parts: ExchangeParts) -> Exchange:
         raise ConfigError(

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from lowcomm.flags.early import literals
 from lowcomm.plan.choose import Choice, choose
@@ -21,6 +21,9 @@ from lowcomm.plan.runtime import Job, Link
 from lowcomm.planner.inputs import Measured, Model, doctor_link, measure, model_of
 from lowcomm.planner.runs import observations
 from lowcomm.types import ConfigError, require
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 TOKENS_PER_PARAMETER = 20
 """Of a run whose length is not given: that of the scaling laws that the penalty comes from."""
@@ -74,6 +77,8 @@ def run_planner(arguments: Sequence[str]) -> int:
     _check(options)
     codecs = _codecs(options.codecs)
     _check_files(options)
+    if options.store_rate is not None:
+        return _plan_store(options, codecs, console)
     plan = make_plan(options, codecs)
     from lowcomm.planner.launch import machine_lines
     from lowcomm.planner.text import alternatives_table, summary_lines
@@ -93,9 +98,32 @@ def run_planner(arguments: Sequence[str]) -> int:
     return 0
 
 
-def make_plan(options: argparse.Namespace, codecs: Sequence[Coded]) -> Plan:
-    """Read or measure what is missing, and choose."""
-    link = doctor_link(options.doctor) if options.doctor is not None else _given_link(options)
+def _plan_store(options: argparse.Namespace, codecs: Sequence[Coded], console: Console) -> int:
+    """What the run costs if it lives in a store."""
+    from lowcomm.plan.store import Prices, over_store
+    from lowcomm.planner.store import store_lines, store_link, store_table
+
+    goal = options.utilisation or 0.95
+    job = _job(options).job
+    prices = Prices(per_gb=options.store_price, per_thousand_requests=options.store_request_price)
+    rounds = over_store(job, store_link(options), prices, codecs, goal=goal, every=options.every)
+    for line in store_lines(job, rounds, goal):
+        console.print(line, soft_wrap=True, markup=False)
+    console.print(store_table(rounds))
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sized:
+    """A job, and the model and tokens that it follows from."""
+
+    job: Job
+    model: Model
+    tokens_per_step: int
+
+
+def _job(options: argparse.Namespace) -> _Sized:
+    """Read or measure model and step time."""
     measured: Measured | None = measure(options.measure) if options.measure is not None else None
     model = measured.model if measured is not None else model_of(options.parameters, options.preset, options.config)
     step_s = options.step_s if options.step_s is not None else measured.step_s if measured is not None else 0.0
@@ -106,6 +134,14 @@ def make_plan(options: argparse.Namespace, codecs: Sequence[Coded]) -> Plan:
         fix = "a shorter --every, or more --tokens"
         require(options.every <= steps, "--every", options.every, f"1 to {steps}, the steps of the run", fix)
     job = Job(parameters=model.parameters, islands=options.islands, step_s=step_s, steps=steps)
+    return _Sized(job=job, model=model, tokens_per_step=tokens_per_step)
+
+
+def make_plan(options: argparse.Namespace, codecs: Sequence[Coded]) -> Plan:
+    """Read or measure what is missing, and choose."""
+    link = doctor_link(options.doctor) if options.doctor is not None else _given_link(options)
+    sized = _job(options)
+    job, model = sized.job, sized.model
     budget_s = None if options.budget_days is None else options.budget_days * 86400
     goal = options.utilisation if options.utilisation is not None or budget_s is not None else 0.95
     known, skipped = observations(options.runs, link) if options.runs is not None else ([], [])
@@ -118,7 +154,7 @@ def make_plan(options: argparse.Namespace, codecs: Sequence[Coded]) -> Plan:
         model=model,
         job=job,
         link=link,
-        tokens_per_step=tokens_per_step,
+        tokens_per_step=sized.tokens_per_step,
         utilisation=goal,
         budget_s=budget_s,
         choice=choice,
@@ -158,6 +194,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--codecs", default=",".join(c.name for c in USUAL), help=f"which to consider, of {_names()}")
     add("--recipe", type=Path, metavar="FILE.py", help="write a recipe with these settings for lowcomm train")
     add("--html", type=Path, metavar="FILE", help="write a page with utilisation against bandwidth")
+    from lowcomm.planner.store import add_store_flags
+
+    add_store_flags(parser)
     add("--what-if", metavar="SIZES", help="link that data-centre sizes need, as in 1B/10B/100B; needs nothing else")
     return parser
 
@@ -179,9 +218,10 @@ def _check(options: argparse.Namespace) -> None:
     require(options.islands >= 2, "--islands", options.islands, "2 or more", "one island needs no plan: --islands 2")
     timed = options.measure is not None or options.step_s is not None
     require(timed, "--step-s", None, "given, or measured", "--step-s 1.5, or --measure RECIPE.py:FUNCTION")
-    linked = (options.doctor is None) != (options.rate_mbit is None)
-    fix = "--rate-mbit 100 --rtt-ms 20, or --doctor FILE"
-    require(linked, "the link", options.rate_mbit, "given by either --rate-mbit or --doctor", fix)
+    linked = [options.doctor, options.rate_mbit, options.store_rate].count(None) == 2
+    fix = "--rate-mbit 100 --rtt-ms 20, --doctor FILE, or --store-rate 1000"
+    require(linked, "the link", options.rate_mbit, "given by one of --rate-mbit, --doctor and --store-rate", fix)
+    _check_store(options)
     for name, fix in (
         ("step_s", "--step-s 1.5"),
         ("rate_mbit", "--rate-mbit 100"),
@@ -200,6 +240,17 @@ def _check(options: argparse.Namespace) -> None:
     require(0 <= rtt < FINE, "--rtt-ms", rtt, "0 or more milliseconds", "--rtt-ms 50")
     require(0 <= loss < 1, "--loss", loss, "0 to below 1, a part of the packets", "--loss 0.001")
     require(goal is None or 0 < goal < 1, "--utilisation", goal, "above 0 and below 1", "--utilisation 0.95")
+
+
+def _check_store(options: argparse.Namespace) -> None:
+    from lowcomm.planner.store import check_store_flags
+
+    check_store_flags(options)
+    for name in ("recipe", "html", "budget_days"):
+        asked = getattr(options, name)
+        fix = "leave it out, or plan for --rate-mbit"
+        flag = f"--{name.replace('_', '-')}"
+        require(asked is None or options.store_rate is None, flag, str(asked), "left out with --store-rate", fix)
 
 
 def _codecs(text: str) -> list[Coded]:

@@ -60,7 +60,7 @@ def _write_global(run: Run, model: nn.Module) -> None:
             run.config.model, model, vocab_size=run.data.vocab_size, max_tokens=run.config.data.seq_len
         )
     with _writing(run.directory / "export") as directory:
-        save_model(_in_dtype(model, export_dtype(run.config.model)), directory)
+        save_model(in_dtype(model, export_dtype(run.config.model)), directory)
         run.data.save_tokenizer(directory)
 
 
@@ -73,7 +73,7 @@ def _whole(run: Run, state: dict[str, Tensor] | None) -> nn.Module:
     return whole
 
 
-def _in_dtype(model: nn.Module, dtype: torch.dtype) -> PreTrainedModel:
+def in_dtype(model: nn.Module, dtype: torch.dtype) -> PreTrainedModel:
     """A merged copy in the base's dtype, but for what transformers keeps in fp32; fp32 models without tuning as is."""
     merged = merge_tuning(model)
     if dtype == torch.float32:
@@ -112,16 +112,16 @@ def _scale_of(model: nn.Module) -> float | None:
     return scales[0] if scales else None
 
 
-def save_model(model: PreTrainedModel, directory: Path) -> None:
+def save_model(model: PreTrainedModel, directory: Path, *, whole: bool = False) -> None:
     """`save_pretrained` without a progress bar, and without an import of DeepSpeed to ask if the model is one of its.
 
-    Raises OSError or SafetensorError.
+    whole: all weights in one file, however large. Raises OSError or SafetensorError.
     """
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one shard of weights needs no bar of its own
     with _without_deepspeed(), _on_any_rank(model):
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, **({"max_shard_size": sys.maxsize} if whole else {}))
 
 
 @contextmanager

@@ -105,6 +105,10 @@ class Policy:
     """Buffered and timed: tokens of a full round; a commit of fewer takes a smaller outer step. None: never smaller."""
     snapshot_every_s: float = 600.0
     """Seconds after which a snapshot is due, however little was committed."""
+    publish_every: int | None = None
+    """Versions between two that are published for machines that follow; None: none is."""
+    anchor_every: int = 32
+    """Published versions between two that are published whole."""
 
     def check(self) -> None:
         """Raise ConfigError for a number out of range."""
@@ -114,6 +118,9 @@ class Policy:
         seconds = {name: getattr(self, name) for name in ("every_s", "patience_s", "expected_s", "snapshot_every_s")}
         for name, value in seconds.items():
             require(0 < value < float("inf"), f"store.{name}", value, "a positive number of seconds", "60 is usual")
+        ok = self.publish_every is None or self.publish_every >= 1
+        require(ok, "store.publish_every", self.publish_every, "1 or more, or None for off", "1 is every version")
+        require(self.anchor_every >= 1, "store.anchor_every", self.anchor_every, "1 or more", "32 is usual")
 
     def as_json(self) -> dict[str, Any]:
         """All but the rule, which is a part of the configuration."""

@@ -1,4 +1,4 @@
-"""Snapshots and garbage: when one is due, whose turn it is, and the last one when the run is over."""
+"""Snapshots, published versions and garbage: when one is due, whose turn it is, and the last one at the run's end."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from lowcomm.store.applied import Applied
 from lowcomm.store.chain_state import ChainState
 from lowcomm.store.commit import Commit
 from lowcomm.store.objects import Objects
+from lowcomm.store.publisher import Publisher
 from lowcomm.store.rules import ChainRules, Policy
 
 
@@ -28,6 +29,7 @@ class Upkeep:
         self.made_last = False
         """Whether the last commit that was applied is this island's."""
         self.deleted = 0
+        self.publisher = None if policy.publish_every is None else Publisher(objects, rules, policy)
         self._written = False
         """Whether this island has stored one that nobody announced yet."""
         self._done_since: float | None = None
@@ -35,6 +37,8 @@ class Upkeep:
     def applied(self, applied: Applied, state: ChainState, now: float) -> None:
         """A commit was applied."""
         self.bytes_since += applied.nbytes
+        if self.publisher is not None:
+            self.publisher.applied(state, self.inc, now)
         commit = applied.commit
         self.made_last = commit is not None and applied.why is None and commit.by == self.inc
         shot = None if commit is None or applied.why is not None else commit.snapshot
@@ -43,15 +47,19 @@ class Upkeep:
             self.garbage_due = self.made_last
 
     def go(self, state: ChainState, now: float) -> None:
-        """Write a part of a snapshot, begin one, or delete garbage. Raises StoreError."""
+        """Write a part of a snapshot, begin one, publish a version, or delete garbage. Raises StoreError."""
         if self.writer is not None:
             if self.writer.go(self.objects):
                 self.writer, self.bytes_since, self.since, self.due_since = None, 0, now, None
                 self._written = True
         elif self._due(state, now):
             self.writer = snapshot.SnapshotWriter(state, self.inc, self.rules, self.objects.part_bytes)
+        if self.publisher is not None:
+            self.publisher.go(self.inc, now)
         if self.garbage_due:
             self.deleted += garbage.collect(self.objects, state, self.rules)
+            if self.publisher is not None:
+                self.deleted += self.publisher.collect(state.horizon(self.rules.keep))
             self.garbage_due = False
 
     def expects(self, state: ChainState, now: float) -> bool:
@@ -68,6 +76,8 @@ class Upkeep:
         self._done_since = now if self._done_since is None else self._done_since
         if not self.made_last:
             return now - self._done_since >= self.policy.patience_s
+        if self.publisher is not None and not self.publisher.finish(state, self.inc, now):
+            return False
         if self.writer is None or self.writer.announced.version != state.version:
             self.writer = snapshot.SnapshotWriter(state, self.inc, self.rules, self.objects.part_bytes)
         if self.writer.go(self.objects):

@@ -105,8 +105,8 @@ def _differences(prefix: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     return [] if old == new else [(prefix, old, new)]
 
 
-def check_paths(stored: RunConfig, given: RunConfig, allowed: Sequence[Path]) -> None:
-    """Raise ConfigError for a path that the store names and nobody here has allowed."""
+def check_paths(stored: object, given: object, allowed: Sequence[Path]) -> None:
+    """Raise ConfigError for a path that a stored configuration, or part of one, names and nobody here has allowed."""
     own = {p for p in paths_of(given) if p not in paths_of(stored)}
     for path in paths_of(given):
         if path not in own and not any(path.resolve().is_relative_to(a.resolve()) for a in allowed):

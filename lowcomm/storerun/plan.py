@@ -86,6 +86,8 @@ def policy_of(config: RunConfig, islands: int) -> Policy:
         damping="none" if choice.staleness == "constant" else "polynomial",
         nominal_tokens=islands * sync.every * tokens_per_step(config),
         snapshot_every_s=choice.snapshot_s,
+        publish_every=choice.publish_every,
+        anchor_every=choice.anchor_every,
     )
 
 
