@@ -29,6 +29,7 @@ lowcomm {__version__}: train language models when the links between the machines
   lowcomm follow URL DIR                       keep its newest weights in a directory that transformers loads
   lowcomm audit RUN [--rounds K]               compute random rounds of a run again, and compare every step's hash
   lowcomm verify RUN_A RUN_B                   the first step in which two runs of one recipe differ, and who is wrong
+  lowcomm chaos [PLAN] [--seed S --faults N]   faults on purpose on such a run, and whether its history stays one
   lowcomm plan --parameters N --islands N ...  H, fragments, codec and streams for a link, with what they cost
   lowcomm sweep RECIPE.py:FUNCTION --sizes 32,48,nano --islands 1,2,4 --every 16,64   a scaling law through small runs
   lowcomm report RUN [RUN ...] [--out FILE]    one HTML page of one or several runs
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         **{name: functools.partial(_look, name) for name in ("status", "log", "verify", "stop")},
         "audit": _audit,
         "federation": _federation,
+        "chaos": _chaos,
         "plan": _plan,
         "sweep": _sweep,
         "report": _report,
@@ -164,6 +166,12 @@ def _look(name: str, arguments: Sequence[str]) -> int:
     from lowcomm.storerun.commands.look import look
 
     return look(name, arguments)
+
+
+def _chaos(arguments: Sequence[str]) -> int:
+    from lowcomm.chaos.command import chaos
+
+    return chaos(arguments)
 
 
 def _federation(arguments: Sequence[str]) -> int:

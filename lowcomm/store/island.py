@@ -25,11 +25,12 @@ from lowcomm.store.lookout import Lookout
 from lowcomm.store.member_view import MemberView
 from lowcomm.store.objects import Objects, StoreError
 from lowcomm.store.own_work import OwnWork, Work
+from lowcomm.store.removal import removal
 from lowcomm.store.rules import ChainRules, Policy
 from lowcomm.store.run_file import RunFile
 from lowcomm.store.surroundings import Phase, Surroundings
 from lowcomm.store.upkeep import Upkeep
-from lowcomm.store.watch import Watch
+from lowcomm.store.watch import HEALED, LEFT, Watch
 from lowcomm.types import PayloadError
 
 
@@ -46,8 +47,10 @@ class StoreIsland(MemberView):
         """Seconds that a round takes here."""
         self._beyond: int | None = None
         """A version whose commit can't be applied: it heals from a snapshot behind it."""
+        self._hole_since: float | None = None
         self._names: dict[str, str] = {}
         """Of members, by incarnation."""
+        self.phase, self._former = Phase.HEAL, ""
         self.lose("it starts")
 
     def poll(self) -> list[Applied]:
@@ -74,6 +77,7 @@ class StoreIsland(MemberView):
 
     def lose(self, why: str) -> None:
         """Go back to HEAL as somebody new: unsent and pending work, error feedback and residual are dropped."""
+        self._former = self.inc if self.phase == Phase.MEMBER else self._former
         self.phase, self.why = Phase.HEAL, why
         self.inc = self.around.draw()
         self.work = OwnWork(self.rules, self.inc)
@@ -100,8 +104,13 @@ class StoreIsland(MemberView):
             if self._waits_in_vain():
                 self._loaded, self._beyond = False, self.version  # there may be a snapshot behind it
             return False
+        if not self.done and self._behind_a_hole():
+            return False
         self.healer.tries, self._beyond = 0, None
         self.watch = Watch(self.around.clock())
+        former, self._former = self._former, ""
+        if former in self.members and not self.done:
+            self.put_commit(removal(self, former, f"{HEALED}: {self.why}"))
         self.phase = Phase.DONE if self.done else Phase.JOIN
         return True
 
@@ -168,7 +177,10 @@ class StoreIsland(MemberView):
         if self.done or self.follower.stuck or not self._may_propose(now):
             return False
         decision = self._decide(now)
-        if decision is None:
+        if decision is None or self.follower.hole() is not None:
+            return False  # nothing may be created in a hole: there was another commit
+        if self.lookout.altered([u.key for u in decision.used], self.inc):
+            self.lose("what it sent lies otherwise in the store")
             return False
         commit = Commit(
             v=self.version, by=self.inc, nonce=self.around.draw(), prev=self.state.prev, state=self.state.digest,
@@ -182,6 +194,24 @@ class StoreIsland(MemberView):
     def put_commit(self, commit: Commit) -> None:
         """Only a read counts: whatever this request answers, `follow` takes what it reads, mine or not."""
         self.objects.put_new(keys.commit(commit.v), commit.write())
+
+    def leave(self, *, waits: bool) -> bool:
+        """Go with a word: a commit of one's own that removes oneself, so that nobody waits. False: call it again.
+
+        waits: leave what is pending the time to be used; if not, others train its blocks again. Raises as `poll`.
+        """
+        if self.phase in (Phase.JOIN, Phase.MEMBER):
+            self.send()
+            self.follow()
+        if self.phase == Phase.JOIN:
+            self.joining.withdraw()
+            return True
+        if self.phase == Phase.MEMBER and waits and self.work.pending:
+            self.propose()
+        elif self.phase == Phase.MEMBER and not self.follower.stuck and self.follower.hole() is None:
+            self.put_commit(removal(self, self.inc, LEFT))
+            self.follow()
+        return self.phase in (Phase.HEAL, Phase.DONE)  # who is removed would heal next
 
     def finish(self) -> bool:
         """After `done`: whether the last snapshot is announced, or was waited for long enough. Call it again if not."""
@@ -235,6 +265,23 @@ class StoreIsland(MemberView):
         """Who asks to join proposes only where nobody else does."""
         patient = now - self.watch.waiting_since >= self.policy.patience_s
         return self.phase == Phase.MEMBER or (self.joining.seen and (patient or not self.members))
+
+    def _behind_a_hole(self) -> bool:
+        """Whether commits are there behind one that can't be read. Raises BrokenRunError when patience is over."""
+        later, now = self.follower.hole(), self.around.clock()
+        if later is None:
+            self._hole_since = None
+            return False
+        self._hole_since = now if self._hole_since is None else self._hole_since
+        if now - self._hole_since < self.policy.patience_s:
+            return True
+        if not self.healer.newer_than(self.version):
+            raise BrokenRunError(
+                f"commit {self.version} is missing, and commit {later} is there: no member may go on from here. Fix: "
+                "bring it back, or start a new run from the newest snapshot"
+            )
+        self._loaded, self._beyond = False, self.version
+        return True
 
     def _waits_in_vain(self) -> bool:
         """Whether patience is over with a committed payload that can't be read.

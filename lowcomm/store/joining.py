@@ -33,3 +33,11 @@ class Joining:
             key, data = keys.join(self.request.base, inc), self.request.write()
             self.objects.put_new(key, data)
             self.seen = self.objects.get(key) == data
+
+    def withdraw(self) -> None:
+        """Take the request back, so that nobody waits for who leaves; whoever has read it may still let it in.
+
+        Raises StoreError.
+        """
+        if self.request is not None:
+            self.objects.delete([keys.join(self.request.base, self.request.inc)])

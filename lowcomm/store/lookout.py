@@ -28,6 +28,8 @@ class Lookout:
         """By key; None: it is none."""
         self._verdicts: dict[str, str | None] = {}
         """By key: why a contribution can't be used."""
+        self._read_back: set[str] = set()
+        """Keys of one's own contributions that were compared with what lies in the store."""
 
     def view(self, state: ChainState, watch: Watch, inc: str, now: float) -> View:
         """What there is for the next commit. Raises StoreError."""
@@ -74,6 +76,24 @@ class Lookout:
                 self._verdicts[key] = judge.refusal(state, one, self.rules)
         return any(self._verdicts.get(key) is not None for key in chosen)
 
+    def altered(self, chosen: Sequence[str], inc: str) -> bool:
+        """Whether one's own contribution lies in the store otherwise than it was sent: the others read it from there.
+
+        Read back once, by who is about to commit it. Raises StoreError.
+        """
+        for key in chosen:
+            parts, held = keys.read_delta(key), self.payloads.held
+            if parts is None or parts.inc != inc or key in self._read_back:
+                continue
+            sent = held.pop(key)
+            there = self.payloads.fetch(key)
+            if there is None:
+                held[key] = sent  # a store that lags behind shows it later
+            elif there.sha256 != sent.sha256 or isinstance(there, Damaged):
+                return True
+            self._read_back.add(key)
+        return False
+
     def requests(self, state: ChainState, watch: Watch, now: float) -> list[JoinRequest]:
         """Of those who may be admitted, in the order of incarnations."""
         found: dict[str, JoinRequest] = {}
@@ -108,6 +128,7 @@ class Lookout:
     def forget(self, state: ChainState) -> None:
         """Drop what is older than S versions."""
         oldest = state.version - self.rules.stale
+        self._read_back = {k for k in self._read_back if (keys.base_of(k) or 0) >= oldest}
         self._requests = {k: r for k, r in self._requests.items() if (keys.base_of(k) or 0) >= oldest}
         self._verdicts = {k: v for k, v in self._verdicts.items() if (keys.base_of(k) or 0) >= oldest}
 

@@ -76,6 +76,20 @@ def keys_of(state: ChainState, raw: bytes, rules: ChainRules) -> list[str]:
     return [key for key, parts in found.items() if parts is not None and parts.base in late]
 
 
+def damaged(raw: bytes, held: Held) -> str | None:
+    """A key that a commit names and whose object was whole once: it can't be read any more, and is never left out.
+
+    Nobody commits what is no contribution, so that an object which is none, and not what the commit names, was damaged
+    afterwards: some have applied it. One that is whole and not what it names makes the commit nonsense.
+    """
+    try:
+        commit = Commit.read(raw)
+    except PayloadError:
+        return None
+    lost = [u.key for u in commit.used if isinstance(one := held.get(u.key), Damaged) and one.sha256 != u.sha256]
+    return lost[0] if lost else None
+
+
 def check_place(state: ChainState, commit: Commit) -> None:
     """It must follow this very state."""
     if state.done:

@@ -13,9 +13,14 @@ from lowcomm.store.objects import StoreError
 from lowcomm.storerun.beside import Beside
 from lowcomm.storerun.hands import Hands
 from lowcomm.storerun.member_journal import MemberJournal
+from lowcomm.types import LowcommError
 
 SLICE_S = 0.2
 """A wait looks for signals so often."""
+LEAVE_S = 10.0
+"""Whoever was told to stop says goodbye within it, or goes without."""
+POLLS_S = 1.0
+"""What others may need beyond the grace time to commit what is pending."""
 
 
 class Chain:
@@ -119,6 +124,42 @@ class Chain:
         """After the end: whether the last snapshot is there, or was waited for long enough."""
         try:
             return self.island.finish()
+        except StoreError as error:
+            self.journal.trouble(error)
+            return False
+
+    def leave(self) -> bool:
+        """Go with a word, in at most LEAVE_S, however the store answers; whether the others know."""
+        island, start = self.island, time.monotonic()
+        settles_s = 0.0 if self.known is None else island.watch.grace_s(self.known, island.policy) + POLLS_S
+
+        def say() -> bool:
+            while not (done := self._goodbye(waits=time.monotonic() - start < settles_s)):
+                if time.monotonic() - start >= LEAVE_S:
+                    break
+                time.sleep(island.objects.poll_first_s)
+            return done
+
+        while self.busy and time.monotonic() - start < LEAVE_S:
+            time.sleep(SLICE_S / 10)
+        if self.busy or self.known is None:
+            return False
+        saying = Beside(say)
+        try:
+            self.collect()
+            if island.phase is Phase.HEAL:  # of whom it was nobody knows
+                return False
+            saying.start()
+            while not saying.ready and time.monotonic() - start < LEAVE_S + SLICE_S:
+                time.sleep(SLICE_S / 10)
+            return saying.ready and saying.collect()
+        except LowcommError as error:  # it stops all the same
+            self.journal.note(f"warning: {error}")
+            return False
+
+    def _goodbye(self, *, waits: bool) -> bool:
+        try:
+            return self.island.leave(waits=waits)
         except StoreError as error:
             self.journal.trouble(error)
             return False

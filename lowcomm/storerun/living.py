@@ -29,8 +29,9 @@ def live(member: Member) -> int:
     try:
         done = member.live()
         if not done:
-            cause = run.stop.signal
-            note = f"stopped ({cause}): what was contributed stays; join again to go on as somebody new"
+            cause, told = run.stop.signal, member.chain.leave()
+            word = "the others know" if told else "the others will notice"
+            note = f"stopped ({cause}): what was contributed stays, {word}; join again to go on as somebody new"
             journal.note(note)
             _summarise(member, "stopped")
             return STOPPED

@@ -12,7 +12,7 @@ from lowcomm.store.applied import Applied
 from lowcomm.store.chain_state import ChainState
 from lowcomm.store.commit import Commit
 from lowcomm.store.objects import Objects, StoreError
-from lowcomm.storerun.names import Names
+from lowcomm.storerun.names import Names, gone
 
 EVENT = "version"
 
@@ -84,7 +84,7 @@ class MemberJournal:
             return found
         self.names.learn(commit)
         found += [f"{self.names.of(a.inc)} joined" for a in commit.admit]
-        found += [f"{self.names.of(r.inc)} was removed: {r.reason}" for r in commit.remove]
+        found += [gone(self.names.of(r.inc), r.reason) for r in commit.remove]
         late = self._late(commit, one, before)
         if late:
             found.append(f"without {', '.join(late)} (waited {commit.waited_s:.1f} s)")

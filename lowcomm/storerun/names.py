@@ -7,6 +7,7 @@ import re
 import socket
 
 from lowcomm.store.commit import Commit
+from lowcomm.store.watch import LEFT
 from lowcomm.types import require
 
 FORM = re.compile(r"[a-z0-9-]{1,40}")
@@ -30,6 +31,11 @@ class Names:
     def of(self, inc: str) -> str:
         """Label and the first six digits of the incarnation, as a restart has another one."""
         return f"{self._names.get(inc, 'member')} ({inc[:6]})"
+
+
+def gone(name: str, reason: str) -> str:
+    """How a member's end is told."""
+    return f"{name} left" if reason == LEFT else f"{name} was removed: {reason}"
 
 
 def check_name(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lowcomm.store import fold, keys
+from lowcomm.store import fold, keys, valid
 from lowcomm.store.chain_state import ChainState
 from lowcomm.store.commit import Commit
 from lowcomm.store.payloads import Payloads
@@ -43,6 +43,9 @@ def verify(opened: Opened, say: Say) -> int:
         held = payloads.fetch_all(wanted)
         if held is None:
             say(f"version {version + 1}: a contribution that commit {version} uses can't be read")
+            return DIFFERS
+        if (lost := valid.damaged(raw, held)) is not None:
+            say(f"version {version + 1}: {lost}, which commit {version} uses, is damaged")
             return DIFFERS
         state, applied = fold.fold(state, raw, held, rules)
         payloads.drop(state.version - rules.stale, wanted)

@@ -391,3 +391,141 @@ def test_a_second_run_under_one_prefix_is_refused() -> None:
     heap.objects[keys.RUN] = b"{}"
     with pytest.raises(ConfigError, match="can't be read"):
         read_run(objects)
+
+
+def commits_of(here: Village) -> list[Commit]:
+    found = (here.heap.objects.get(keys.commit(v)) for v in range(here.alive[0].island.version))
+    return [Commit.read(raw) for raw in found if raw is not None]
+
+
+def later_than(here: Village, version: int) -> Any:
+    return lambda: any(t.island.follower.state is not None and t.island.version >= version for t in here.alive)
+
+
+def goes(here: Village, k: int, *, waits: bool) -> bool:
+    """A member leaves with a word; whether it is out of it."""
+    left = here.toys[k].island.leave(waits=waits)
+    if left:
+        here.dead.add(k)
+    return left
+
+
+def test_who_leaves_with_a_word_is_not_waited_for() -> None:
+    here = village(blocks=40, lease_blocks=3, modes={"patience_s": 500.0})
+    here.go(until=lambda: later_than(here, 3)() and here.toys[1].island.phase == Phase.MEMBER)
+    inc, name = here.toys[1].island.inc, here.toys[1].island.around.name
+    assert goes(here, 1, waits=False)
+    assert here.go().ended
+    check_ended(here)
+    assert here.simulation.now_s < POLICY.expected_s * 10, "nobody waited for its silence"
+    commits = commits_of(here)
+    assert [(r.inc, r.reason) for c in commits for r in c.remove] == [(inc, "it left")]
+    assert all(not toy.island.watch.refused.get(name) for toy in here.alive), "it may come back under its name"
+
+
+def test_what_is_pending_is_used_before_its_author_leaves() -> None:
+    here = village(blocks=60)
+    island = here.toys[1].island
+    here.go(until=lambda: island.phase == Phase.MEMBER and bool(island.work.pending))
+    sent = set(island.work._sent) | {k for k in here.heap.objects if f"/{island.inc}-" in k}
+    end = here.simulation.now_s + 60.0
+    here.go(until=lambda: goes(here, 1, waits=here.simulation.now_s < end) if 1 not in here.dead else True)
+    assert here.go().ended
+    check_ended(here)
+    used = {u.key for c in commits_of(here) for u in c.used}
+    assert sent and sent <= used
+
+
+def test_who_leaves_before_it_is_let_in_takes_its_request_back() -> None:
+    here = village(blocks=40)
+    here.go(until=later_than(here, 2))
+    joiner = here.add()
+    here.go(until=lambda: joiner.island.phase == Phase.JOIN and joiner.island.joining.seen)
+    if joiner.island.phase == Phase.JOIN and joiner.island.me is None:
+        assert joiner.island.leave(waits=True)
+        assert not [k for k in here.heap.objects if k.startswith("joins/") and joiner.island.inc in k]
+    here.dead.add(3)
+    assert here.go().ended
+    check_ended(here)
+    assert "n3" not in {a.name for c in commits_of(here) for a in c.admit}
+
+
+def test_the_last_member_may_leave_and_the_next_start_goes_on() -> None:
+    here = village(1, blocks=30, modes={"islands": 1})
+    here.go(until=later_than(here, 3))
+    assert goes(here, 0, waits=False)
+    before = here.simulation.now_s
+    here.add()
+    assert here.go().ended
+    check_ended(here)
+    assert here.simulation.now_s - before < POLICY.patience_s, "nobody is there to be waited for"
+
+
+def test_ones_own_contribution_that_was_altered_on_its_way_is_not_committed() -> None:
+    """Its author holds what it sent; the others would read something else, and a commit of it would fork history."""
+    here = village(1, blocks=24, modes={"islands": 1})  # it commits what it sends itself
+    put = MemoryObjects.put_new
+    altered: list[str] = []
+
+    def altering(self: MemoryObjects, key: str, data: bytes) -> Any:
+        if key.startswith("deltas/") and not altered:
+            altered.append(key)
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        return put(self, key, data)
+
+    with patch.object(MemoryObjects, "put_new", altering):
+        assert here.go().ended
+    check_ended(here)
+    assert altered and not [u for c in commits_of(here) for u in c.used if u.key == altered[0]]
+
+
+def test_a_payload_that_was_damaged_after_some_have_applied_it_is_healed_from_a_snapshot() -> None:
+    """Whoever comes later must not take its commit for nonsense: the others have it."""
+    here = village(blocks=80, modes={"snapshot_every_s": 5.0, "patience_s": 4.0})
+    here.go(until=later_than(here, 5))
+    used = commits_of(here)[3].used[0].key
+    raw = here.heap.objects[used]
+    here.heap.objects[used] = raw[:-1] + bytes([raw[-1] ^ 1])
+    digests: dict[int, set[str]] = {}
+
+    def watched() -> bool:
+        for toy in here.toys:
+            if toy.island.follower.state is not None:
+                digests.setdefault(toy.island.version, set()).add(toy.island.state.digest)
+        return False
+
+    here.add()
+    assert here.go(until=watched).ended
+    check_ended(here)
+    assert {v: found for v, found in digests.items() if len(found) > 1} == {}
+
+
+def test_behind_a_hole_nothing_is_created_and_the_run_says_so() -> None:
+    here = village(blocks=60)
+    here.go(until=later_than(here, 6))
+    here.dead |= {0, 1, 2}
+    version = max(v for k in here.heap.objects if (v := keys.version_of_commit(k)) is not None)
+    shots = {k: v for k in here.heap.objects if (v := keys.version_of_snapshot(k)) is not None}
+    for key in [k for k, v in shots.items() if v > min(shots.values())]:
+        del here.heap.objects[key]
+    assert min(shots.values()) < version - 1
+    missing = keys.commit(version - 1)
+    del here.heap.objects[missing]
+    here.add()
+    with pytest.raises(BrokenRunError, match=f"commit {version - 1} is missing, and commit {version} is there"):
+        here.go()
+    assert missing not in here.heap.objects
+
+
+def test_who_healed_takes_its_former_self_out_so_that_nobody_waits_for_it() -> None:
+    here = village(blocks=40, modes={"patience_s": 500.0})
+    toy = here.toys[2]
+    here.go(until=lambda: toy.island.phase == Phase.MEMBER and bool(toy.unsent))
+    former = toy.island.inc
+    toy.local[0][0][3] = torch.nan
+    toy.contribute()
+    assert here.go().ended
+    check_ended(here)
+    assert here.simulation.now_s < POLICY.expected_s * 10
+    reasons = [(r.inc, r.reason) for c in commits_of(here) for r in c.remove]
+    assert reasons == [(former, "it healed as somebody new: the Delta of fragment 0 is not finite")]

@@ -8,7 +8,7 @@ from tests.support.store_checker import World
 from tests.support.store_mutants import MUTANTS, hunt
 
 SHORT, LONG = 16, 1000
-FIRST_SEEDS = {"keep_work": 22, "readmit": 51, "resend": 5}
+FIRST_SEEDS = {"keep_work": 61}
 """Where the first history that breaks is far from 0; another change of the code may move it."""
 
 
@@ -16,7 +16,9 @@ def test_no_invariant_breaks(long: bool) -> None:
     held: dict[str, int] = {}
     for seed in range(LONG if long else SHORT):
         held = {name: held.get(name, 0) + n for name, n in World(seed).run().items()}
-    assert all(held[name] > 0 for name in ("commits", "crashes", "lost", "garbage")), "the histories held it all"
+    assert all(held[name] > 0 for name in ("commits", "crashes", "lost", "garbage", "left")), (
+        "the histories held it all"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(MUTANTS))

@@ -43,6 +43,8 @@ from tests.support.store_toy import ToyIsland, toy_rules, toy_run, whole_counts
 
 BLOCKS, CALM_STEPS = 16, 30_000
 PATIENCE = 150.0
+LEAVES = 0.003
+"""Share of turns in which a member is told to stop."""
 SWITCHES = 0.35
 """Share of requests before which another process may go on."""
 
@@ -68,6 +70,7 @@ class Process(threading.Thread):
         self.go, self.back = threading.Semaphore(0), threading.Semaphore(0)
         self.killed = self.ended = False
         self.frozen_until = 0
+        self.leaving = False
         self.failure: BaseException | None = None
         self.started = False
         self.objects = SteppedObjects(self, world.heap, world.part_bytes)
@@ -131,6 +134,11 @@ class Process(threading.Thread):
             return
         if toy.island.phase == Phase.DONE:
             toy.left = toy.island.finish()
+            return
+        if self.leaving or (self.world.heap.chaos and rng.random() < LEAVES):  # SIGTERM
+            self.leaving, toy.inc = True, ""  # whose local weights count no more
+            toy.left = toy.island.leave(waits=rng.random() < 0.5)
+            self.world.counts["left"] += toy.left
             return
         toy.poll()
         if toy.island.phase == Phase.MEMBER:
@@ -200,7 +208,7 @@ class World:
         self.wrong_state = False
         self.processes = [Process(self, f"n{k}") for k in range(rng.randint(2, 4))]
         self.names = len(self.processes)
-        self.counts = {"steps": 0, "crashes": 0, "lost": 0, "garbage": 0}
+        self.counts = {"steps": 0, "crashes": 0, "lost": 0, "garbage": 0, "left": 0}
 
     # -------------------------------------------------------------------------------------------------- invariants
 
@@ -287,7 +295,7 @@ class World:
             while state is not None and state.version < end.version:
                 raw = self.heap.objects[keys.commit(state.version)]
                 held = payloads.fetch_all(valid.keys_of(state, raw, self.rules))
-                if held is None:
+                if held is None or valid.damaged(raw, held) is not None:
                     lost = set(valid.keys_of(state, raw, self.rules)) & self.lost
                     if not lost:
                         raise ViolationError("replay", f"from {key} the payloads of commit {state.version} are gone")
@@ -351,7 +359,9 @@ class World:
         if used:
             key = self.rng.choice(used).key
             self.lost.add(key)
-            self.heap.objects.pop(key, None)
+            there = self.heap.objects.pop(key, None)
+            if there is not None and self.rng.random() < 0.5:  # it is there, and damaged
+                self.heap.objects[key] = there[:-1] + bytes([there[-1] ^ 1])
             self.counts["lost"] += 1
 
     def covered(self) -> int:

@@ -19,6 +19,7 @@ from lowcomm.store.objects import Objects, StoreError
 from lowcomm.storerun.create_run import back_off
 from lowcomm.storerun.history import History, commits, follow, is_over, read_history
 from lowcomm.storerun.joining import Opened, open_run
+from lowcomm.storerun.names import gone
 from lowcomm.storerun.said import header_of
 from lowcomm.storerun.verify import verify
 from lowcomm.types import ConfigError
@@ -88,7 +89,7 @@ def _show(opened: Opened, history: History, console: Console) -> None:
         table.add_row(Text(history.names.of(inc)), *cells)
     console.print(table)
     for version, name, reason in history.gone[-5:]:
-        console.print(f"commit {version} removed {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"commit {version}: {gone(name, reason)}", markup=False, highlight=False, soft_wrap=True)
     if history.stopped or objects.get_range(keys.STOP, 0, 1) is not None:
         _say(console, "somebody stopped the run")
     if is_over(objects):
@@ -119,7 +120,7 @@ def _line(commit: Commit, history: History) -> str:
     parts += [f"used {names}"] if names else ["no contribution"]
     parts += [f"waited {commit.waited_s:.1f} s"] if commit.waited_s >= 0.05 else []
     parts += [f"let in {history.names.of(a.inc)}" for a in commit.admit]
-    parts += [f"removed {history.names.of(r.inc)}: {r.reason}" for r in commit.remove]
+    parts += [gone(history.names.of(r.inc), r.reason) for r in commit.remove]
     parts += [f"announced snapshot {commit.snapshot.version}"] if commit.snapshot is not None else []
     parts += ["stopped"] if commit.stop else []
     return "; ".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from lowcomm.config import RunConfig
 from lowcomm.data import build_data
@@ -40,14 +41,14 @@ def start(config: RunConfig) -> int:
     except StoreError as error:
         raise ConfigError(str(error)) from error
     print(f"run {config.name} ({run.run_id[:8]}) at {objects.where}; others join with: lowcomm join {url}", flush=True)
-    members = [_member(config, url, number, islands) for number in range(islands)]
+    places = [config.directory / f"island-{number}" for number in range(islands)]
+    members = [island_here(config, url, number, islands, place) for number, place in enumerate(places)]
     return show_left_behind([m.directory for m in members], supervise(members))
 
 
-def _member(config: RunConfig, url: str, number: int, islands: int) -> Island:
+def island_here(config: RunConfig, url: str, number: int, islands: int, directory: Path) -> Island:
     """The command of one island here, with what this machine sets."""
     name = f"island-{number}"
-    directory = config.directory / name
     threads = config.threads or max(1, available_cores() // islands)
     flags = ["--run-dir", str(directory), "--device", config.device, "--threads", str(threads)]
     flags += ["--data.cache-dir", str(config.data.cache_dir), "--log-every", str(config.log_every)]
