@@ -448,7 +448,9 @@ def test_the_committed_constants_are_this_models() -> None:
             assert planned == row["planned"] and 0.5 < planned / row["measured"] < 2, row
 
 
-@pytest.mark.parametrize(("rounds", "momentum"), [(20, 0.6), (39, 0.6), (40, 0.8), (239, 0.8), (240, 0.9), (5000, 0.9)])
+@pytest.mark.parametrize(
+    ("rounds", "momentum"), [(20, 0.6), (39, 0.6), (40, 0.8), (119, 0.8), (239, 0.8), (240, 0.9), (5000, 0.9)]
+)
 def test_momentum_goes_with_rounds(rounds: int, momentum: float) -> None:
     job = replace(JOB, steps=30 * rounds)
     assert outer_momentum(job, Settings(every=30, codec=coded.INT4)) == momentum
