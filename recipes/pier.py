@@ -25,7 +25,7 @@ def smoke() -> RunConfig:
 
 
 def pretrain_cpu() -> RunConfig:
-    """The model and data order of diloco.py:pretrain_cpu in half of its rounds, where a warm-up of the momentum pays."""
+    """Model and data order of diloco.py:pretrain_cpu in half of its rounds, where a warm-up of the momentum pays."""
     base = smoke()
     return replace(
         base,
