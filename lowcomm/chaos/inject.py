@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from lowcomm.chaos import record
-from lowcomm.chaos.plan import Fault
+from lowcomm.chaos.plan import AWAY, Fault
 from lowcomm.chaos.record import Recorder
 from lowcomm.chaos.trouble import Trouble
 from lowcomm.store import fold, keys, snapshot
@@ -26,6 +26,7 @@ from lowcomm.store.applied import Applied
 from lowcomm.store.directory import DirectoryObjects
 from lowcomm.store.follower import Follower
 from lowcomm.store.island import StoreIsland
+from lowcomm.store.judge import MIN_ROUNDS
 from lowcomm.store.objects import Answer, Objects
 from lowcomm.store.own_work import OwnWork
 from lowcomm.store.remote import RemoteObjects
@@ -45,6 +46,8 @@ class Injector:
         self.recorder, self.act, self.trouble = recorder, act, trouble
         self.version = 0
         """Of the chain, as far as this process applied it."""
+        self.rounds = 0
+        """Commits with contributions until then: so many norms are known."""
         self.hands: Hands | None = None
         self.objects: Objects | None = None
         self.sent: str | None = None
@@ -64,9 +67,10 @@ class Injector:
 
     def _due(self, phase: str) -> Iterator[tuple[int, Fault]]:
         for number, one in enumerate(self.faults):
-            mine = one.island is None or one.island == self.island
-            if one.fault == "damage" and self.sent is None:
-                continue  # there is nothing yet
+            away = phase != "heal" and self.version >= one.round + AWAY
+            mine = one.island is None or one.island == self.island or (away and self.island >= 0)
+            if (one.fault == "damage" and self.sent is None) or (one.fault == "blow-up" and self.rounds < MIN_ROUNDS):
+                continue  # there is nothing yet; nobody is judged by the size of its Delta yet
             if mine and one.phase == phase and self.version >= one.round and not self.place(number).exists():
                 yield number, one
 
@@ -180,6 +184,7 @@ def _chain(injector: Injector) -> None:
         loaded = load(*arguments)
         if loaded is not None:
             injector.version, injector.objects = max(injector.version, loaded.version), arguments[0]
+            injector.rounds = max(injector.rounds, loaded.fragments[0].version)
         injector.at("heal")
         return loaded
 
@@ -187,7 +192,7 @@ def _chain(injector: Injector) -> None:
         applied = apply(self, raw, held)
         state = self.state
         assert state is not None
-        injector.version = state.version
+        injector.version, injector.rounds = state.version, state.fragments[0].version
         blocks = [b for u in applied.used for b in u.blocks]
         line = {"version": state.version, "digest": state.digest, "blocks": blocks, "used": len(applied.used)}
         injector.recorder.write({"event": record.VERSION, **line})

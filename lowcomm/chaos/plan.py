@@ -14,9 +14,11 @@ from lowcomm.chaos.kinds import KINDS, pairs
 from lowcomm.types import ConfigError, require
 
 FIRST_ROUND = 3
-"""Norms of so many rounds must be known before a contribution can be refused by its size."""
+"""Before it members are still starting."""
 LAST_ROUNDS = 4
 """Rounds at the end of a run in which nothing begins, so that what was lost can be trained again."""
+AWAY = 4
+"""Versions after which a fault comes to another island than the one it was meant for, which may be dead by then."""
 MOST_FOR_S = 3600.0
 FIELDS = ("run", "round", "phase", "island", "fault", "for_s")
 
@@ -32,7 +34,7 @@ class Fault:
     round: int
     """The first version of the chain at which it may come."""
     island: int | None = None
-    """Number of the island, from 0; None: whichever comes to the phase first."""
+    """Number of the island, from 0; None: whichever comes to the phase first, as after `AWAY` versions without it."""
     for_s: float = 2.0
     """Seconds that it lasts, where it has a duration."""
     run: int = 0

@@ -9,10 +9,11 @@ import torch
 from lowcomm.store import fold, keys, text, valid
 from lowcomm.store.applied import Applied
 from lowcomm.store.chain_state import ChainState
+from lowcomm.store.commit import Commit
 from lowcomm.store.objects import Objects
 from lowcomm.store.payloads import Payloads
 from lowcomm.store.rules import ChainRules
-from lowcomm.types import DivergenceError, LowcommError
+from lowcomm.types import DivergenceError, LowcommError, PayloadError
 
 MOST_AGAINST = 3
 """Versions in a row of which the commit was made for other bits than this machine folds, before it is the wrong one."""
@@ -84,14 +85,22 @@ class Follower:
     def hole(self) -> int | None:
         """A later commit that is there where the next one can't be read: history has a hole, or the store lags behind.
 
-        None: the chain ends here. Raises StoreError.
+        None: the chain ends here; what is no commit of its place says nothing. Raises StoreError.
         """
         assert self.state is not None
         here = keys.commit(self.state.version)
-        later = [
-            v for one in self.objects.list(keys.COMMITS, here) if (v := keys.version_of_commit(one.key)) is not None
-        ]
-        return min(later) if later and self.objects.get_range(here, 0, 1) is None else None
+        for one in self.objects.list(keys.COMMITS, here):
+            if self._is_commit(one.key):
+                missing = self.objects.get_range(here, 0, 1) is None
+                return keys.version_of_commit(one.key) if missing else None
+        return None
+
+    def _is_commit(self, key: str) -> bool:
+        raw = self.objects.get_range(key, 0, text.MOST_BYTES + 1)
+        try:
+            return raw is not None and Commit.read(raw).v == keys.version_of_commit(key)
+        except PayloadError:
+            return False
 
     def waited_s(self, now: float) -> float:
         """Seconds for which a committed payload could not be read; 0: nothing is missing. It is never left out."""

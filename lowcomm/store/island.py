@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lowcomm.store import keys, policy
 from lowcomm.store.applied import Applied
-from lowcomm.store.commit import Announced, Commit, Removed
+from lowcomm.store.commit import Announced, Commit
 from lowcomm.store.follower import BrokenRunError, Follower, LostError
 from lowcomm.store.healer import Healer
 from lowcomm.store.joining import Joining
@@ -25,11 +25,12 @@ from lowcomm.store.lookout import Lookout
 from lowcomm.store.member_view import MemberView
 from lowcomm.store.objects import Objects, StoreError
 from lowcomm.store.own_work import OwnWork, Work
+from lowcomm.store.removal import removal
 from lowcomm.store.rules import ChainRules, Policy
 from lowcomm.store.run_file import RunFile
 from lowcomm.store.surroundings import Phase, Surroundings
 from lowcomm.store.upkeep import Upkeep
-from lowcomm.store.watch import LEFT, Watch
+from lowcomm.store.watch import HEALED, LEFT, Watch
 from lowcomm.types import PayloadError
 
 
@@ -49,6 +50,7 @@ class StoreIsland(MemberView):
         self._hole_since: float | None = None
         self._names: dict[str, str] = {}
         """Of members, by incarnation."""
+        self.phase, self._former = Phase.HEAL, ""
         self.lose("it starts")
 
     def poll(self) -> list[Applied]:
@@ -75,6 +77,7 @@ class StoreIsland(MemberView):
 
     def lose(self, why: str) -> None:
         """Go back to HEAL as somebody new: unsent and pending work, error feedback and residual are dropped."""
+        self._former = self.inc if self.phase == Phase.MEMBER else self._former
         self.phase, self.why = Phase.HEAL, why
         self.inc = self.around.draw()
         self.work = OwnWork(self.rules, self.inc)
@@ -105,6 +108,9 @@ class StoreIsland(MemberView):
             return False
         self.healer.tries, self._beyond = 0, None
         self.watch = Watch(self.around.clock())
+        former, self._former = self._former, ""
+        if former in self.members and not self.done:
+            self.put_commit(removal(self, former, f"{HEALED}: {self.why}"))
         self.phase = Phase.DONE if self.done else Phase.JOIN
         return True
 
@@ -203,10 +209,7 @@ class StoreIsland(MemberView):
         if self.phase == Phase.MEMBER and waits and self.work.pending:
             self.propose()
         elif self.phase == Phase.MEMBER and not self.follower.stuck and self.follower.hole() is None:
-            self.put_commit(Commit(
-                v=self.version, by=self.inc, nonce=self.around.draw(), prev=self.state.prev, state=self.state.digest,
-                remove=(Removed(inc=self.inc, reason=LEFT),), wall=self.around.wall(),
-            ))  # fmt: skip
+            self.put_commit(removal(self, self.inc, LEFT))
             self.follow()
         return self.phase in (Phase.HEAL, Phase.DONE)  # who is removed would heal next
 

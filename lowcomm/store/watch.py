@@ -14,8 +14,9 @@ LEAST_GRACE_S = 1.0
 MOST_TURN_S = 5.0
 SILENT = "silent"
 """What the reason of a removal begins with where nothing was heard."""
-LEFT = "it left"
-"""The reason of a removal by the member itself, which was told to stop."""
+OWN_WORDS = ("it left", "it healed as somebody new")
+"""With which the reason begins where a member took itself out: told to stop, or healed under another incarnation."""
+LEFT, HEALED = OWN_WORDS
 
 
 class Watch:
@@ -71,8 +72,8 @@ class Watch:
         self.waiting_since, self.ready_since = now, None
 
     def refuse(self, name: str, why: str, version: int) -> None:
-        """A member of this name was removed; silence and a goodbye are no faults that a healed one would bring back."""
-        if not why.startswith((SILENT, LEFT)):
+        """A member of this name was removed; silence, a goodbye and a heal are no faults that it brings back."""
+        if not why.startswith((SILENT, *OWN_WORDS)):
             self.refused[name] = (self.refused.get(name, (0, 0))[0] + 1, version)
 
     def ready(self, now: float) -> float:

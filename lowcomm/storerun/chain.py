@@ -144,12 +144,14 @@ class Chain:
             time.sleep(SLICE_S / 10)
         if self.busy or self.known is None:
             return False
-        self.collect()
         saying = Beside(say)
-        saying.start()
-        while not saying.ready and time.monotonic() - start < LEAVE_S + SLICE_S:
-            time.sleep(SLICE_S / 10)
         try:
+            self.collect()
+            if island.phase is Phase.HEAL:  # of whom it was nobody knows
+                return False
+            saying.start()
+            while not saying.ready and time.monotonic() - start < LEAVE_S + SLICE_S:
+                time.sleep(SLICE_S / 10)
             return saying.ready and saying.collect()
         except LowcommError as error:  # it stops all the same
             self.journal.note(f"warning: {error}")
