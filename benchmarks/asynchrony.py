@@ -1,6 +1,6 @@
 """Modes that never wait beside the synchronous run, at islands of unequal speed: loss against wall-clock, nano, H = 16.
 
-    python -m benchmarks.asynchrony --tune [--jobs 2]     outer rates of each mode, on a part of the training files
+    python -m benchmarks.asynchrony --tune [--jobs 2]    outer rates of each mode, on a part of the training files
     python -m benchmarks.asynchrony [--seeds 3] [--jobs 2] [--table-only]
 
 Four islands at 1, 1, 1/2 and 1/4 of the speed, simulated on the virtual clock of `Buffered`: a second is an inner step
@@ -74,24 +74,25 @@ def cell(name: str, lr: float, momentum: float, seed: int, *, tuning: bool) -> C
     if tuning:
         arguments += ["--data.tuning"]
     text = "".join(c if c.isalnum() else "-" for c in name.lower())
-    suffix = f"tuning-lr{lr:g}-m{momentum:g}" if tuning else f"seed{seed}"
+    suffix = f"tuning-lr{lr:g}-m{momentum:g}" if tuning else f"lr{lr:g}-m{momentum:g}-seed{seed}"
     columns = {"mode": name, "seed": seed, "outer_lr": lr, "momentum": momentum, "H": EVERY}
     return Cell(name=f"{text}-{suffix}", arguments=tuple(arguments), columns=columns)
 
 
-def tune(work_dir: Path, jobs: int) -> None:
+def tune(work_dir: Path, jobs: int, table_only: bool) -> None:
     """Try the outer rates of each mode, one seed, on a part of the training files."""
     tried = [(name, rate) for rate in RATES for name in MODES] + [("synchronous", rate) for rate in MORE_RATES]
     cells = [cell(name, *rate, 0, tuning=True) for name, rate in tried]
+    cells = [one for one in cells if not table_only or is_done(one, work_dir)]
     rows = run_cells(cells, work_dir, jobs)
     write_result_and_table(CHOSEN, "python -m benchmarks.asynchrony --tune", rows, tuning_table)
 
 
 def chosen() -> dict[str, tuple[float, float]]:
-    """Outer rate and momentum of each mode: the best of the tuning."""
+    """Outer rate and momentum of each mode that was tuned: the best."""
     rows = json.loads((RESULTS / f"{CHOSEN}.json").read_text(encoding="utf-8"))["rows"]
-    best = {name: min((r for r in rows if r["mode"] == name), key=lambda r: r["val_bpb"]) for name in MODES}
-    return {name: (row["outer_lr"], row["momentum"]) for name, row in best.items()}
+    best = sorted(rows, key=lambda r: r["val_bpb"], reverse=True)
+    return {row["mode"]: (row["outer_lr"], row["momentum"]) for row in best}  # the last of a mode, its best, stays
 
 
 def with_clock(rows: Sequence[dict[str, Any]], work_dir: Path, cells: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -169,10 +170,12 @@ def main() -> None:
     parser.add_argument("--table-only", action="store_true", help="run nothing: write the result of what is done")
     options = parser.parse_args()
     if options.tune:
-        tune(options.work_dir, options.jobs)
+        tune(options.work_dir, options.jobs, options.table_only)
         return
     rates = chosen()
-    cells = [cell(name, *rates[name], seed, tuning=False) for seed in range(options.seeds) for name in MODES]
+    cells = [
+        cell(name, *rates[name], seed, tuning=False) for seed in range(options.seeds) for name in MODES if name in rates
+    ]
     if options.table_only:
         cells = [one for one in cells if is_done(one, options.work_dir)]
     rows = with_clock(run_cells(cells, options.work_dir, options.jobs), options.work_dir, cells)

@@ -86,6 +86,7 @@ NESTEROV = Nesterov(lr=0.7, momentum=0.6)
 FIRST = {
     ("DDP", "all"),
     ("DiLoCo", "all"),
+    ("averaging", "all"),
     ("D-SGD, int8", "one peer"),
     ("D-SGD, Nesterov, int8", "one peer"),
     ("decentralised AdamW", "one peer"),

@@ -10,7 +10,7 @@ from lowcomm.config import RunConfig, SyncConfig
 from lowcomm.data import DataConfig
 from lowcomm.island import AdamW, Inner, InnerConfig, Muon
 from lowcomm.model import ModelConfig
-from lowcomm.outer import SGD, Nesterov, Outer
+from lowcomm.outer import SGD, Nesterov, Outer, Pier
 from lowcomm.schedule import EveryH, EveryStep, Growing, OneStepDelay, Schedule, Streaming
 
 STEPS, ISLANDS = 5120, 2
@@ -18,6 +18,8 @@ EVERY = 64
 """H of every local method but SparseLoCo, whose small payload allows 32."""
 OUTER_LR, OUTER_MOMENTUM = 0.7, 0.8
 """Of DiLoCo, here and in torchft: benchmarks/results/tuning.json, by number of rounds."""
+WARMED = Pier(lr=OUTER_LR, momentum=OUTER_MOMENTUM, warmup_rounds=STEPS // EVERY // 2)
+"""The same, taken in half of the rounds from plain averaging on: benchmarks/results/optimizers.json."""
 MUON = Muon(lr=6e-3)
 """Its rate: benchmarks/results/tuning_inner.json."""
 
@@ -59,6 +61,17 @@ def int4_streaming() -> RunConfig:
     """Two fragments in 4 bits, each with 31 steps of time to arrive."""
     outer = Nesterov(lr=OUTER_LR, momentum=OUTER_MOMENTUM)
     return _nano("headline-int4", Streaming(fragments=2, delay=31), outer, ErrorFeedback(codec=Int4()))
+
+
+def diloco_warmed() -> RunConfig:
+    """Plain DiLoCo whose outer momentum is warmed up."""
+    return _nano("headline-diloco-warmed", EveryH(), WARMED, Fp32())
+
+
+def int4_warmed() -> RunConfig:
+    """int4_streaming with the momentum warmed up."""
+    schedule = Streaming(fragments=2, delay=31)
+    return _nano("headline-int4-warmed", schedule, WARMED, ErrorFeedback(codec=Int4()))
 
 
 def sparseloco_overlap() -> RunConfig:

@@ -65,6 +65,8 @@ ENTRANTS = (
     _ours("lowcomm MuLoCo 2-bit", "muloco_two_bit", base=MUON_BASE),
     _ours("lowcomm MuLoCo 2-bit streaming, overlap", "muloco_streaming", base=MUON_BASE),
     _ours("lowcomm int4 streaming, overlap", "int4_streaming", first=1.5),
+    _ours("lowcomm DiLoCo fp32, Pier", "diloco_warmed", timed_as="lowcomm DiLoCo fp32"),
+    _ours("lowcomm int4 streaming, Pier, overlap", "int4_warmed", timed_as="lowcomm int4 streaming, overlap"),
     _ours("lowcomm sparse kept, overlap", "sparse_kept_overlap", first=2.0),
     _ours("lowcomm growing H, Muon, 2-bit", "growing_two_bit", timed_as="lowcomm MuLoCo 2-bit", base=MUON_BASE),
     _ours(MUON_BASE, "ddp_muon", base=MUON_BASE),

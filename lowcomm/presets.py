@@ -14,8 +14,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lowcomm.codec import Codec, ErrorFeedback, Int4, PowerSGD, TopK
-from lowcomm.outer import SGD, Nesterov, Outer
-from lowcomm.plan.penalty import momentum_for
+from lowcomm.outer import SGD, Nesterov, Outer, Pier
+from lowcomm.plan.penalty import WARM_MOMENTUM, momentum_for, warms_up
 from lowcomm.schedule import OneStepDelay, Schedule, Streaming
 from lowcomm.schedule.layers import count_layers
 from lowcomm.sync import LocalSGD
@@ -41,13 +41,18 @@ def DiLoCo(  # noqa: N802 - the paper's name
 ) -> LocalSGD:
     """DiLoCo (arXiv 2311.08105): H inner AdamW steps, outer Nesterov; inner moments stay on their island.
 
-    lr: 0.7. momentum: by the rounds in `steps`, the inner steps of the whole run; 0.9 where these are not known.
+    lr: 0.7. momentum: by the rounds in `steps`, the inner steps of the whole run; 0.9 where these are not known. From
+    40 to 239 rounds it rises from plain averaging to 0.8 in half of them (`outer.Pier`).
     """
+    chosen = _nesterov(outer, lr, momentum, 0.7, every, steps)
+    rounds = 0 if steps is None else steps // max(1, every)
+    if outer is None and momentum is None and warms_up(rounds):
+        chosen = Pier(lr=0.7 if lr is None else lr, momentum=WARM_MOMENTUM, warmup_rounds=rounds // 2)
     return LocalSGD(
         model,
         inner,
         every=every,
-        outer=_nesterov(outer, lr, momentum, 0.7, every, steps),
+        outer=chosen,
         codec=codec,
         schedule=schedule,
         **others,

@@ -40,7 +40,7 @@ def trust() -> RunConfig:
 
 
 def _run(name: str, rule: Aggregator, islands: int = 4, proxy: Proxy | None = None) -> RunConfig:
-    source = Packages(names=PACKAGES[:islands], max_bytes_each=100_000)
+    source = Packages(names=PACKAGES[:islands], max_bytes_each=200_000)
     return RunConfig(
         name=f"fairness-{name}",
         islands=islands,

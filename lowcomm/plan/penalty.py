@@ -27,6 +27,10 @@ STREAMING_LR = 0.4
 """Streaming DiLoCo's, whose fragments come one after the other."""
 
 
+FEWEST_WARM, MOST_WARM, WARM_MOMENTUM = 40, 240, 0.8
+"""Rounds within which momentum is warmed up over half of the rounds, and what it then is."""
+
+
 def loss_penalty(job: Job, settings: Settings) -> float:
     """Part by which the loss is expected to lie above data-parallel's; outside the fitted range its edge is taken."""
     rows = [_interpolate(ISLANDS, row, job.islands) for row in PENALTIES]
@@ -55,9 +59,18 @@ def momentum_for(rounds: int) -> float:
     return 0.9 if rounds >= 240 else 0.8 if rounds >= 60 else 0.6
 
 
+def warms_up(rounds: int) -> bool:
+    """Whether a run of so many rounds should take its outer momentum later (`outer.Pier`): where that was measured to
+    pay (benchmarks/results/optimizers.json)."""
+    return FEWEST_WARM <= rounds < MOST_WARM
+
+
 def outer_momentum(job: Job, settings: Settings) -> float:
     """The outer momentum of a run of these settings; 0 where plain averaging is planned."""
-    return 0.0 if settings.codec.kind == "gathered" else momentum_for(job.steps // settings.every)
+    rounds = job.steps // settings.every
+    if settings.codec.kind == "gathered":
+        return 0.0
+    return WARM_MOMENTUM if warms_up(rounds) else momentum_for(rounds)
 
 
 def outside(job: Job, settings: Settings) -> str | None:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from lowcomm.model.presets import SHAPES
-from lowcomm.plan.penalty import outer_lr, outer_momentum
+from lowcomm.plan.penalty import WARM_MOMENTUM, outer_lr, outer_momentum, warms_up
 from lowcomm.plan.runtime import Settings
 from lowcomm.planner.command import Plan
 from lowcomm.planner.inputs import preset_parameters
@@ -105,6 +105,9 @@ def _outer(plan: Plan, settings: Settings) -> tuple[str, str]:
     lr = f"{outer_lr(plan.job, settings):.2f}"
     if settings.codec.kind == "gathered":
         return f"SGD(lr={lr})", "SGD"
+    rounds = plan.job.steps // settings.every
+    if settings.delay == 0 and warms_up(rounds):
+        return f"Pier(lr={lr}, momentum={WARM_MOMENTUM}, warmup_rounds={rounds // 2})", "Pier"
     return f"Nesterov(lr={lr}, momentum={outer_momentum(plan.job, settings)})", "Nesterov"
 
 

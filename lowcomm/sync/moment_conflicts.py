@@ -18,6 +18,8 @@ def moment_conflicts(spec: SyncSpec) -> Iterator[Conflict]:
     if clients.moments is None:
         return
     clients.moments.check()
+    if clients.fresh_inner:
+        yield Conflict("sync.fresh_inner", True, OTHER, "moments that begin anew are not worth an average", leave)
     if spec.exchange is not None:
         why = "an average of moments is a second exchange of all islands in a round"
         yield Conflict("sync.exchange", type(spec.exchange).__name__, OTHER, why, leave)

@@ -22,6 +22,8 @@ def against_turns(spec: SyncSpec) -> str | None:
         return f"under {name} they do not begin every round with the global weights"
     if spec.codec.holds_back:
         return f"{type(spec.codec).__name__} leaves in their weights what was not sent"
+    if spec.clients.moments is not None:
+        return "sync.moments reads every island's inner optimizer in one exchange"
     if spec.buffers:
         return "sync.buffers are each island's own while it trains"
     if isinstance(rule, LoraRule) and (rule.ranks is not None or rule.shrinks):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from collections.abc import Sequence
@@ -53,6 +54,7 @@ def resume_command(directory: Path) -> list[str]:
                 f"run {directory.name} was started as {config.directory}, which is not here. Fix: start lowcomm ui in "
                 "the directory that it was started in, or resume it in a terminal with --run-dir"
             )
+        config = dataclasses.replace(config, island=dataclasses.replace(config.island, size=config.island.size or 1))
         check_resumable(config, DEFAULT_ISLANDS if config.islands is None else config.islands)
     return [command, reference, *flags, "--resume", "auto"]
 

@@ -67,7 +67,8 @@ pre { margin: 0; padding: 10px 12px; background: var(--page); border: 1px solid 
   white-space: pre-wrap; overflow-wrap: anywhere;
   font: 12.5px/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 pre.tall { max-height: 340px; overflow-y: auto; }
-table.diff { font-size: 13px; table-layout: fixed; }
+table.diff { font-size: 13px; table-layout: fixed; max-width: 760px; }
+table.diff td:first-child { width: 38%; }
 table.diff td { padding: 5px 8px 5px 0; overflow-wrap: anywhere; }
 table.diff del { color: var(--muted); } table.diff ins { text-decoration: none; font-weight: 600; }
 .good { color: var(--good); font-size: 14px; font-weight: 500; }
@@ -90,6 +91,7 @@ td.act button, td.act .button { padding: 2px 10px; font-size: 13px; }
   nav div { padding: 0 12px; gap: 16px; }
   .row { grid-template-columns: minmax(0, 1fr); padding: 9px 12px; }
   .row label { padding-top: 0; } .row p { grid-column: 1; }
+  .row .control button { display: none; } .row.changed .control button { display: inline-block; }
   .row.part .control { flex-wrap: wrap; } .row.part .control select { flex: 1 0 100%; }
   .ask form { flex-wrap: wrap; } .ask form button { width: 100%; }
 }

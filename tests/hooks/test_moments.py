@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lowcomm.aggregate import Krum, Mean
+from lowcomm.config import SyncConfig
 from lowcomm.exchange.gossip import Gossip
 from lowcomm.local import DesLoc
 from lowcomm.outer import SGD
@@ -16,6 +17,8 @@ from lowcomm.schedule import OneStepDelay
 from lowcomm.secure import SecureSum
 from lowcomm.state.spec import Clients
 from lowcomm.sync import LocalSGD
+from lowcomm.sync.compatibility import check_spec
+from lowcomm.sync.turns import against_turns
 from lowcomm.types import ConfigError
 from tests.support import toy
 
@@ -91,6 +94,13 @@ def test_bytes_are_counted() -> None:
 def test_refused(moments_: DesLoc, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         build(moments_, islands=3, **settings)
+
+
+def test_fresh_moments_are_refused_and_islands_have_a_model_each() -> None:
+    both = SyncConfig(moments=DesLoc(), fresh_inner=True)
+    with pytest.raises(ConfigError, match="begin anew"):
+        check_spec(both.spec())
+    assert "inner optimizer" in str(against_turns(SyncConfig(moments=DesLoc()).spec()))
 
 
 def test_masks_are_refused() -> None:

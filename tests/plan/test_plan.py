@@ -19,10 +19,10 @@ from lowcomm import recipe
 from lowcomm.cli import main
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, Int8, TopK, TwoBit
 from lowcomm.config_check import check
-from lowcomm.outer import SGD
+from lowcomm.outer import SGD, Pier
 from lowcomm.plan import codecs as coded
 from lowcomm.plan.choose import PERIODS, choose, grid
-from lowcomm.plan.penalty import loss_penalty, outer_lr, outside
+from lowcomm.plan.penalty import loss_penalty, outer_lr, outer_momentum, outside
 from lowcomm.plan.runtime import Job, Link, Settings, exchange_s, predict
 from lowcomm.plan.traffic import traffic
 from lowcomm.plan.what_if import PAPER_GBIT, SIZES, needed
@@ -446,3 +446,18 @@ def test_the_committed_constants_are_this_models() -> None:
         elif row["what"] == "codec":
             planned = by_name[row["codec"]].codec_s_per_parameter
             assert planned == row["planned"] and 0.5 < planned / row["measured"] < 2, row
+
+
+@pytest.mark.parametrize(("rounds", "momentum"), [(20, 0.6), (39, 0.6), (40, 0.8), (239, 0.8), (240, 0.9), (5000, 0.9)])
+def test_momentum_goes_with_rounds(rounds: int, momentum: float) -> None:
+    job = replace(JOB, steps=30 * rounds)
+    assert outer_momentum(job, Settings(every=30, codec=coded.INT4)) == momentum
+    assert outer_momentum(job, Settings(every=30, codec=coded.TOP_K)) == 0  # SparseLoCo averages
+
+
+def test_a_plan_of_few_rounds_warms_its_momentum_up(tmp_path: Path) -> None:
+    tokens = 4 * 131_072 * 30 * 60
+    path = tmp_path / "plan.py"
+    fast = ["plan", "--parameters", "1e6", "--islands", "4", "--step-s", "1.5", "--rate-mbit", "1e6"]
+    assert main([*fast, "--tokens", str(tokens), "--every", "30", "--codecs", "fp32", "--recipe", str(path)]) == 0
+    assert recipe.load(f"{path}:plan").sync.outer == Pier(lr=0.6, momentum=0.8, warmup_rounds=30)

@@ -313,9 +313,9 @@ class Publishing(World):
         self.bits.setdefault(follower.state.version, [bits_of(f.weights) for f in follower.state.fragments])
 
 
-def test_what_is_published_under_faults_is_of_the_one_history() -> None:
+def test_what_is_published_under_faults_is_of_the_one_history(long: bool) -> None:
     ended = []
-    for seed in range(6):
+    for seed in range(50 if long else 1):
         world = Publishing(seed)
         world.run()
         subscriber = Subscriber(MemoryObjects(world.heap), world.rules.run_id, world.rules.layouts)

@@ -108,16 +108,15 @@ def browser(profile: Path) -> Iterator[Browser]:
     their_reading, writing = os.pipe()
     reading, their_writing = os.pipe()
 
-    def places() -> None:
-        """The browser reads 3 and writes 4."""
-        a, b = os.dup(their_reading), os.dup(their_writing)
-        os.dup2(a, 3)
-        os.dup2(b, 4)
-
+    # the browser reads 3 and writes 4
+    redirected = ["bash", "-c", f'exec "$@" 3<&{their_reading} 4>&{their_writing}', "bash", *command]
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        preexec_fn=places, close_fds=False,
-    )  # fmt: skip
+        redirected,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=(their_reading, their_writing),
+    )
     os.close(their_reading)
     os.close(their_writing)
     try:

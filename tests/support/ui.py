@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,22 +41,28 @@ class Client:
         assert found is not None
         return cls(http=http, origin=origin, base=found[1])
 
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+
     def get(self, path: str) -> httpx.Response:
         return self.http.get(self.base + path)
 
     def post(self, path: str, value: object) -> dict[str, Any]:
         return self.http.post(self.base + path, json=value).json()
 
-    def events(self, name: str, until: str) -> list[dict[str, Any]]:
-        """Parts of a run's page as they come, until its status is this one, or the stream has ended."""
-        found: list[dict[str, Any]] = []
+    def events(self, name: str, until: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """What a run's page shows when this is true of it for the first time."""
+        last: dict[str, Any] = {}
         with self.http.stream("GET", f"{self.base}runs/{name}/events") as answer:
             for line in answer.iter_lines():
                 if line.startswith("data: {") and line != "data: {}":
-                    found.append(json.loads(line.removeprefix("data: ")))
-                    if found[-1]["status"] == until:
-                        break
-        return found
+                    last = json.loads(line.removeprefix("data: "))
+                    if until(last):
+                        return last
+        raise AssertionError(f"the run has ended: {last}")
 
 
 @dataclass(kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +45,7 @@ def test_pages_in_a_browser(link: Keys, tmp_path: Path) -> None:
     with browser(tmp_path / "profile") as page:
         page.look(width=1280, height=900)
         page.open(link.link)
-        page.wait("document.querySelector('#run-table tbody tr') !== null")
+        page.wait("document.readyState === 'complete' && document.querySelector('#run-table tbody tr') !== null")
         assert page.run("location.href") == home and page.run("document.cookie") == ""
         page.run("document.querySelector('#ask input').value = '3 islands, int4'")
         page.run("document.querySelector('#ask button').click()")
@@ -73,7 +72,10 @@ def test_pages_in_a_browser(link: Keys, tmp_path: Path) -> None:
         page.picture(tmp_path / "page.png", whole=False)
         assert page.console == []
         page.run("document.body.appendChild(Object.assign(document.createElement('script'), {textContent: '1'}))")
-        time.sleep(0)  # the policy speaks before the next answer
-        page.run("1")
+        page.wait("document.querySelector('body > script:not([src])') !== null")
+        for _ in range(100):  # what the policy says comes by itself
+            if page.console:
+                break
+            page.run("1")
         assert any("Content Security Policy" in line for line in page.console)
     assert (tmp_path / "page.png").stat().st_size > 10_000

@@ -46,26 +46,24 @@ def test_a_run_from_the_page_is_the_one_from_the_command_line(place: Path, monke
     """Started, stopped, resumed and finished by the pages; its config.json is that of `lowcomm train` to the byte."""
     reference = write_recipe(place)
     given = {"steps": "100000", "sync.codec": "ErrorFeedback(codec=Int4(block=64))", "name": "a"}
-    with server(place) as ui:
-        client = Client.of(ui.link)
+    with server(place) as ui, Client.of(ui.link) as client:
         assert client.post("start", {"recipe": reference, "given": given})["url"] == f"{client.base}runs/a"
-        seen = client.events("a", "running")
-        assert seen[-1]["alive"] and "$ lowcomm train mine.py:local" in seen[-1]["console"]
+        seen = client.events("a", lambda parts: parts["status"] == "running")
+        assert seen["alive"] and "$ lowcomm train mine.py:local" in seen["console"]
         assert "going on already" in client.post("runs/a/resume", {})["problem"]
         assert "already holds a run" in client.post("start", {"recipe": reference, "given": given})["problem"]
         stored = (place / "runs" / "a" / "config.json").read_bytes()
         assert client.post("runs/a/stop", {}) == {"asked": True}
-        assert client.events("a", "stopped")[-1]["status"] == "stopped"
+        done = client.events("a", lambda parts: parts["status"] == "stopped")["done"]
         assert client.post("runs/a/resume", {})["url"] == f"{client.base}runs/a"
-        assert client.events("a", "running")[-1]["alive"]
+        assert client.events("a", lambda parts: parts.get("done", 0) > done + 10)["alive"]
         assert ui.end(signal.SIGINT) == 0
     assert "still training: a" in "".join(ui.lines[1:])
     assert ui.lines[1].startswith("next link") and len(ui.lines) == 3
-    with server(place, ["--when-closed", "stop"]) as ui:  # finds the run that the first one left
-        client = Client.of(ui.link)
-        assert client.events("a", "running")[-1]["alive"]
+    with server(place, ["--when-closed", "stop"]) as ui, Client.of(ui.link) as client:  # finds what the first one left
+        assert client.events("a", lambda parts: parts["alive"])["status"] == "running"
         assert client.post("runs/a/stop", {}) == {"asked": True}
-        assert client.events("a", "stopped")[-1]["status"] == "stopped"
+        assert not client.events("a", lambda parts: parts["status"] == "stopped")["alive"]
         assert ui.end(signal.SIGTERM) == 0
     assert runs.summary(place / "runs" / "a")["status"] == "stopped"
     (place / "cli").mkdir()
