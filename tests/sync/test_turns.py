@@ -47,16 +47,22 @@ def run(loop: Loop, turns: bool, seen: list[Any], steps: int = STEPS) -> LocalSG
             sync.take_turn(i, train=True)
             set_gradients(models[0 if turns else i], i, step)
             sync.count_tokens(4 + i, i)
+            sync.count_loss(1 + i / 8, i)
             inners[i].step()
             inners[i].zero_grad()
     return sync
+
+
+def tensors_of(key: str, value: Any) -> dict[str, torch.Tensor]:
+    """One moment, or one per axis (Soap)."""
+    return {f"{key} {i}": t for i, t in enumerate(value if isinstance(value, list) else [value]) if t is not None}
 
 
 def state_of(sync: LocalSGD) -> list[Any]:
     """Each island's weights, moments, codec state and bytes."""
     found: list[Any] = []
     for i, replica in enumerate(sync.replicas):
-        moments = [sorted((k, sha256({k: t})) for k, t in s.items()) for s in replica.inner.state.values()]
+        moments = [sorted((k, sha256(tensors_of(k, v))) for k, v in s.items()) for s in replica.inner.state.values()]
         codec = [sha256(dict(s)) for s in sync.state.codec_states[i]]
         own = sha256(replica.held), sync.transport.sent_bytes[i], sync.transport.received_bytes[i]
         found.append((*own, replica.steps, replica.tokens, moments, codec))
