@@ -21,10 +21,12 @@ from lowcomm.run.run_dir import git_commit, write_json
 
 SYSTEM = "torchft 0.2 DiLoCo"
 REPLICAS, ROUNDS, EVERY, ROUND, FOR_S = 3, 34, 2, 8, 3.0
+PAUSE_S = 0.5
+"""After each inner step, so that whoever is started again, which takes it seconds, finds the others at work."""
 LIMIT_S, RESTART_S, POLL_S = 150.0, 0.3, 0.02
 CASES = (
-    ("none", "step"), ("kill", "step"), ("kill", "upload"), ("stop", "step"), ("stop", "upload"), ("term", "step"),
-    ("nan", "step"), ("blow-up", "step"), ("down", "step"),
+    ("none", "step"), ("kill", "step"), ("nan", "step"), ("stop", "step"), ("down", "step"), ("kill", "upload"),
+    ("term", "step"), ("blow-up", "step"), ("stop", "upload"),
 )  # fmt: skip
 """down: the lighthouse is killed, and started again after FOR_S."""
 
@@ -66,6 +68,7 @@ class Room:
         write_json(plan, {
             "replica": number, "replicas": REPLICAS, "lighthouse": f"http://127.0.0.1:{self.port}", "rounds": ROUNDS,
             "every": EVERY, "fault": self.fault, "phase": self.phase, "round": round_, "out": str(self.record(number)),
+            "pause_s": PAUSE_S,
         })  # fmt: skip
         self.start(number, [sys.executable, "-m", "benchmarks.peers.torchft_chaos", str(plan)])
 
@@ -98,15 +101,18 @@ class Room:
 
 
 def torchft_rows(peers: str | None, work: Path) -> list[dict[str, Any]]:
-    """Rows of all cases, those that are there and new ones; without torchft those of the last result."""
-    if peers is None:
-        path = RESULTS / "chaos.json"
-        known = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-        return [row for row in known if row["system"] == SYSTEM]
-    rows, calm = [], None
+    """Rows of all cases, those that are there and new ones; without torchft those that are here, or in the result."""
+    path = RESULTS / "chaos.json"
+    known = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    told = {(row["fault"], row["phase"]): row for row in known if row["system"] == SYSTEM}
+    rows, calm = list[dict[str, Any]](), None
     for fault, phase in CASES:
         path = work / f"{fault}-{phase}" / "row.json"
+        if not path.exists() and peers is None:
+            rows += [told[fault, phase]] if (fault, phase) in told else []
+            continue
         if not path.exists():
+            assert peers is not None
             write_json(path, _row(_case(path.parent, Path(peers), fault, phase), calm))
             print(path.read_text(encoding="utf-8"), flush=True)
         row = json.loads(path.read_text(encoding="utf-8"))

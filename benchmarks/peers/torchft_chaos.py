@@ -94,6 +94,7 @@ class Replica:
                 self.island.backward([self.shard.next_batch()])
                 self.island.update(min(steps, self.plan["rounds"] * self.plan["every"] - 1))
                 steps += 1
+                time.sleep(self.plan["pause_s"])
                 if self.manager.current_step() != before:
                     before = self.manager.current_step()
                     self.write({"event": "round", "round": before})
