@@ -214,6 +214,8 @@ class RunConfig:
             return f"{'batched' if self.batched else 'model.compile'} needs a model each"
         if self.step_hashes:
             return "step_hashes reads each island's own model"
+        if self.eval.influence is not None or self.sync.proxy is not None:
+            return "eval.influence and sync.proxy try weights out on a model of an island's own"
         if isinstance(self.inner.optimizer, ZerothOrder):
             return "islands that train by scalars share every step"
         return against_turns(self.sync.spec())
