@@ -157,7 +157,7 @@ def table(result: dict[str, Any]) -> str:
             f"| {first['useful_time']:.0%} | {sum(bpb) / len(bpb):.3f} ({min(bpb):.3f} to {max(bpb):.3f}) | {when} |"
         )
     seeds = len({r["seed"] for r in result["rows"]})
-    return "\n".join(lines) + f"\n\nNano, {seeds} seeds; a second is an inner step of the fastest island.\n"
+    return "\n".join(lines) + f"\n\nNano, at most {seeds} seeds; a second is an inner step of the fastest island.\n"
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ def DiLoCo(  # noqa: N802 - the paper's name
     """DiLoCo (arXiv 2311.08105): H inner AdamW steps, outer Nesterov; inner moments stay on their island.
 
     lr: 0.7. momentum: by the rounds in `steps`, the inner steps of the whole run; 0.9 where these are not known. From
-    40 to 239 rounds it rises from plain averaging to 0.8 in half of them (`outer.Pier`).
+    40 to 59 rounds it rises from plain averaging to 0.8 in half of them (`outer.Pier`).
     """
     chosen = _nesterov(outer, lr, momentum, 0.7, every, steps)
     rounds = 0 if steps is None else steps // max(1, every)

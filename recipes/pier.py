@@ -25,14 +25,14 @@ def smoke() -> RunConfig:
 
 
 def pretrain_cpu() -> RunConfig:
-    """The model, data order, tokens and rounds of diloco.py:pretrain_cpu; the momentum rises in half of the rounds."""
+    """Model and data order of diloco.py:pretrain_cpu in half of its rounds, where a warm-up of the momentum pays."""
     base = smoke()
     return replace(
         base,
         name="pier",
-        steps=2560,
+        steps=1280,
         data=replace(base.data, validation_sequences=256),
-        sync=SyncConfig(every=32, outer=Pier(lr=0.7, momentum=0.8, warmup_rounds=40)),
+        sync=SyncConfig(every=32, outer=Pier(lr=0.7, momentum=0.8, warmup_rounds=20)),
         eval=EvalConfig(every=256),
         checkpoint=CheckpointConfig(every_rounds=20),
     )

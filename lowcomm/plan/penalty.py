@@ -27,7 +27,7 @@ STREAMING_LR = 0.4
 """Streaming DiLoCo's, whose fragments come one after the other."""
 
 
-FEWEST_WARM, MOST_WARM, WARM_MOMENTUM = 40, 240, 0.8
+FEWEST_WARM, MOST_WARM, WARM_MOMENTUM = 40, 60, 0.8
 """Rounds within which momentum is warmed up over half of the rounds, and what it then is."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 
@@ -95,7 +96,8 @@ def train_step(sync: LocalSGD, step: int) -> list[float]:
         loss.backward()
         losses.append(float(loss.detach()))
         sync.count_tokens(len(x), i)
-        sync.count_loss(losses[-1], i)
+        if math.isfinite(losses[-1]):
+            sync.count_loss(losses[-1], i)
         if not average:
             replica.inner.step()
             replica.inner.zero_grad()

@@ -431,10 +431,10 @@ def test_defaults_of_streaming_fit_each_other(every: int, layers: int) -> None:
 
 
 def test_momentum_follows_the_number_of_rounds(caplog: pytest.LogCaptureFixture) -> None:
-    for steps, momentum in ((24, 0.6), (156, 0.6), (960, 0.9)):
+    for steps, momentum in ((24, 0.6), (156, 0.6), (240, 0.8), (959, 0.8), (960, 0.9)):
         model, inner = _one_island()
         assert lc.DiLoCo(model, inner, every=4, steps=steps).spec.outer == Nesterov(lr=0.7, momentum=momentum)
-    for steps, warmup in ((160, 20), (959, 119)):
+    for steps, warmup in ((160, 20), (239, 29)):
         model, inner = _one_island()
         outer = lc.DiLoCo(model, inner, every=4, steps=steps).spec.outer
         assert outer == Pier(lr=0.7, momentum=0.8, warmup_rounds=warmup)
