@@ -27,7 +27,7 @@ from torch import nn
 
 from lowcomm.config import RunConfig
 from lowcomm.data import TrainedBPE, build_data
-from lowcomm.data.chatml import CHATML
+from lowcomm.data.tokenizer import CHATML
 from lowcomm.model import is_quantized, is_tuned, unpacked_copy
 from lowcomm.model.build import build_model
 from lowcomm.private_files import make_directory
