@@ -51,7 +51,8 @@ def _annotation(flag: str) -> tuple[str, Section | None]:
         if depth == len(path) - 1:
             holder, annotation = found[0]
             parts = [s for s in leaf_sections(annotation, holder.file) if s.abstract or "None" in annotation]
-            return annotation, parts[0] if parts else None
+            # two parts may have fields of one name that take different values
+            return " | ".join(dict.fromkeys(a for _, a in found)), parts[0] if parts else None
         inside = [s for holder, annotation in found for s in leaf_sections(annotation, holder.file)]
         places = [p for s in inside for p in (s, *(below(s) if depth else ()))]  # the first are sections, never parts
     raise ConfigError(unknown_flag(flag))

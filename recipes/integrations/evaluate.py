@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -55,7 +56,7 @@ def evaluated(directory: Path, options: argparse.Namespace) -> dict[str, float |
     text = tokenizer(options.text.read_text(encoding="utf-8"), return_tensors="pt").input_ids[:, : options.tokens]
     loss = float(model(input_ids=text, labels=text).loss)
     start = tokenizer(options.prompt, return_tensors="pt")
-    out = model.generate(**start, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    out = cast(Any, model).generate(**start, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     return {"loss": loss, "says": tokenizer.decode(out[0])}
 
 
