@@ -16,7 +16,7 @@ COMMANDS = ("train", "simulate")
 
 
 def command_of(directory: Path) -> list[str]:
-    """Command, recipe and flags as environment.json has them, without `--resume`. Raises ConfigError for any other."""
+    """Command, recipe and flags as environment.json has them, without the flag to resume. Raises ConfigError for any other."""
     fix = f"Fix: in a terminal, with its own recipe and flags: lowcomm train ... --run-dir {directory} --resume auto"
     try:
         words: Any = json.loads((directory / "environment.json").read_text(encoding="utf-8"))["command"]

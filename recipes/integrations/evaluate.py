@@ -51,8 +51,8 @@ def said(directory: Path) -> dict[str, int | bool] | None:
 @torch.inference_mode()
 def evaluated(directory: Path, options: argparse.Namespace) -> dict[str, float | str]:
     """Nats per token of the text, and a few tokens after the prompt."""
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, trust_remote_code=False).eval()
     text = tokenizer(options.text.read_text(encoding="utf-8"), return_tensors="pt").input_ids[:, : options.tokens]
     loss = float(model(input_ids=text, labels=text).loss)
     start = tokenizer(options.prompt, return_tensors="pt")
