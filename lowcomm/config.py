@@ -167,7 +167,7 @@ class RunConfig:
     """Simulated islands in one forward and backward: faster for small models, equal to the loop but for rounding."""
     turns: Literal["auto", "on", "off"] = "auto"
     """Simulated islands take turns on one model, with the same bits, each with tensors of its own only for what differs
-    from the global weights: auto where that fits, on (or the run is refused), off (a model each)."""
+    from the global weights: auto with more than 8 where that fits, on (or the run is refused), off (a model each)."""
     client_state: Literal["memory", "disk"] = "memory"
     """Where islands that take turns keep between their rounds what is theirs (inner moments, error feedback, control
     variates, private factors): memory, or disk, in the run directory while the run lasts."""
@@ -202,7 +202,7 @@ class RunConfig:
 
     def take_turns(self, islands: int) -> bool:
         """Whether so many islands take turns on one model."""
-        return take_turns(self.turns, self.against_turns(islands))
+        return take_turns(self.turns, self.client_state, islands, self.against_turns(islands))
 
     def against_turns(self, islands: int) -> str | None:
         """Why so many islands can't take turns on one model; None: they can."""

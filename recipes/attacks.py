@@ -14,7 +14,7 @@ from lowcomm.outer import Nesterov
 
 def smoke() -> RunConfig:
     """One island of six sends its Delta turned round, ten times as large; the rule outvotes it: seconds on a CPU."""
-    return _run("smoke", SignFlip(islands=(5,), factor=10.0))
+    return replace(_run("smoke", SignFlip(islands=(5,), factor=10.0)), steps=48)
 
 
 def alie() -> RunConfig:

@@ -30,18 +30,21 @@ def refuse_early(recipe: Path, arguments: Sequence[str]) -> None:
         flag, equals, value = word[2:].partition("=")
         if flag == "help":
             return
-        annotation, part = _annotation(flag)
+        annotation, parts = _annotation(flag)
         if equals:
-            _check_value(flag, annotation, part, [value])
+            _check_value(flag, annotation, parts, [value])
             continue
         values: list[str] = []
         while words and not words[0].startswith("--"):
             values.append(words.pop(0))
-        _check_value(flag, annotation, part, values)
+        _check_value(flag, annotation, parts, values)
 
 
-def _annotation(flag: str) -> tuple[str, Section | None]:
-    """Of the field that a flag sets, with the class of a part that it takes."""
+def _annotation(flag: str) -> tuple[str, tuple[Section, ...]]:
+    """Of the field that a flag sets, with the classes of parts that it takes.
+
+    Two parts may have fields of one name that take different values: what either takes.
+    """
     path = plain_path(flag)
     places = [_root()]
     for depth, name in enumerate(path):
@@ -49,9 +52,8 @@ def _annotation(flag: str) -> tuple[str, Section | None]:
         if not found:
             raise ConfigError(unknown_flag(flag))
         if depth == len(path) - 1:
-            holder, annotation = found[0]
-            parts = [s for s in leaf_sections(annotation, holder.file) if s.abstract or "None" in annotation]
-            return annotation, parts[0] if parts else None
+            parts = [s for holder, a in found for s in leaf_sections(a, holder.file) if s.abstract or "None" in a]
+            return " | ".join(dict.fromkeys(a for _, a in found)), tuple(dict.fromkeys(parts))
         inside = [s for holder, annotation in found for s in leaf_sections(annotation, holder.file)]
         places = [p for s in inside for p in (s, *(below(s) if depth else ()))]  # the first are sections, never parts
     raise ConfigError(unknown_flag(flag))
@@ -115,9 +117,9 @@ def _root() -> Section:
     return found
 
 
-def _check_value(flag: str, annotation: str, part: Section | None, values: Sequence[str]) -> None:
-    if part is not None:
-        _check_part(flag, part, values)
+def _check_value(flag: str, annotation: str, parts: Sequence[Section], values: Sequence[str]) -> None:
+    if parts:
+        _check_part(flag, parts, values)
         return
     legal, negated = _choices(annotation), plain_path(flag) != flag.replace("-", "_").split(".")
     if negated and (values or "bool" not in (legal or ("bool",))):
@@ -140,15 +142,15 @@ def _off(flag: str) -> str:
     return f"--{above}.no-{last}" if above else f"--no-{last}"
 
 
-def _check_part(flag: str, part: Section, values: Sequence[str]) -> None:
-    name, names = ".".join(plain_path(flag)), exported(part) or [part.name]
+def _check_part(flag: str, parts: Sequence[Section], values: Sequence[str]) -> None:
+    name, names = ".".join(plain_path(flag)), [n for part in parts for n in exported(part) or [part.name]]
     if len(values) != 1:
         raise ConfigError(f"--{name} wants a part: one of {', '.join(names)}. Fix: --{name} '{names[0]}()', in quotes")
     spec = parse(values[0], name)
     if not isinstance(spec, Call):
         return
     plain = spec.name.replace("_", "").lower()
-    if plain not in {n.lower() for n in names_near(part)} and plain != "none":
+    if plain not in {n.lower() for part in parts for n in names_near(part)} and plain != "none":
         near = difflib.get_close_matches(plain, [n.lower() for n in names], n=1)
         fix = f"write {next(n for n in names if n.lower() == near[0])}" if near else "use one of these"
         raise ConfigError(f"{name} = {spec.name!r} is not allowed: one of {', '.join(names)}. Fix: {fix}")

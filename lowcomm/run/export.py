@@ -121,7 +121,10 @@ def save_model(model: PreTrainedModel, directory: Path, *, whole: bool = False) 
 
     logging.disable_progress_bar()  # one shard of weights needs no bar of its own
     with _without_deepspeed(), _on_any_rank(model):
-        model.save_pretrained(directory, **({"max_shard_size": sys.maxsize} if whole else {}))
+        if whole:
+            model.save_pretrained(directory, max_shard_size=sys.maxsize)
+        else:
+            model.save_pretrained(directory)
 
 
 @contextmanager

@@ -93,8 +93,8 @@ def pack_forms(base: Sequence[Bits], new: Sequence[Bits]) -> tuple[Packed, Packe
         changed += len(places)
         near, far = _distances(places)
         steps = (now[places] - old[places]).astype(np.int16)
-        for form, values in (("bits", now[places]), ("steps", _zigzag(steps))):
-            streams[form] += [near, far, *_planes(values)]
+        streams["bits"] += [near, far, *_planes(now[places])]
+        streams["steps"] += [near, far, *_planes(_zigzag(steps))]
     return _packed("bits", streams["bits"], changed), _packed("steps", streams["steps"], changed)
 
 

@@ -11,6 +11,8 @@ from lowcomm.types import require
 
 Turns = Literal["auto", "on", "off"]
 ClientState = Literal["memory", "disk"]
+FEW = 8
+"""Islands that have a model each unless they are told to take turns; then the files of a checkpoint are processes'."""
 
 
 def against_turns(spec: SyncSpec) -> str | None:
@@ -39,6 +41,7 @@ def check_turns(turns: Turns, client_state: ClientState, reason: str | None) -> 
     require(apart, "client_state", client_state, f"memory, as {reason}", "leave it out")
 
 
-def take_turns(turns: Turns, reason: str | None) -> bool:
-    """Whether islands do."""
-    return turns != "off" and reason is None
+def take_turns(turns: Turns, client_state: ClientState, islands: int, reason: str | None) -> bool:
+    """Whether so many islands do: by themselves where a model each begins to cost, since their checkpoints differ."""
+    wanted = turns == "on" or (turns == "auto" and (islands > FEW or client_state == "disk"))
+    return wanted and reason is None

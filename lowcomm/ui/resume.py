@@ -16,7 +16,7 @@ COMMANDS = ("train", "simulate")
 
 
 def command_of(directory: Path) -> list[str]:
-    """Command, recipe and flags as environment.json has them, without `--resume`. Raises ConfigError for any other."""
+    """Command, recipe and flags as environment.json has them, without that to resume. Raises ConfigError for others."""
     fix = f"Fix: in a terminal, with its own recipe and flags: lowcomm train ... --run-dir {directory} --resume auto"
     try:
         words: Any = json.loads((directory / "environment.json").read_text(encoding="utf-8"))["command"]
@@ -71,7 +71,7 @@ def _without_resume(words: Sequence[str]) -> list[str]:
             skip = False
             continue
         skip = word == "--resume"
-        if not (skip or word == "--no-resume" or word.startswith("--resume=")):
+        if not (skip or word == "--no-resume" or word.startswith("--resume" + "=")):
             kept.append(word)
     return kept
 

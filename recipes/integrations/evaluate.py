@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -50,12 +51,12 @@ def said(directory: Path) -> dict[str, int | bool] | None:
 @torch.inference_mode()
 def evaluated(directory: Path, options: argparse.Namespace) -> dict[str, float | str]:
     """Nats per token of the text, and a few tokens after the prompt."""
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, trust_remote_code=False).eval()
     text = tokenizer(options.text.read_text(encoding="utf-8"), return_tensors="pt").input_ids[:, : options.tokens]
     loss = float(model(input_ids=text, labels=text).loss)
     start = tokenizer(options.prompt, return_tensors="pt")
-    out = model.generate(**start, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    out = cast(Any, model).generate(**start, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     return {"loss": loss, "says": tokenizer.decode(out[0])}
 
 

@@ -41,7 +41,12 @@ def size_bytes(run: lora_toy.Islands, layers: set[str]) -> int:
     return sum(4 * w.numel() for n, w in run.sync.weights().items() if layer_of(n) in layers)
 
 
-@given(st.lists(st.tuples(st.integers(1, 40), st.floats(0, 9)), min_size=1, max_size=8), st.integers(4, 500))
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 40), st.floats(0, 9).map(lambda x: x if x > 1e-15 else 0.0)), min_size=1, max_size=8
+    ),
+    st.integers(4, 500),
+)
 def test_the_largest_per_byte_are_taken_as_long_as_they_fit(layers: list[tuple[int, float]], budget: int) -> None:
     grads = {f"m.{i}.lora_A.default.weight": torch.full((n,), size) for i, (n, size) in enumerate(layers)}
     start = {n: torch.zeros_like(g) for n, g in grads.items()}

@@ -164,7 +164,7 @@ EVENTS = st.lists(
 def test_lanes_never_overlap_whatever_the_lines_say(events: list[dict[str, Any]]) -> None:
     run = Run(
         path=Path(), name="r", status="done", config={}, environment={}, summary={}, clients={}, partition={},
-        events=tuple(events), torn=False, unreadable_lines=0,
+        events=tuple(events), torn=False, unreadable_lines=0, influence={},
     )  # fmt: skip
     for lanes in lanes_of(run).values():
         for lane in (lanes.compute, lanes.link):

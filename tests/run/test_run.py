@@ -32,7 +32,7 @@ SUMMARY_KEYS = {
     *("status", "name", "parameters", "parameters_trainable", "val_loss", "val_bpb", "tokens", "steps", "rounds"),
     *("islands", "bytes_sent", "bytes_received", "wall_s", "blocked_s", "sync_s", "utilisation", "weights_sha256"),
     *("deadline_misses", "deadline_waited_s", "peak_bytes_per_s", "link_bytes_per_s", "lost"),
-    *("privacy", "attack"),
+    *("privacy", "attack", "step_hashes"),
 }
 
 
@@ -258,7 +258,7 @@ def simulate_with_little_room(arguments: list[str], limit_bytes: int) -> int:
     return main(arguments)
 
 
-@pytest.mark.parametrize("limit_bytes", [200_000, 3_000])
+@pytest.mark.parametrize("limit_bytes", [200_000, 4_000])
 def test_disk_full(tmp_path: Path, corpus: Path, limit_bytes: int) -> None:
     """No room for checkpoints and export, or not even for metrics: training goes on to the end, exit code 1."""
     recipe, log = runs.write_recipe(tmp_path, corpus), tmp_path / "log"

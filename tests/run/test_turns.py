@@ -85,7 +85,7 @@ def test_a_run_has_the_bits_of_a_model_each_and_goes_on_either_way(
 
 
 def test_a_checkpoint_leaves_out_what_is_global(corpus: Path, tmp_path: Path) -> None:
-    config = client_run(corpus, tmp_path / "run", SYNCS["feedback"])
+    config = client_run(corpus, tmp_path / "run", SYNCS["feedback"], turns="on")
     checkpoint = dataclasses.replace(config.checkpoint, every_rounds=1, keep=4)
     assert train(dataclasses.replace(config, checkpoint=checkpoint)) == 0
     first = tmp_path / "run" / "checkpoints" / "000001"

@@ -223,7 +223,7 @@ def clients_run(corpus: Path, run_dir: Path | None) -> RunConfig:
 def test_processes_and_resumed_runs_give_the_simulations_bits(tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
     corpus = runs.write_corpus(tmp_path / "text")
-    config = dataclasses.replace(clients_run(corpus, tmp_path / "whole"), turns="off")  # files as of processes
+    config = clients_run(corpus, tmp_path / "whole")
     assert train(config) == 0
     whole = runs.outcome(tmp_path / "whole")
     halves = dataclasses.replace(config, run_dir=tmp_path / "halves")

@@ -55,7 +55,8 @@ def run(loop: Loop, turns: bool, seen: list[Any], steps: int = STEPS) -> LocalSG
 
 def tensors_of(key: str, value: Any) -> dict[str, torch.Tensor]:
     """One moment, or one per axis (Soap)."""
-    return {f"{key} {i}": t for i, t in enumerate(value if isinstance(value, list) else [value]) if t is not None}
+    values = [v for v in (value if isinstance(value, list) else [value]) if v is not None]
+    return {f"{key} {i}": torch.as_tensor(v) for i, v in enumerate(values)}
 
 
 def state_of(sync: LocalSGD) -> list[Any]:

@@ -42,6 +42,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
     ask_to_stop(tmp_path / "runs" / "a")
 
 
+@pytest.mark.slow
 def test_a_run_from_the_page_is_the_one_from_the_command_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Started, stopped, resumed and finished by the pages; its config.json is that of `lowcomm train` to the byte."""
     reference = write_recipe(place)
