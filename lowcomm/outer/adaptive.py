@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lowcomm.outer.base import Outer, check_lr, check_unit
+from lowcomm.outer.base import DeltaOptimizer, Outer, check_lr, check_unit
 from lowcomm.types import require
 
 
@@ -46,24 +46,14 @@ class Adaptive(Outer):
         require(self.tau > 0, "sync.outer.tau", self.tau, "above 0", "1e-3 is the paper's default")
 
 
-class AdaptiveOptimizer(Optimizer):
+class AdaptiveOptimizer(DeltaOptimizer):
     """The update above over `params`; `p.grad` holds Delta."""
 
     def __init__(self, params: Sequence[Tensor], settings: Adaptive) -> None:
         super().__init__(params, dataclasses.asdict(cast("Any", settings)))
         self.settings = settings
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One outer step; closures are not supported (the Delta is already there)."""
-        if closure is not None:
-            raise ValueError("an outer optimizer takes no closure: set p.grad to the aggregated Delta")
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, p.grad, group)
-
-    def _update(self, p: Tensor, delta: Tensor, group: dict[str, float]) -> None:
+    def update(self, p: Tensor, delta: Tensor, group: dict[str, float]) -> None:
         state = self.state[p]
         if not state:
             state["m"] = torch.zeros_like(p)

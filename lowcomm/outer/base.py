@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -21,6 +23,24 @@ class Outer(ABC):
     @abstractmethod
     def check(self) -> None:
         """Raise ConfigError for a hyper-parameter out of range."""
+
+
+class DeltaOptimizer(Optimizer):
+    """Base of the outer optimizers that torch does not have: one update for each tensor whose `p.grad` is a Delta."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One outer step; closures are not supported (the Delta is already there)."""
+        if closure is not None:
+            raise ValueError("an outer optimizer takes no closure: set p.grad to the aggregated Delta")
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self.update(p, p.grad, group)
+
+    @abstractmethod
+    def update(self, p: Tensor, delta: Tensor, group: dict[str, Any]) -> None:
+        """Move p in place; its state is `self.state[p]`."""
 
 
 def check_lr(name: str, lr: float) -> None:

@@ -17,7 +17,7 @@ Reduces to: every = 1, spread = 0: Nesterov; momentum = 0: outer SGD of rate lr 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lowcomm.outer.base import Outer, check_lr, check_unit
+from lowcomm.outer.base import DeltaOptimizer, Outer, check_lr, check_unit
 from lowcomm.types import require
 
 
@@ -53,7 +53,7 @@ class DelayedNesterov(Outer):
         require(ok, "sync.outer.spread", self.spread, legal, "0 applies all of it at once")
 
 
-class DelayedNesterovOptimizer(Optimizer):
+class DelayedNesterovOptimizer(DeltaOptimizer):
     """The update above over `params`; `p.grad` holds Delta."""
 
     def __init__(self, params: Sequence[Tensor], settings: DelayedNesterov) -> None:
@@ -62,17 +62,7 @@ class DelayedNesterovOptimizer(Optimizer):
         }  # fmt: skip
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One outer step; closures are not supported (the Delta is already there)."""
-        if closure is not None:
-            raise ValueError("an outer optimizer takes no closure: set p.grad to the aggregated Delta")
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, p.grad, group)
-
-    def _update(self, p: Tensor, delta: Tensor, group: dict[str, Any]) -> None:
+    def update(self, p: Tensor, delta: Tensor, group: dict[str, Any]) -> None:
         state, n, c = self.state[p], group["every"], group["spread"]
         if not state:
             state["momentum_buffer"], state["sum"], state["arrived"] = torch.zeros_like(p), torch.zeros_like(p), 0

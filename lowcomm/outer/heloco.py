@@ -15,7 +15,7 @@ Reduces to: momentum = 0 => outer SGD.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lowcomm.outer.base import Outer, check_lr, check_unit
+from lowcomm.outer.base import DeltaOptimizer, Outer, check_lr, check_unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,23 +43,13 @@ class HeLoCo(Outer):
         check_unit("sync.outer.momentum", self.momentum)
 
 
-class HeLoCoOptimizer(Optimizer):
+class HeLoCoOptimizer(DeltaOptimizer):
     """The update above over `params`; `p.grad` holds Delta."""
 
     def __init__(self, params: Sequence[Tensor], settings: HeLoCo) -> None:
         super().__init__(params, {"lr": settings.lr, "momentum": settings.momentum})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One outer step; closures are not supported (the Delta is already there)."""
-        if closure is not None:
-            raise ValueError("an outer optimizer takes no closure: set p.grad to the aggregated Delta")
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, p.grad, group)
-
-    def _update(self, p: Tensor, delta: Tensor, group: dict[str, Any]) -> None:
+    def update(self, p: Tensor, delta: Tensor, group: dict[str, Any]) -> None:
         state, mu = self.state[p], group["momentum"]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(p)

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lowcomm.outer.base import Outer, check_lr, check_unit
+from lowcomm.outer.base import DeltaOptimizer, Outer, check_lr, check_unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,22 +45,16 @@ class Lion(Outer):
         check_unit("sync.outer.beta2", self.beta2)
 
 
-class LionDescent(Optimizer):
+class LionDescent(DeltaOptimizer):
     """The update above over `params`; `p.grad` holds Delta."""
 
     def __init__(self, params: Sequence[Tensor], *, lr: float, beta1: float, beta2: float) -> None:
         super().__init__(params, {"lr": lr, "beta1": beta1, "beta2": beta2})
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One outer step."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["m"] = torch.zeros_like(p)
-                m = state["m"]
-                p.sub_(torch.lerp(p.grad, m, group["beta1"]).sign_(), alpha=group["lr"])
-                m.lerp_(p.grad, 1 - group["beta2"])
+    def update(self, p: Tensor, delta: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[p]
+        if not state:
+            state["m"] = torch.zeros_like(p)
+        m = state["m"]
+        p.sub_(torch.lerp(delta, m, group["beta1"]).sign_(), alpha=group["lr"])
+        m.lerp_(delta, 1 - group["beta2"])

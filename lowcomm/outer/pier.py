@@ -20,12 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lowcomm.outer.base import Outer, check_unit
+from lowcomm.outer.base import DeltaOptimizer, Outer, check_unit
 from lowcomm.types import require
 
 
@@ -78,24 +79,18 @@ class Pier(Outer):
         require(rounds >= 1, "sync.outer.decay_rounds", rounds, "1 or more", "an eighth of the rounds is usual")
 
 
-class ScheduledNesterov(Optimizer):
+class ScheduledNesterov(DeltaOptimizer):
     """The update above over `params`; `p.grad` holds Delta."""
 
     def __init__(self, params: Sequence[Tensor], settings: Pier) -> None:
         super().__init__(params, {"lr": settings.lr, "momentum": settings.momentum})
         self.settings = settings
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One outer step."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["u"], state["step"] = torch.zeros_like(p), 0
-                lr, momentum = self.settings.at(state["step"])
-                state["step"] += 1
-                state["u"].mul_(momentum).add_(p.grad)
-                p.add_(p.grad, alpha=-lr).add_(state["u"], alpha=-lr * momentum)
+    def update(self, p: Tensor, delta: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[p]
+        if not state:
+            state["u"], state["step"] = torch.zeros_like(p), 0
+        lr, momentum = self.settings.at(state["step"])
+        state["step"] += 1
+        state["u"].mul_(momentum).add_(delta)
+        p.add_(delta, alpha=-lr).add_(state["u"], alpha=-lr * momentum)

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lowcomm.outer.base import Outer, check_lr, check_unit
+from lowcomm.outer.base import DeltaOptimizer, Outer, check_lr, check_unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,24 +43,18 @@ class ScheduleFree(Outer):
         check_unit("sync.outer.beta", self.beta)
 
 
-class ScheduleFreeDescent(Optimizer):
+class ScheduleFreeDescent(DeltaOptimizer):
     """The update above over `params`, which are y; `p.grad` holds Delta."""
 
     def __init__(self, params: Sequence[Tensor], *, lr: float, beta: float) -> None:
         super().__init__(params, {"lr": lr, "beta": beta})
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One outer step."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["z"], state["x"], state["step"] = p.clone(), p.clone(), 0
-                state["step"] += 1
-                z, x = state["z"], state["x"]
-                z.add_(p.grad, alpha=-group["lr"])
-                x.lerp_(z, 1 / (state["step"] + 1))
-                p.copy_(torch.lerp(z, x, group["beta"]))
+    def update(self, p: Tensor, delta: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[p]
+        if not state:
+            state["z"], state["x"], state["step"] = p.clone(), p.clone(), 0
+        state["step"] += 1
+        z, x = state["z"], state["x"]
+        z.add_(delta, alpha=-group["lr"])
+        x.lerp_(z, 1 / (state["step"] + 1))
+        p.copy_(torch.lerp(z, x, group["beta"]))

@@ -5,6 +5,8 @@ They keep nothing: a form is read off the page each time, a run comes whole with
 
 from __future__ import annotations
 
+from lowcomm.report.script import THEMED
+
 COMMON = """"use strict";
 const base = document.documentElement.dataset.base;
 function $(id) { return document.getElementById(id); }
@@ -126,22 +128,13 @@ FORM = """"use strict";
 })();
 """
 
-PLOT = """"use strict";
+PLOT = (
+    """"use strict";
 const look = {responsive: true, displayModeBar: false};
 let drawn = {};
-function themed(node, key, style) {
-  if (typeof node === "string") {
-    return key.endsWith("color") && node.startsWith("--") ? style.getPropertyValue(node).trim() : node;
-  }
-  if (Array.isArray(node)) { return node.map(function (item) { return themed(item, "", style); }); }
-  if (node !== null && typeof node === "object") {
-    const copy = {};
-    for (const name of Object.keys(node)) { copy[name] = themed(node[name], name, style); }
-    return copy;
-  }
-  return node;
-}
-function draw(figures) {
+"""
+    + THEMED
+    + """function draw(figures) {
   drawn = figures;
   const style = getComputedStyle(document.documentElement);
   for (const id of Object.keys(figures)) {
@@ -158,6 +151,7 @@ function draw(figures) {
 }
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", function () { draw(drawn); });
 """
+)
 
 LIVE = """"use strict";
 (function () {

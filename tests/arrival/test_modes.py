@@ -26,7 +26,6 @@ from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4
 from lowcomm.exchange.buffered import Buffered
 from lowcomm.exchange.entry import Entry, Kind
 from lowcomm.exchange.log import DirectoryLog, Log, MemoryLog
-from lowcomm.exchange.log_follower import LogFollower
 from lowcomm.outer import SGD, HeLoCo, Nesterov, Outer
 from lowcomm.state.checkpoint import global_part, island_part, load_global, load_island
 from lowcomm.sync import LocalSGD
@@ -56,22 +55,7 @@ def build(
 
 def train(sync: LocalSGD, ticks: Sequence[int], finish: bool = True) -> list[str]:
     """The lines that reports give, without the round."""
-    notes: list[str] = []
-    sync.listeners.append(lambda report: notes.extend(n.partition(": ")[2] for n in report.notes))
-    for tick in ticks:
-        for i in range(len(sync.replicas)):
-            if sync.rests(i):
-                sync.rest(i)
-            else:
-                buffered_worker.step(sync, i, tick)
-    if finish:
-        sync.finish()
-    return notes
-
-
-def follower(sync: LocalSGD) -> LogFollower:
-    assert isinstance(sync.state.exchange, LogFollower)
-    return sync.state.exchange
+    return [note.partition(": ")[2] for note in buffered_worker.train(sync, ticks, finish)]
 
 
 def flat(sync: LocalSGD) -> torch.Tensor:
@@ -113,7 +97,7 @@ def test_equal_speeds_are_the_synchronous_run(rule: ArrivalRule, by: str) -> Non
 def _versions(islands: int, rule: ArrivalRule, ticks: int, **fields: Any) -> list[int]:
     """How many contributions each version holds."""
     sync, sizes = build(islands, Buffered(rule=rule, **fields)), list[int]()
-    fold = follower(sync).folds[0]
+    fold = buffered_worker.follower(sync).folds[0]
     step = type(fold)._step
 
     def counted(self: Any, position: int) -> None:
@@ -157,9 +141,9 @@ def test_an_island_trains_on_from_what_it_has_contributed(rule: ArrivalRule) -> 
     """anchor = version of the log - own contributions that wait: the versions are those of the log folded by itself."""
     sync = build(3, Buffered(rule=rule, goes_on="own", speeds=UNEQUAL))
     train(sync, range(17), finish=False)
-    mine = follower(sync)
+    mine = buffered_worker.follower(sync)
     for i, view in enumerate(mine.views):
-        fresh = follower(build(3, Buffered(rule=rule, goes_on="own", speeds=UNEQUAL))).folds[0]
+        fresh = buffered_worker.follower(build(3, Buffered(rule=rule, goes_on="own", speeds=UNEQUAL))).folds[0]
         for data in list(mine.log.read(0))[: mine.folds[i].position]:
             fresh.take(data, sync.state.run_id)
         whole = view.anchor.weights if view.whole is None else view.whole
@@ -199,7 +183,7 @@ def test_a_token_batch_lets_all_contribute_at_once() -> None:
     """Once rates are known, islands at 1, 1/2 and 1/4 contribute together, with unequal steps."""
     sync = build(3, Buffered(rule=TokenBatch(tokens=88), speeds=(1.0, 0.5, 0.25)))
     train(sync, range(200), finish=False)
-    mine = follower(sync)
+    mine = buffered_worker.follower(sync)
     found = [Entry.unpack(e) for e in mine.log.read(0)]
     late = [[e.steps for e in found if e.island == k][-4:] for k in range(3)]
     assert all(max(steps) - min(steps) <= 1 for steps in late)
@@ -212,7 +196,7 @@ def test_across_silos_the_latest_of_every_island_counts() -> None:
     sync = build(3, Buffered(rule=AnarchicSilos(size=1, nominal_steps=H), speeds=UNEQUAL), outer=SGD(lr=1.0))
     start = flat(sync).double()
     train(sync, range(28), finish=False)
-    mine = follower(sync)
+    mine = buffered_worker.follower(sync)
     fold, latest, expected = mine.folds[0], dict[int, torch.Tensor](), start
     for data in list(mine.log.read(0))[: fold.position]:
         entry = Entry.unpack(data)
@@ -224,7 +208,7 @@ def test_across_silos_the_latest_of_every_island_counts() -> None:
 def test_marks_that_say_nothing_new_change_nothing() -> None:
     sync = build(2, Buffered(rule=Timed(every_s=6.0)))
     train(sync, range(8), finish=False)
-    mine, run = follower(sync), sync.state.run_id
+    mine, run = buffered_worker.follower(sync), sync.state.run_id
     fold = mine.folds[0]
     before, version = fold.anchor.digest(), fold.anchor.version
     for base in (version, version - 1, version + 1):
@@ -299,7 +283,7 @@ def test_processes_with_clocks_of_their_own_hold_the_bits_of_the_log(tmp_path: P
     kinds = [Entry.unpack(e).kind for e in entries]
     assert Kind.FULL in kinds and all(Entry.unpack(e).took_s > 0 for e in entries if Entry.unpack(e).steps)
     like = build(2, buffered_worker.exchange(None, "timed"), codec=buffered_worker.CODECS["timed"])
-    fold = follower(like).folds[0]
+    fold = buffered_worker.follower(like).folds[0]
     for data in entries:
         fold.take(data, seen[0]["run"])
     assert fold.anchor.digest().hex() == seen[0]["digest"]

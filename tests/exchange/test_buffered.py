@@ -24,7 +24,6 @@ from lowcomm.exchange.buffered import Buffered
 from lowcomm.exchange.entry import Entry, Kind
 from lowcomm.exchange.fold import Fold
 from lowcomm.exchange.log import DirectoryLog, MemoryLog
-from lowcomm.exchange.log_follower import LogFollower
 from lowcomm.local import FedProx
 from lowcomm.model import ModelConfig
 from lowcomm.outer import SGD, Nesterov, Outer
@@ -64,26 +63,6 @@ def build(
     )  # fmt: skip
 
 
-def train(sync: LocalSGD, ticks: Sequence[int], finish: bool = True) -> list[str]:
-    """The lines that reports give."""
-    notes: list[str] = []
-    sync.listeners.append(lambda report: notes.extend(report.notes))
-    for tick in ticks:
-        for i in range(len(sync.replicas)):
-            if sync.rests(i):
-                sync.rest(i)
-            else:
-                buffered_worker.step(sync, i, tick)
-    if finish:
-        sync.finish()
-    return notes
-
-
-def follower(sync: LocalSGD) -> LogFollower:
-    assert isinstance(sync.state.exchange, LogFollower)
-    return sync.state.exchange
-
-
 def digests(sync: LocalSGD) -> list[str]:
     return [anchor.digest().hex() for anchor in sync.state.anchors[0]]
 
@@ -91,7 +70,7 @@ def digests(sync: LocalSGD) -> list[str]:
 def folded_again(like: LocalSGD, entries: Sequence[bytes], run: int) -> Fold:
     """The log folded from the start, by itself."""
     fresh = build(like.transport.islands, like.spec.exchange, like.spec.codec, like.spec.outer)
-    fold = follower(fresh).folds[0]
+    fold = buffered_worker.follower(fresh).folds[0]
     for data in entries:
         fold.take(data, run)
     return fold
@@ -100,8 +79,8 @@ def folded_again(like: LocalSGD, entries: Sequence[bytes], run: int) -> Fold:
 @pytest.mark.parametrize("islands", [2, 3, 4])
 def test_z_islands_of_equal_speed_are_fedavg_with_uniform_weights_bit_for_bit(islands: int) -> None:
     lockstep, buffered = build(islands, None), build(islands, Buffered(size=islands))  # staleness is 0 throughout
-    train(lockstep, range(14))
-    train(buffered, range(14))
+    buffered_worker.train(lockstep, range(14))
+    buffered_worker.train(buffered, range(14))
     assert torch.equal(toy.flat(list(lockstep.weights().values())), toy.flat(list(buffered.weights().values())))
     assert all(
         torch.equal(toy.flat(list(r.model.parameters())), toy.flat(list(buffered.weights().values())))
@@ -113,8 +92,8 @@ def test_z_islands_of_equal_speed_are_fedavg_with_uniform_weights_bit_for_bit(is
 def test_the_same_with_a_codec_to_rounding(codec: Codec) -> None:
     """Lockstep multiplies each contribution by 1/K before the sum; seeds and ways of dense codecs differ."""
     lockstep, buffered = build(2, None, codec), build(2, Buffered(size=2), codec)
-    train(lockstep, range(12))
-    train(buffered, range(12))
+    buffered_worker.train(lockstep, range(12))
+    buffered_worker.train(buffered, range(12))
     a, b = (toy.flat(list(s.weights().values())) for s in (lockstep, buffered))
     if isinstance(codec, TopK):
         assert torch.equal(a, b)
@@ -132,7 +111,7 @@ def test_damping_follows_its_formula() -> None:
 def test_a_version_is_the_papers_sum(staleness: Any) -> None:
     """With SGD(lr=1): w - (1/Z) sum d(tau) Delta, from contributions with staleness 0, 1 and so on."""
     sync = build(2, Buffered(size=2, staleness=staleness), outer=SGD(lr=1.0))
-    fold, codec = follower(sync).folds[0], Fp32()
+    fold, codec = buffered_worker.follower(sync).folds[0], Fp32()
     w = toy.flat(list(sync.weights().values())).double()
     generator = torch.Generator().manual_seed(3)
     for version, bases in enumerate([(0, 0), (0, 1), (2, 0)]):
@@ -169,13 +148,13 @@ def test_islands_of_unequal_speed_hold_the_same_bits_and_the_log_folds_to_them(
     exchange: Buffered, codec: Codec
 ) -> None:
     sync = build(3, exchange, codec)
-    train(sync, range(30))
+    buffered_worker.train(sync, range(30))
     assert len(set(digests(sync))) == 1
-    log = follower(sync).log
+    log = buffered_worker.follower(sync).log
     again = folded_again(sync, list(log.read(0)), sync.state.run_id)
     assert again.anchor.digest().hex() == digests(sync)[0]
     again = build(3, exchange, codec)
-    train(again, range(30))
+    buffered_worker.train(again, range(30))
     assert digests(again) == digests(sync), "the virtual clock gives one order"
 
 
@@ -188,7 +167,7 @@ def test_every_codec_goes_through_the_log(codec: Codec) -> None:
             build(2, Buffered(size=2), codec)
         return
     sync = build(2, Buffered(size=2, speeds=(1.0, 0.5)), codec)
-    notes = train(sync, range(9))
+    notes = buffered_worker.train(sync, range(9))
     assert len(set(digests(sync))) == 1
     assert not [line for line in notes if "left out" in line]
 
@@ -196,7 +175,7 @@ def test_every_codec_goes_through_the_log(codec: Codec) -> None:
 def test_a_slow_island_blocks_nobody() -> None:
     """Its contributions come late and stale; versions go on without it."""
     sync = build(3, Buffered(size=2, speeds=(1.0, 1.0, 0.1)))
-    notes = train(sync, range(40), finish=False)
+    notes = buffered_worker.train(sync, range(40), finish=False)
     versions = [anchor.version for anchor in sync.state.anchors[0]]
     assert versions[0] == versions[1] == 10 and versions[2] == 10
     slow = [line for line in notes if "island 2, contribution" in line]
@@ -205,7 +184,7 @@ def test_a_slow_island_blocks_nobody() -> None:
 
 def test_the_order_of_events_is_in_the_notes() -> None:
     sync = build(2, Buffered(size=2, speeds=(1.0, 0.5)))
-    notes = train(sync, range(8))
+    notes = buffered_worker.train(sync, range(8))
     assert [line.partition(": ")[2] for line in notes] == [
         "log 0: island 0, contribution 0, base version 0, staleness 0",
         "log 1: island 0, contribution 1, base version 0, staleness 0",
@@ -217,8 +196,8 @@ def test_the_order_of_events_is_in_the_notes() -> None:
 
 def test_what_cannot_be_used_is_left_out_and_named() -> None:
     sync = build(2, Buffered(size=2, max_staleness=1))
-    train(sync, range(8), finish=False)
-    mine, run = follower(sync), sync.state.run_id
+    buffered_worker.train(sync, range(8), finish=False)
+    mine, run = buffered_worker.follower(sync), sync.state.run_id
     fold, entries = mine.folds[0], list(mine.log.read(0))
     before, count = fold.anchor.digest(), fold.count
     good = Entry.unpack(entries[-1])
@@ -248,15 +227,15 @@ def test_what_cannot_be_used_is_left_out_and_named() -> None:
 
 def test_an_island_that_diverged_is_left_out_and_goes_on_from_the_newest_version() -> None:
     sync = build(2, Buffered(size=2))
-    train(sync, range(3), finish=False)
+    buffered_worker.train(sync, range(3), finish=False)
     with torch.no_grad():
         sync.replicas[1].model.scale.fill_(math.inf)  # type: ignore[union-attr]
     dropped: list[dict[int, str]] = []
     sync.listeners.append(lambda report: dropped.append(report.dropped))
-    train(sync, [3], finish=False)
+    buffered_worker.train(sync, [3], finish=False)
     assert list(dropped[0]) == [1]
     assert all(bool(p.isfinite().all()) for p in sync.replicas[1].model.parameters())
-    train(sync, range(4, 12))
+    buffered_worker.train(sync, range(4, 12))
     assert len(set(digests(sync))) == 1
 
 
@@ -265,9 +244,9 @@ def test_an_island_that_diverged_is_left_out_and_goes_on_from_the_newest_version
 def test_a_resumed_simulation_is_an_unbroken_one(stop: int, codec: Codec) -> None:
     exchange = Buffered(size=2, speeds=UNEQUAL)
     whole = build(3, exchange, codec)
-    expected = train(whole, range(22))
+    expected = buffered_worker.train(whole, range(22))
     first = build(3, exchange, codec)
-    notes = train(first, range(stop), finish=False)
+    notes = buffered_worker.train(first, range(stop), finish=False)
     saved = global_part(first.state), [island_part(first.state, i) for i in range(3)]
     saved = (
         ({k: t.clone() for k, t in saved[0][0].items()}, saved[0][1]),
@@ -277,7 +256,7 @@ def test_a_resumed_simulation_is_an_unbroken_one(stop: int, codec: Codec) -> Non
     load_global(second.state, saved[0])
     for i, part in enumerate(saved[1]):
         load_island(second.state, i, part)
-    notes += train(second, range(stop, 22))
+    notes += buffered_worker.train(second, range(stop, 22))
     assert digests(second) == digests(whole)
     assert notes == expected
     assert second.transport.received_bytes == whole.transport.received_bytes
@@ -285,9 +264,9 @@ def test_a_resumed_simulation_is_an_unbroken_one(stop: int, codec: Codec) -> Non
 
 def test_fedprox_pulls_each_island_to_its_own_version() -> None:
     sync = build(2, Buffered(size=1, speeds=(1.0, 0.25)), clients=Clients(objective=FedProx(mu=0.5)))
-    train(sync, range(12), finish=False)
+    buffered_worker.train(sync, range(12), finish=False)
     assert sync.state.anchors[0][0].version > sync.state.anchors[0][1].version
-    train(sync, range(12, 16))
+    buffered_worker.train(sync, range(12, 16))
     assert len(set(digests(sync))) == 1
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lowcomm.arrival import Timed
 from lowcomm.codec import Codec, ErrorFeedback, Int4, TopK
 from lowcomm.exchange.buffered import Buffered
 from lowcomm.exchange.log import DirectoryLog
+from lowcomm.exchange.log_follower import LogFollower
 from lowcomm.outer import Nesterov
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Collective
@@ -122,6 +124,26 @@ def main() -> None:
         children.append(child)
     for child in children:
         os.waitpid(child, 0)
+
+
+def train(sync: LocalSGD, ticks: Sequence[int], finish: bool = True) -> list[str]:
+    """The lines that reports give."""
+    notes: list[str] = []
+    sync.listeners.append(lambda report: notes.extend(report.notes))
+    for tick in ticks:
+        for i in range(len(sync.replicas)):
+            if sync.rests(i):
+                sync.rest(i)
+            else:
+                step(sync, i, tick)
+    if finish:
+        sync.finish()
+    return notes
+
+
+def follower(sync: LocalSGD) -> LogFollower:
+    assert isinstance(sync.state.exchange, LogFollower)
+    return sync.state.exchange
 
 
 if __name__ == "__main__":
