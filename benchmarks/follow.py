@@ -155,12 +155,13 @@ def main() -> None:
     first = trained(
         "pretrain", config(rounds=rounds, lr=PRETRAIN_LR, model=model, outer=Nesterov(lr=0.7, momentum=0.6)), None
     )
-    rows = [row_of("pretraining", PRETRAIN_LR, measured(first))]
     base = first.islands[0].directory / "export"
+    runs = [("pretraining", PRETRAIN_LR, first)]
     for lr in RATES:
         made = config(rounds=rounds // 2, lr=lr, model=ModelConfig(directory=base), outer=SGD(lr=1.0))
-        rows.append(row_of("fine-tuning", lr, measured(trained(f"lr-{lr:g}", made, base))))
-        print(rows[-1], flush=True)
+        runs.append(("fine-tuning", lr, trained(f"lr-{lr:g}", made, base)))
+    # after all members were forked: what is folded here starts threads, and a process with threads is not to fork
+    rows = [row_of(name, lr, measured(run)) for name, lr, run in runs]
     print(write_result_and_table("follow", COMMAND + (" --short" if short else ""), rows, table))
 
 
