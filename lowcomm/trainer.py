@@ -27,7 +27,7 @@ from lowcomm.run.resume import is_finite, load_newest, save_now, start_files
 from lowcomm.run.sharpness import average_direction_sharpness
 from lowcomm.run.signals import tell_stopped, who_asked, who_stopped
 from lowcomm.transport.base import Transport
-from lowcomm.types import CheckpointError, DataError, FencedError, LowcommError, SyncError, UnusableError
+from lowcomm.types import CheckpointError, DataError, FencedError, LowcommError, StoppedError, SyncError, UnusableError
 
 DONE, FAILED, STOPPED = 0, 1, 3
 """Exit codes; 2 (bad input) is given by the command line before anything starts."""
@@ -105,7 +105,8 @@ class Loop:
             if not is_finite(run):  # a checkpoint of these weights would hide the good one before it
                 write_summary(run, "failed", self.journal.time_s())
                 raise
-            asked = run.stop.signal is not None or who_stopped(sync.transport.islands) is not None
+            asked = isinstance(error, StoppedError) or run.stop.signal is not None
+            asked = asked or who_stopped(sync.transport.islands) is not None
             self.stop("stopped" if asked else "failed", error)
             if asked:
                 return STOPPED
@@ -256,6 +257,7 @@ class Loop:
         name = f"{sync.rounds_done:06d}-stop{run.resumes}"
         failed = str(error) if isinstance(error, DataError) else "a sync failed"
         asked = who_asked(sync.transport.islands, run.config.checkpoint.stop_at_step == sync.step)
+        asked = str(error) if isinstance(error, StoppedError) else asked
         cause = run.stop.signal or (failed if status == "failed" else asked)
         again = isinstance(error, UnusableError) and not run.sync.transport.lost  # those come back with a resume
         kind = checkpoint.UNUSABLE if again else "exchange"

@@ -42,6 +42,10 @@ class TransportError(SyncError):
     """The transport itself failed: a connection was lost, or nothing came within the time limit."""
 
 
+class StoppedError(TransportError):
+    """An exchange has no end, as another island was told to stop, and has saved: this one is to do alike."""
+
+
 class RetryError(SyncError):
     """The exchange failed alike on every island that is left; nothing has changed, and it may be tried again now."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lowcomm.transport.base import KEPT
 from lowcomm.transport.relay import Answer, Request
 from lowcomm.transport.relayed import Waiting
-from lowcomm.types import TransportError
+from lowcomm.types import StoppedError, TransportError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,15 @@ class Outcome:
     """Other clients that it went on without: number, and the round in which it lost it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why the run can't go on, as all its clients are told."""
+
+    cause: str
+    stopped: bool = False
+    """Whether a client was told to stop, and has saved: the others are to do so, too."""
+
+
 class Mailbox:
     """Requests that wait to be sent, and answers that are waited for. Every method may be called by either thread."""
 
@@ -34,7 +43,7 @@ class Mailbox:
         self._unsent: list[Request] = []
         self._asked: set[int] = set()
         self._answers: dict[int, Answer] = {}
-        self._failure: str | None = None
+        self._failure: Failure | None = None
         self._outcome: Outcome | None = None
         self._reported = False
         self._run: int | None = None
@@ -67,10 +76,10 @@ class Mailbox:
                 self._answers[answer.number] = answer
             self._changed.notify_all()
 
-    def fail(self, cause: str) -> None:
+    def fail(self, failure: Failure) -> None:
         """Let every exchange fail, those under way and those to come."""
         with self._changed:
-            self._failure = self._failure or cause
+            self._failure = self._failure or failure
             self._unsent.clear()
             self._changed.notify_all()
 
@@ -108,4 +117,5 @@ class Mailbox:
 
     def _check(self) -> None:
         if self._failure is not None:
-            raise TransportError(f"{self._failure}. {KEPT}")
+            kind = StoppedError if self._failure.stopped else TransportError
+            raise kind(f"{self._failure.cause}. {KEPT}")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowcomm.federation.mailbox import Outcome
+from lowcomm.federation.mailbox import Failure, Outcome
 from lowcomm.transport.relay import KINDS, Answer, Request
 from lowcomm.types import PayloadError
 
@@ -105,16 +105,17 @@ def unpack_requests(content: RecordDict) -> tuple[int, int, list[Request], Outco
         raise PayloadError(f"a client's message can't be read: {type(error).__name__} {error}") from error
 
 
-def pack_answers(answers: Sequence[Answer], failure: str | None = None, client: int | None = None) -> RecordDict:
+def pack_answers(answers: Sequence[Answer], failure: Failure | None = None, client: int | None = None) -> RecordDict:
     """What the server sends; client: to whom, None before it has said who it is, when there are no answers yet."""
     listed = [
         {"number": a.number, "rows": len(a.rows), "lost": [[k, cause[:CAUSE]] for k, cause in a.lost.items()]}
         for a in answers
     ]
-    return pack({"client": client, "answers": listed, "failure": failure}, [row for a in answers for row in a.rows])
+    failed = None if failure is None else vars(failure)
+    return pack({"client": client, "answers": listed, "failure": failed}, [row for a in answers for row in a.rows])
 
 
-def unpack_answers(content: RecordDict, client: int | None = None) -> tuple[list[Answer], str | None]:
+def unpack_answers(content: RecordDict, client: int | None = None) -> tuple[list[Answer], Failure | None]:
     """(answers, why the run failed elsewhere). Raises PayloadError; client: None takes answers to any client."""
     header, rows = unpack(content)
     try:
@@ -122,12 +123,13 @@ def unpack_answers(content: RecordDict, client: int | None = None) -> tuple[list
             Answer(number=int(a["number"]), rows=tuple(part), lost=_lost(a["lost"]))
             for a, part in _dealt(header["answers"], rows)
         ]
-        whose, failure = header["client"], header["failure"]
+        whose, said = header["client"], header["failure"]
+        failure = None if said is None else Failure(cause=str(said["cause"]), stopped=_flag(said["stopped"]))
     except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise PayloadError(f"the server's message can't be read: {type(error).__name__} {error}") from error
     if answers and client is not None and whose != client:
         raise PayloadError(f"the server's message has answers for client {whose}, this is client {client}")
-    return answers, None if failure is None else str(failure)
+    return answers, failure
 
 
 def _lost(listed: Sequence[Any]) -> dict[int, str]:

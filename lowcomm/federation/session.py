@@ -6,8 +6,8 @@ waiting for it while its trainer computes and for BRISK_S of an exchange: withou
 
 A client is lost if it ends with an error, dies, leaves, or sends what can't be used. Where the clients exchange among
 those present the others go on, and it may not come back. Else, and where an exchange needs it, the run fails, with the
-client's number: the others are told, save what they have with the pseudo-gradient pending, and end. So it does when one
-stops with everything saved, and when none is left.
+client's number: the others are told, save what they have with the pseudo-gradient pending, and end. So it does when
+none is left. Where one stops with everything saved the others do so, too, and the run ends as stopped if all have.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from lowcomm.federation.clients import Client, LostClient
-from lowcomm.federation.mailbox import Outcome
+from lowcomm.federation.mailbox import Failure, Outcome
 from lowcomm.federation.packing import pack_answers, unpack_requests
 from lowcomm.transport.relay import Answer, IslandError, Relay, Request
 from lowcomm.types import LowcommError, PayloadError, TransportError
@@ -66,7 +66,7 @@ class Session:
         self.arrived: SimpleQueue[tuple[Client, Message | str]] = SimpleQueue()
         self.sent: dict[str, int] = {}
         """Message id -> node, of messages without a reply."""
-        self.failure: str | None = None
+        self.failure: Failure | None = None
 
     def run(self) -> list[Outcome]:
         """To the end; outcomes of the clients that were not lost, in island order. Raises FederationError."""
@@ -95,11 +95,11 @@ class Session:
         ended = sorted(self.nodes.values(), key=lambda c: (c.island is None, c.island))
         left = [c.outcome for c in ended if c.outcome is not None and c.lost is None]
         if self.failure is None and len({outcome.weights_sha256 for outcome in left}) > 1:
-            self.failure = "the clients ended with different global weights"
+            self.failure = Failure(cause="the clients ended with different global weights")
         if {c.outcome.code for c in ended if c.outcome is not None} == {STOPPED}:
             self.failure = None
         if self.failure is not None:
-            raise FederationError(self.failure)
+            raise FederationError(self.failure.cause)
         return left
 
     def _wait_for_nodes(self) -> list[int]:
@@ -208,7 +208,7 @@ class Session:
             return
         client.outcome = outcome
         if outcome.code != 0:
-            self._fail(f"{client.name} {why}")
+            self._fail(f"{client.name} {why}", stopped=outcome.code == STOPPED)
 
     def _relay(self, client: Client, island: int, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -274,7 +274,11 @@ class Session:
             f"{client.name} was lost to the run, which goes on without it, and may not come back ({client.lost}). "
             "Fix: let the run end, or stop it and start all clients with --resume auto"
         )
-        self.grid.push_messages([Message(pack_answers([], why), client.node, "query", ttl=TTL_S)])
+        self.grid.push_messages([Message(pack_answers([], Failure(cause=why)), client.node, "query", ttl=TTL_S)])
 
-    def _fail(self, cause: str) -> None:
-        self.failure = self.failure or cause  # answers that are due still go out: what is complete is so for all
+    def _fail(self, cause: str, stopped: bool = False) -> None:
+        if self.failure is None and stopped:
+            logging.getLogger("lowcomm").warning(f"{cause}. The others save and stop, too")
+        self.failure = self.failure or Failure(
+            cause=cause, stopped=stopped
+        )  # answers that are due still go out: what is complete is so for all

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lowcomm.federation.mailbox import Mailbox
+from lowcomm.federation.mailbox import Failure, Mailbox
 from lowcomm.federation.packing import pack_requests, unpack_answers
 from lowcomm.types import PayloadError, TransportError
 
@@ -42,7 +42,7 @@ def make_client_app(mailbox: Mailbox, client: int, clients: int) -> ClientApp:
             answers, failure = unpack_answers(message.content, client)
             mailbox.deliver(answers)
         except (PayloadError, TransportError) as error:
-            failure = str(error)
+            failure = Failure(cause=str(error))
         if failure is not None:
             mailbox.fail(failure)
         requests, outcome = mailbox.collect()
@@ -68,7 +68,7 @@ class Worker(threading.Thread):
         try:
             self._serve()
         except Exception as error:  # whatever it is, the trainer must not wait for ever
-            self._mailbox.fail(f"the connection to the SuperNode at {self._address} is lost: {error}")
+            self._mailbox.fail(Failure(cause=f"the connection to the SuperNode at {self._address} is lost: {error}"))
 
     def stop(self) -> None:
         """Take no more messages."""

@@ -4,7 +4,9 @@ An island is left out where its norm is above `bound` times the largest of three
 last ROUNDS committed rounds, of its own in them, of the other islands' now. So a rise that most islands share drops
 nobody, nor is an island dropped that has always done more steps than the others.
 All islands hear all norms in the roll call and keep the same ones, by fragment, so they decide alike. Costs no byte.
-Islands that are alone are not judged, nor is anybody before MIN_ROUNDS rounds: there is nothing to compare with.
+In the first MIN_ROUNDS rounds little is known: an island is left out only where two others or more contribute, and its
+norm for each token, too, is above `bound` times theirs in the median; one that does 100 times their steps stays in.
+Islands that are alone are not judged, nor is one of two so early: there is nothing to compare with.
 """
 
 from __future__ import annotations
@@ -59,21 +61,35 @@ class NormHistory:
             row = [n if w != 0 else None for n, w in zip(norms, weights, strict=True)]
             self.rounds = [*self.rounds, row][-ROUNDS:]
 
-    def too_large(self, norms: Sequence[float], judged: Collection[int]) -> dict[int, str]:
-        """The islands of `judged` whose norm is far above those that are known, with the reason."""
-        if self.bound is None or len(self.rounds) < MIN_ROUNDS or len(norms) < 2:
+    def too_large(self, norms: Sequence[float], tokens: Sequence[float], judged: Collection[int]) -> dict[int, str]:
+        """The islands of `judged` whose norm is far above those that are known, with the reason.
+
+        norms, tokens: of this round, by island.
+        """
+        if self.bound is None or len(norms) < 2:
             return {}
+        early = len(self.rounds) < MIN_ROUNDS
         everyone = _median([n for row in self.rounds for n in row])
         found: dict[int, str] = {}
         for k in judged:
             own = _median([row[k] for row in self.rounds if k < len(row)])
             usual = max(everyone, own, _median([norms[j] for j in judged if j != k]))
+            others = [(norms[j], tokens[j]) for j in judged if j != k]
+            if early and not large_for_its_work(norms[k], tokens[k], others, self.bound):
+                continue
             if usual > 0 and norms[k] > self.bound * usual:
                 found[k] = (
                     f"the norm of its pseudo-gradient, {norms[k]:.6g}, is above sync.norm_bound = {self.bound:g} times "
                     f"the usual {usual:.6g}"
                 )
         return found
+
+
+def large_for_its_work(norm: float, work: float, others: Sequence[tuple[float, float]], bound: float) -> bool:
+    """Whether norm / work is above `bound` times the median of two others or more, (norm, work); work: tokens or inner
+    steps."""
+    rates = [n / done for n, done in others if done > 0]
+    return len(rates) >= 2 and norm > bound * median_high(rates) * work
 
 
 def _median(norms: Sequence[float | None]) -> float:

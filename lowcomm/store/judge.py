@@ -11,15 +11,13 @@ from statistics import median_high
 
 from lowcomm.arrival import ArrivalRule, Moment, Pace, Waiting
 from lowcomm.arrival.base import NORMS
+from lowcomm.state.norms import MIN_ROUNDS, large_for_its_work
 from lowcomm.store import fold, leases
 from lowcomm.store.chain_state import ChainState
 from lowcomm.store.contribution import Contribution
 from lowcomm.store.rules import ChainRules, Policy
 from lowcomm.store.watch import Watch
 from lowcomm.types import PayloadError
-
-MIN_ROUNDS = 3
-"""Rounds whose norms must be known before anybody is judged by them."""
 
 
 def refusal(state: ChainState, one: Contribution, rules: ChainRules) -> str | None:
@@ -38,8 +36,12 @@ def too_large(state: ChainState, used: Sequence[Contribution], bound: float | No
     for one in used if bound is not None else ():
         h = one.header
         rounds = state.fragments[h.fragment].norms
-        others = [o.header.norm for o in used if o.header.inc != h.inc and o.header.fragment == h.fragment]
-        if bound is None or len(rounds) < MIN_ROUNDS or not others:
+        here = [o.header for o in used if o.header.inc != h.inc and o.header.fragment == h.fragment]
+        others = [o.norm for o in here]
+        if bound is None or not others:
+            continue
+        early = len(rounds) < MIN_ROUNDS
+        if early and not large_for_its_work(h.norm, h.steps, [(o.norm, o.steps) for o in here], bound):
             continue
         everyone = _median([n for row in rounds for n in row.values()])
         own = _median([row[h.inc] for row in rounds if h.inc in row])

@@ -28,6 +28,9 @@ from lowcomm.types import ConfigError, UnusableError
 from tests.support import runs, toy
 from tests.support.toy import EVERY
 
+EVEN = [1.0] * 4
+"""Tokens of islands that do alike."""
+
 
 def blow_up(sync: LocalSGD, island: int, factor: float = 1e6) -> None:
     """Finite weights far from all others, and moments to match."""
@@ -102,21 +105,38 @@ def test_norms_that_nobody_or_everybody_exceeds_are_usual() -> None:
     history = NormHistory(bound=10.0)
     for _ in range(MIN_ROUNDS - 1):
         history.add([1.0, 2.0, 1.0], [0.5, 0.5, 0.0])
-    assert history.too_large([1e9, 1.0, 1.0], range(3)) == {}  # too early
+    assert history.too_large([1e9, 1.0], EVEN, range(2)) == {}  # too early
     history.add([1.0, 2.0, 1.0], [0.5, 0.5, 0.0])
-    assert list(history.too_large([1.0, 1.0, 21.0], range(3))) == [2]
-    assert history.too_large([1.0, 1.0, 19.0], range(3)) == {}
-    assert history.too_large([50.0, 60.0, 70.0], range(3)) == {}  # all rose
-    assert list(history.too_large([1.0, 60.0], range(2))) == [1]
-    assert history.too_large([60.0], range(1)) == {}
+    assert list(history.too_large([1.0, 1.0, 21.0], EVEN, range(3))) == [2]
+    assert history.too_large([1.0, 1.0, 19.0], EVEN, range(3)) == {}
+    assert history.too_large([50.0, 60.0, 70.0], EVEN, range(3)) == {}  # all rose
+    assert list(history.too_large([1.0, 60.0], EVEN, range(2))) == [1]
+    assert history.too_large([60.0], EVEN, range(1)) == {}
+
+
+def test_a_blow_up_before_any_round_is_left_out_where_two_others_contribute() -> None:
+    history = NormHistory(bound=10.0)
+    assert list(history.too_large([1.0, 2.0, 30.0], EVEN, range(3))) == [2]
+    assert history.too_large([1.0, 2.0, 30.0], [1.0, 1.0, 40.0], range(3)) == {}  # it did 40 times their steps
+    assert history.too_large([1.0, 2.0, 9.0], [1.0, 1.0, 0.1], range(3)) == {}  # few tokens, a usual norm
+    assert history.too_large([1.0, 30.0], EVEN, range(2)) == {}  # which of the two?
+    assert list(history.too_large([1.0, 30.0, 1.0, 30.0], EVEN, range(4))) == [1, 3]
+    assert history.too_large([0.0, 0.0, 1.0], EVEN, range(3)) == {}
+
+
+def test_an_island_that_blows_up_in_the_first_round_is_left_out() -> None:
+    sync = build()
+    reports = run(sync, 3 * EVERY, bad_from=EVERY)
+    assert [1 in r.dropped for r in reports] == [True, False, False]
+    assert max(float(w.abs().max()) for w in sync.weights().values()) < 10
 
 
 def test_an_island_that_does_more_steps_than_the_others_is_usual() -> None:
     history = NormHistory(bound=10.0)
     for _ in range(MIN_ROUNDS):
         history.add([0.01, 0.01, 0.01, 5.0], [0.25] * 4)
-    assert history.too_large([0.01, 0.01, 0.01, 6.0], range(4)) == {}
-    assert list(history.too_large([6.0, 0.01, 0.01, 6.0], range(4))) == [0]
+    assert history.too_large([0.01, 0.01, 0.01, 6.0], EVEN, range(4)) == {}
+    assert list(history.too_large([6.0, 0.01, 0.01, 6.0], EVEN, range(4))) == [0]
 
 
 def test_norms_are_in_the_checkpoint() -> None:

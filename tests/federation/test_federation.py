@@ -29,7 +29,7 @@ from lowcomm.cli import main
 from lowcomm.federation.mailbox import Mailbox, Outcome
 from lowcomm.transport.relay import KINDS, Answer, Request
 from lowcomm.transport.relayed import Relayed
-from lowcomm.types import PayloadError, SyncError, TransportError
+from lowcomm.types import PayloadError, StoppedError, SyncError, TransportError
 from tests.launch.test_launch import is_refusal, launch
 from tests.support.runs import ROOT, run_islands, summary, write_corpus
 from tests.support.tls import serving
@@ -200,6 +200,9 @@ class Loopback:
             outcome = Outcome(code=0, weights_sha256=job(transport) or "same")
         except KeyboardInterrupt:
             outcome = Outcome(code=3, weights_sha256="same", error="it was stopped")
+        except StoppedError as error:
+            self.errors[node] = error
+            outcome = Outcome(code=3, weights_sha256="same", error="it was stopped")
         except SystemExit:
             with self.lock:
                 self.gone.add(node)  # killed: nothing more is heard of it
@@ -349,6 +352,31 @@ def test_when_all_clients_were_stopped_so_was_the_run(tmp_path: Path) -> None:
     outcomes = Session(Loopback([stop] * 2), 2, 5.0).run()  # pyright: ignore[reportArgumentType]
     write_outcome(tmp_path / "outcome.json", None, outcomes)
     assert json.loads((tmp_path / "outcome.json").read_text())["code"] == 3
+
+
+@needs_flower
+@pytest.mark.parametrize(("fails", "ends"), [(False, [3, 3, 3]), (True, None)])
+def test_where_one_is_stopped_the_others_stop_and_the_run_says_so(
+    fails: bool, ends: list[int] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    from lowcomm.federation.session import FederationError, Session
+
+    def stop(transport: Relayed) -> str:
+        talk(transport, 2)
+        raise KeyboardInterrupt
+
+    def can_not_save(transport: Relayed) -> None:
+        with pytest.raises(StoppedError):
+            talk(transport)
+        raise OSError("the disk is full")
+
+    one = Session(Loopback([talk, stop, can_not_save if fails else talk]), 3, 5.0)  # pyright: ignore[reportArgumentType]
+    if ends is None:
+        with pytest.raises(FederationError, match="client 1 ended with exit code 3"):
+            one.run()
+    else:
+        assert [outcome.code for outcome in one.run()] == ends
+    assert "client 1 ended with exit code 3: it was stopped. The others save and stop, too" in caplog.text
 
 
 @needs_flower

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,8 @@ from lowcomm.island import AdamW, InnerConfig
 from lowcomm.model import ModelConfig
 from lowcomm.run.signals import STOPPING, StopFlag
 from lowcomm.trainer import train
-from lowcomm.types import CheckpointError, ConfigError
+from lowcomm.transport import Simulated
+from lowcomm.types import CheckpointError, ConfigError, StoppedError
 from tests.support import runs
 
 
@@ -85,6 +87,34 @@ def test_processes_stop_and_resume(tmp_path: Path, corpus: Path, recipe: Path, n
     assert runs.summary(parts)["status"] == "stopped"
     assert runs.run_islands([*common, "--resume"], 2, log) == [0, 0], log.read_text()
     runs.assert_same(runs.outcome(parts), runs.outcome(tmp_path / "whole"))
+
+
+def test_an_exchange_that_ends_as_another_was_stopped_is_a_stop(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a federation, whose server tells the others: saved with the pseudo-gradient pending, no failure."""
+    whole = runs.small(corpus, tmp_path / "whole")
+    parts = dataclasses.replace(whole, run_dir=tmp_path / "parts")
+    assert train(whole) == 0
+    sums = iter([None, StoppedError("client 1 ended with exit code 3: it was stopped")])
+    real = Simulated.weighted_sum
+
+    def sum_or_stop(self: Simulated, vectors: Any, weights: Any, out: torch.Tensor) -> Any:
+        error = next(sums)
+        if error is not None:
+            raise error
+        return real(self, vectors, weights, out)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Simulated, "weighted_sum", sum_or_stop)
+        assert train(parts) == 3
+    found = runs.summary(parts.directory)
+    assert (found["status"], found["steps"]) == ("stopped", 8)
+    assert "stopped (client 1 ended with exit code 3: it was stopped)" in str(runs.metrics(parts.directory))
+    assert train(resumed(parts)) == 0
+    again, expected = runs.summary(parts.directory), runs.summary(whole.directory)
+    for key in ("weights_sha256", "val_loss", "tokens", "steps", "rounds"):  # bytes: its roll was called twice
+        assert again[key] == expected[key], key
 
 
 def test_simulation_resumed_by_processes(tmp_path: Path, corpus: Path, recipe: Path) -> None:

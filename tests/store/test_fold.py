@@ -249,6 +249,17 @@ def test_a_norm_far_above_all_that_are_known_is_refused() -> None:
         state = fold(state, using(state, ones).write(), held(*ones), law).state
 
 
+def test_a_norm_far_above_two_others_is_refused_from_the_first_round() -> None:
+    law = rules()
+    state, names = begun(law), (A, B, "c" * len(A))
+    ones = [contribute(state, OwnWork(law, inc), seed=i) for i, inc in enumerate(names)]
+    assert judge.too_large(state, ones, 10.0) == {}
+    large = dataclasses.replace(ones[1], header=dataclasses.replace(ones[1].header, norm=1000.0))
+    assert set(judge.too_large(state, [ones[0], large, ones[2]], 10.0)) == {B}
+    much = dataclasses.replace(large, header=dataclasses.replace(large.header, steps=10_000 * large.header.steps))
+    assert judge.too_large(state, [ones[0], much, ones[2]], 10.0) == {}
+
+
 def test_fragments_that_say_no_tokens_weigh_the_same() -> None:
     law, policy = rules(), Policy()
     state = begun(law)
