@@ -165,10 +165,9 @@ class Loop:
         read_ahead([run.shards[i] for i in train], run.config.inner.accumulation, run.reading_mesh)
         batches = {i: [run.shards[i].next_batch() for _ in range(run.config.inner.accumulation)] for i in train}
         losses = run.batched.backward(batches) if run.batched is not None and batches else {}
-        for i in due:
-            if i not in batches:
-                sync.rest(i)
-                continue
+        if resting := [i for i in due if i not in batches]:
+            sync.rest(*resting)
+        for i in train:
             island = run.islands[i]
             loss = losses[i] if i in losses else island.backward(batches[i])
             if math.isfinite(loss):

@@ -23,10 +23,13 @@ def main() -> None:
     sync = LocalSGD.of(spec, [net], inners, transport=Simulated(clients), turns=True)
 
     def one_round() -> None:
-        for k, (inner, (inputs, wanted)) in enumerate(zip(inners, data, strict=True)):
-            if sync.rests(k):
-                sync.rest(k)
+        resting = {k for k in range(clients) if sync.rests(k)}
+        if resting:
+            sync.rest(*resting)
+        for k in range(clients):
+            if k in resting:
                 continue
+            inner, (inputs, wanted) = inners[k], data[k]
             sync.take_turn(k, train=True)
             torch.nn.functional.mse_loss(net(inputs), wanted).backward()
             inner.step()  # a hook counts and syncs

@@ -44,10 +44,10 @@ def call_roll(
     """
     sections, vote = sections or {}, [] if stop is None else [float(stop)]
     rows = [
-        _row(round, arrival_s, t, n, [*vote, *(x for s in sections.values() for x in s.own[i])])
+        [float(round.index), arrival_s, t, n, *vote, *(x for s in sections.values() for x in s.own[i])]
         for i, (t, n) in enumerate(zip(tokens, norms, strict=True))
     ]
-    rows = [_of_island(transport, row) for row in rows]
+    rows = [_of_island(transport, row) for row in torch.tensor(rows, dtype=torch.float64).unbind()]
     table, gone = gather_rows(transport, rows)
     while must_call_again(table, gone, round):
         table, gone = gather_rows(transport, rows)
@@ -95,10 +95,6 @@ def _dropped(
         why = why or next((w for n, s in sections.items() if s.refuse and (w := s.refuse(k, said[n][k]))), None)
         dropped |= {k: why} if why else {}
     return dropped
-
-
-def _row(round: Round, arrival_s: float, tokens: float, norm: float, more: Sequence[float]) -> torch.Tensor:
-    return torch.tensor([float(round.index), arrival_s, tokens, norm, *more], dtype=torch.float64)
 
 
 def _split(rows: Sequence[list[float]], sections: Mapping[str, Section]) -> dict[str, list[list[float]]]:
@@ -149,9 +145,9 @@ def gather_rows(transport: Transport, rows: Sequence[torch.Tensor]) -> tuple[lis
 
 def _of_island(transport: Transport, row: torch.Tensor) -> torch.Tensor:
     """The row of an island whose ranks each have one of their own: all ranks then see the same table."""
-    rows = transport.inside(row)
-    if len(rows) == 1:
+    if transport.ranks == 1:
         return row
+    rows = transport.inside(row)
     least = rows[:, 2].amin()
     tokens = rows[:, 2].sum() if not least < 0 else least  # one that was set aside says its step
     norm = rows[:, 3].square().sum().sqrt()
@@ -166,7 +162,7 @@ def agree(transport: Transport, bad: Sequence[Mapping[int, str]]) -> dict[int, s
     islands = range(transport.islands)
     nothing = torch.zeros(transport.islands, dtype=torch.uint8)
     rows = [torch.tensor([k in found for k in islands], dtype=torch.uint8) if found else nothing for found in bad]
-    pooled = {id(row): transport.inside(row).amax(dim=0) for row in rows}
+    pooled = {key: transport.inside(row).amax(dim=0) for key, row in {id(row): row for row in rows}.items()}
     table = transport.gather([pooled[id(row)] for row in rows])
     whose = table.any(dim=0).tolist()
     own = {k: why for found in bad for k, why in found.items()}

@@ -273,9 +273,10 @@ class LocalSGD(Loop):
         """Let the model hold the weights of this local island, where islands take turns; train: they may change."""
         self.state.replicas[island].take_turn(train=train)
 
-    def rest(self, island: int = 0) -> None:
-        """Let a local island sit an inner step out, in place of its optimizer's step."""
-        self.state.replicas[island].steps += 1
+    def rest(self, *islands: int) -> None:
+        """Let local islands, the first if none is named, sit an inner step out, in place of their optimizers' steps."""
+        for island in islands or (0,):
+            self.state.replicas[island].steps += 1
         self._advance()
 
     def _after_step(self, island: int) -> None:
