@@ -61,9 +61,11 @@ class Decision:
 def is_time(view: View, watch: Watch) -> bool:
     """Whether a commit may be made now, and it is this island's turn, whoever asks to join or to stop."""
     if not _may_be_made(view, watch):
-        watch.ready_since = None
+        watch.ready_since, watch.due_at = None, _due_at(view, watch)
         return False
-    return watch.ready(view.now) >= turn(view) * watch.turn_s
+    waited_s, turn_s = watch.ready(view.now), turn(view) * watch.turn_s
+    watch.due_at = view.now - waited_s + turn_s
+    return waited_s >= turn_s
 
 
 def _may_be_made(view: View, watch: Watch) -> bool:
@@ -74,6 +76,19 @@ def _may_be_made(view: View, watch: Watch) -> bool:
     return bool(due(view, watch, [c for c in view.held if c.header.inc not in remove], remove)) or (
         bool(remove) and _nobody_else(view, remove)
     )
+
+
+def _due_at(view: View, watch: Watch) -> float:
+    """When a commit may be made though nothing more comes, on the island's clock."""
+    policy, state = view.policy, view.state
+    patient = watch.waiting_since + policy.patience_s
+    if policy.rule is not None or policy.mode == "buffered":
+        return patient
+    if policy.mode == "timed":
+        return min(watch.waiting_since + policy.every_s, patient)
+    fresh = [c.header.key for c in view.held if state.staleness(c.header.fragment, c.header.base) == 0]
+    first = min((watch.first_seen.get(key, view.now) for key in fresh), default=view.now)
+    return min(first + watch.grace_s(state, policy), patient)
 
 
 def decide(view: View, watch: Watch) -> Decision | None:

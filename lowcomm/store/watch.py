@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 
@@ -32,7 +33,8 @@ class Watch:
         self.spreads: deque[float] = deque(maxlen=SPREADS)
         self.ready_since: float | None = None
         """Since when the next commit could be made."""
-        self.ready_of: tuple[int, ...] = ()
+        self.due_at = math.inf
+        """When the next commit may be made though nothing more comes, as far as it is known: then it is time to look."""
         self.request_s = 0.0
         """Seconds that a small request takes, of late."""
         self.fold_s = 0.0
@@ -69,7 +71,7 @@ class Watch:
             self.spreads.append(max(times) - min(times))
         self.first_seen = {key: t for key, t in self.first_seen.items() if key not in set(used)}
         self.news = {inc: self.news.get(inc, now) for inc in state.members}
-        self.waiting_since, self.ready_since = now, None
+        self.waiting_since, self.ready_since, self.due_at = now, None, math.inf
 
     def refuse(self, name: str, why: str, version: int) -> None:
         """A member of this name was removed; silence, a goodbye and a heal are no faults that it brings back."""

@@ -165,9 +165,11 @@ class Chain:
             return False
 
     def wait(self) -> None:
-        """Longer from time to time while nothing comes."""
+        """Longer from time to time while nothing comes, but not beyond the moment at which a commit may be made."""
         objects = self.island.objects
         left_s = min(objects.poll_first_s * 1.5**self._waits, objects.poll_most_s)
+        due_s = self.island.watch.due_at - self.island.around.clock()
+        left_s = min(left_s, due_s) if due_s > 0 else left_s
         self._waits += 1
         start = time.monotonic()
         self.hands.idle()

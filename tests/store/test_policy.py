@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from lowcomm.store.chain_state import ChainState
 from lowcomm.store.contribution import Contribution
 from lowcomm.store.fold import fold
 from lowcomm.store.own_work import OwnWork
-from lowcomm.store.policy import Decision, View, decide
+from lowcomm.store.policy import Decision, View, decide, is_time, turn
 from lowcomm.store.rules import ChainRules, Policy
 from lowcomm.store.run_file import JoinRequest
 from lowcomm.store.watch import LEAST_GRACE_S, Watch
@@ -42,8 +43,10 @@ class Scene:
         return one
 
     def at(self, now: float, inc: str = A, **fields: Any) -> Decision | None:
-        view = View(state=self.state, rules=self.law, policy=self.policy, inc=inc, now=now, held=self.held, **fields)
-        return decide(view, self.watch)
+        return decide(self.view(now, inc, **fields), self.watch)
+
+    def view(self, now: float, inc: str = A, **fields: Any) -> View:
+        return View(state=self.state, rules=self.law, policy=self.policy, inc=inc, now=now, held=self.held, **fields)
 
     def applies(self, one: list[Contribution], now: float) -> None:
         raw = using(self.state, one).write()
@@ -79,6 +82,25 @@ def test_a_quorum_waits_for_the_grace_time_only() -> None:
     scene.arrives(B, 12.0)
     assert scene.at(14.9) is None
     assert used(scene.at(15.0)) == [A, B], "twice the spread after the first"
+
+
+@pytest.mark.parametrize(("mode", "due_s"), [("synchronous", 15.0), ("timed", 20.0), ("buffered", 60.0)])
+def test_who_waits_knows_when_to_look_again(mode: str, due_s: float) -> None:
+    """A death costs the grace time, not what is left of a wait that has grown meanwhile."""
+    scene = Scene(mode, every_s=20.0, size=3)
+    scene.watch.spreads.append(2.5)
+    assert scene.watch.due_at == math.inf
+    first, second = sorted((A, B, C), key=lambda inc: turn(scene.view(0.0, inc)))[:2]
+    for k, inc in enumerate((first, second)):
+        scene.arrives(inc, 10.0 + k)
+    scene.watch.fold_s = 0.2  # each turn takes 0.4 s
+    assert not is_time(scene.view(12.0, second), scene.watch)
+    assert scene.watch.due_at == pytest.approx(due_s)
+    assert not is_time(scene.view(due_s, second), scene.watch), "the other one comes first"
+    assert scene.watch.due_at == pytest.approx(due_s + 0.4)
+    assert is_time(scene.view(scene.watch.due_at + 1e-9, second), scene.watch)
+    scene.watch.applied(scene.state, [], due_s)
+    assert scene.watch.due_at == math.inf
 
 
 def test_the_grace_time_follows_the_spread_of_arrivals() -> None:
