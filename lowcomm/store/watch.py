@@ -34,7 +34,7 @@ class Watch:
         self.ready_since: float | None = None
         """Since when the next commit could be made."""
         self.due_at = math.inf
-        """When the next commit may be made though nothing more comes, as far as it is known: then it is time to look."""
+        """When the next commit may be made though nothing more comes, as far as is known: then it is time to look."""
         self.request_s = 0.0
         """Seconds that a small request takes, of late."""
         self.fold_s = 0.0
