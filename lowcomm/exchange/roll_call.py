@@ -58,7 +58,8 @@ def call_roll(
     dropped = {**{k: why for k, why in (without or {}).items() if k in wanted}, **dropped}
     if history is not None:
         usable = [k for k in wanted if all_tokens[k] > 0 and k not in dropped]
-        dropped |= history.too_large([row[3] for row in table], all_tokens, usable)
+        far = history.too_large([row[3] for row in table], all_tokens, usable)
+        dropped |= far if len(usable) - len(far) >= aggregator.fewest else {}  # such a rule is there for them
     weights = weigh(all_tokens, dropped, aggregator, round, quorum, expected)
     return Cohort(
         weights=weights,
