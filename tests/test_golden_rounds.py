@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from tests.golden_rounds import ISLANDS, LEFT, PORTABLE, cases, left_behind, loops
+from tests.golden_rounds import ISLANDS, LEFT, PORTABLE, cases, for_long_runs, left_behind, loops
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "rounds.json"
@@ -34,11 +34,12 @@ SAME_BITS = platform.machine() in ("x86_64", "AMD64")
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def seen(tmp_path_factory: pytest.TempPathFactory, long: bool, regenerate_golden: bool) -> dict[str, dict[str, Any]]:
     """What each process gave, by its name; one start for all cases."""
     out = tmp_path_factory.mktemp("rounds")
     environment = {**os.environ, **PORTABLE, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
     command = [sys.executable, "-m", "tests.golden_rounds", str(out)]
+    command += ["--long"] if long or regenerate_golden else []
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in out.glob("*.json")}
@@ -53,9 +54,9 @@ def pinned(row: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def golden(seen: dict[str, dict[str, Any]], request: pytest.FixtureRequest) -> dict[str, Any]:
+def golden(seen: dict[str, dict[str, Any]], regenerate_golden: bool) -> dict[str, Any]:
     """The stored hashes; with --regenerate-golden those of this run."""
-    if request.config.getoption("--regenerate-golden"):
+    if regenerate_golden:
         assert SAME_BITS
         lines = [f"{json.dumps(key)}: {json.dumps(pinned(row))}" for key, row in sorted(seen["simulated"].items())]
         GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
@@ -68,7 +69,9 @@ def test_every_case_is_pinned(golden: dict[str, Any]) -> None:
 
 
 @pytest.mark.skipif(not SAME_BITS, reason="the hashes are those of x86-64")
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.long if c in for_long_runs() else ()) for c in cases()]
+)
 def test_simulated_islands_give_the_pinned_bits(
     case: str, seen: dict[str, dict[str, Any]], golden: dict[str, Any]
 ) -> None:

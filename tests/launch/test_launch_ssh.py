@@ -152,6 +152,7 @@ def test_two_hosts_train_to_the_end_with_equal_weights(base: Path) -> None:
     assert left_behind(str(base)) == []
 
 
+@pytest.mark.long
 def test_a_wheel_is_what_runs_whatever_lies_there(base: Path) -> None:
     """The checkout of the run before is still there, and both hosts train with the wheel's code all the same."""
     for k in (1, 2):
@@ -187,6 +188,7 @@ def test_ctrl_c_saves_everywhere_and_leaves_no_process(base: Path) -> None:
     assert left_behind(str(base)) == []
 
 
+@pytest.mark.long  # what node.sh does when its input ends, as it does then, is in test_launch_node.py
 def test_a_killed_launcher_leaves_no_process(base: Path) -> None:
     """kill -9 runs no trap: the machines see that it is gone."""
     for k in (1, 2):
