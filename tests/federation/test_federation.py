@@ -629,7 +629,7 @@ def events(run_dir: Path, event: str) -> int:
 
 @needs_flower
 @pytest.mark.slow
-@pytest.mark.long  # twelve processes that import flwr or torch; what the server does of it is in test_federation_lost.py
+@pytest.mark.long  # twelve processes that import flwr or torch; what the server does is in test_federation_lost.py
 @pytest.mark.timeout(900)
 def test_strangers_are_refused_and_a_masked_run_goes_on_while_it_can(tmp_path: Path) -> None:
     """A node that the server does not know is turned away; then two of three trainers are killed, one by one."""
