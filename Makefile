@@ -10,7 +10,7 @@ TORCH_FLAGS ?=
 BENCH ?= tuning tuning_delay "quality --preset nano" "quality --preset tiny" codecs fewer_bytes schedules sync_cost core islands \
 	streams segments simulation_cost batched sweep fedlora zeroth_order fed_peft membership fed_overhead "kernels cpu" "kernels aot" fuzz_codecs readme
 PYTEST_FLAGS ?=
-WORKERS ?= 4
+WORKERS ?= 3
 KERNELS := $(VENV)/.kernels-compiled
 
 .DEFAULT_GOAL := help

@@ -58,8 +58,7 @@ def call_roll(
     dropped = {**{k: why for k, why in (without or {}).items() if k in wanted}, **dropped}
     if history is not None:
         usable = [k for k in wanted if all_tokens[k] > 0 and k not in dropped]
-        far = history.too_large([row[3] for row in table], all_tokens, usable)
-        dropped |= far if len(usable) - len(far) >= aggregator.fewest else {}  # such a rule is there for them
+        dropped |= _far(history, table, usable, aggregator.fewest)
     weights = weigh(all_tokens, dropped, aggregator, round, quorum, expected)
     return Cohort(
         weights=weights,
@@ -72,6 +71,12 @@ def call_roll(
         gone=frozenset(gone),
         sections={n: _stand_in(s, said[n], weights) for n, s in sections.items()},
     )
+
+
+def _far(history: NormHistory, table: Sequence[Sequence[float]], usable: Sequence[int], fewest: int) -> dict[int, str]:
+    """Islands with a norm far above the usual, unless the others are too few for the rule, which is there for them."""
+    found = history.too_large([row[3] for row in table], [row[2] for row in table], usable)
+    return found if len(usable) - len(found) >= fewest else {}
 
 
 def _causes(transport: Transport, gone: Collection[int]) -> dict[int, str]:
