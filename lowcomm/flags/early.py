@@ -134,7 +134,8 @@ def _check_value(flag: str, annotation: str, parts: Sequence[Section], values: S
         what = "no value" if not values else f"{len(values)} values ({' '.join(values)})"
         raise ConfigError(f"--{flag} has {what}: one is wanted, {_said(legal)}. Fix: --{flag} VALUE")
     if not any(_fits(values[0], kind) for kind in legal):
-        raise ConfigError(f"--{flag} = {values[0]!r} is not allowed: {_said(legal)}. Fix: give one of these")
+        fix = "give one of these" if " or " in _said(legal) else f"give {_said(legal)}"
+        raise ConfigError(f"--{flag} = {values[0]!r} is not allowed: {_said(legal)}. Fix: {fix}")
 
 
 def _off(flag: str) -> str:

@@ -108,7 +108,8 @@ def _find(wanted: str, hint: Any, name: str) -> type:
     if cls is not None:
         return cls
     legal = f"one of {', '.join(choices)}" if choices else "a plain value"
-    fix = _belongs(wanted, hint) or _nearest(wanted, choices) or "use one of these"
+    plain = "write a finite number, True, False, None, or text in quotes"
+    fix = _belongs(wanted, hint) or _nearest(wanted, choices) or ("use one of these" if choices else plain)
     raise ConfigError(f"{name} = {wanted!r} is not allowed: {legal}. Fix: {fix}")
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 FIELD = "store"
 ADDRESSES = "a directory, s3://BUCKET/RUN, gs://BUCKET/RUN or az://CONTAINER/RUN"
+SLIP = re.compile(r"(s3|gs|az|https?|file):", re.IGNORECASE)
+"""An address that was meant, and would become a directory of this name here."""
 BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
@@ -52,6 +54,8 @@ def _unlooked(url: str, *, make: bool) -> Objects:
     if not is_bucket(url):
         path = Path(unquote(urlsplit(url).path)) if url.startswith("file://") else Path(url).expanduser()
         require(bool(url.strip()), FIELD, url, ADDRESSES, "name a directory or a bucket")
+        meant = SLIP.match(url) and not url.startswith("file://")
+        require(not meant, FIELD, url, ADDRESSES, "write two slashes after the colon, or ./ before a directory")
         require(not path.is_file(), FIELD, url, "a directory, not a file", "name a directory")
         return DirectoryObjects.make(path) if make else DirectoryObjects(path)
     scheme, bucket, prefix = parse(url)
