@@ -12,4 +12,4 @@ def check_can_rerun(config: RunConfig) -> None:
     legal = "iid, by_folder or a partition, as sites that keep their text hold no other's"
     require(not own, "data.sharding", "own", legal, "let each site audit itself")
     if not config.step_hashes:
-        raise ConfigError("step_hashes = False is not allowed: there is nothing to compare. Fix: train with --step-hashes")
+        raise ConfigError("step_hashes = False is not allowed: nothing to compare. Fix: train with --step-hashes")
