@@ -1,8 +1,8 @@
 """One of four islands is four times slower: rounds that wait for it, and commits that do not.
 
-Steps sleep (0.1 and 0.4 s), so that a busy machine changes little. Buffered runs have MORE times the text, which fits
-into the wall-clock of the synchronous one, where the slow island gets less text, too; their outer rate is the best of
-RATES on the tuning split.
+Steps sleep (0.1 and 0.4 s), so that a busy machine changes little. Buffered runs have MORE times the text, with which
+they take about as long as the synchronous one, where the slow island gets less text, too (`wall_s` says how long);
+their outer rate is the best of RATES on the tuning split.
 """
 
 from __future__ import annotations

@@ -73,6 +73,11 @@ class Aggregator(ABC):
         """Contributions that a round must have, or it commits nothing."""
         return 1
 
+    @property
+    def withstands(self) -> int:
+        """Islands among `fewest` whose Deltas may be of any size without harm; 0: it does not look after such ones."""
+        return 0
+
     @abstractmethod
     def weights(self, tokens: Sequence[float]) -> list[float]:
         """The weight of each island, in island order, summing to 1; `tokens` is 0 for one that is left out."""

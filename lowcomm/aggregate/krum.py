@@ -42,6 +42,10 @@ class Krum(GramRule):
     def fewest(self) -> int:
         return 2 * self.faulty + 3
 
+    @property
+    def withstands(self) -> int:
+        return self.faulty
+
     def check(self) -> None:
         super().check()
         check_faulty(self.faulty)

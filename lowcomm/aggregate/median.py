@@ -24,6 +24,10 @@ from lowcomm.aggregate.coordinates import CoordinateRule, mean_in_order
 class Median(CoordinateRule):
     """The middle value of each coordinate."""
 
+    @property
+    def withstands(self) -> int:
+        return (self.fewest - 1) // 2
+
     def reduce(self, ordered: Tensor) -> Tensor:
         count = len(ordered)
         return mean_in_order(ordered[(count - 1) // 2 : count // 2 + 1])

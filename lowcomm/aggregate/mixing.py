@@ -38,6 +38,11 @@ class Mixing(ABC):
     def fewest(self) -> int:
         """Contributions that it needs."""
 
+    @property
+    def withstands(self) -> int:
+        """Vectors of any size that it keeps out of the others."""
+        return 0
+
     @abstractmethod
     def outputs(self, count: int) -> int:
         """Vectors that it makes of `count` contributions; never falls as these rise."""
@@ -104,6 +109,10 @@ class Mixed(RobustRule):
     @property
     def fewest(self) -> int:
         return _fewest(self.first, self.then.fewest)
+
+    @property
+    def withstands(self) -> int:
+        return min(self.first.withstands, self.then.withstands)
 
     @property
     def on_factors(self) -> bool:

@@ -43,6 +43,10 @@ class MoNNA(GramRule):
         return 2 * self.faulty + 1
 
     @property
+    def withstands(self) -> int:
+        return self.faulty
+
+    @property
     def on_factors(self) -> bool:
         return False  # a momentum of factors is none of dW
 

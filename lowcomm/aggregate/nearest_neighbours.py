@@ -34,6 +34,10 @@ class NNM(Mixing):
     def fewest(self) -> int:
         return 2 * self.faulty + 1
 
+    @property
+    def withstands(self) -> int:
+        return self.faulty
+
     def outputs(self, count: int) -> int:
         return count
 

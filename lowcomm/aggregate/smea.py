@@ -43,6 +43,10 @@ class SMEA(GramRule):
     def fewest(self) -> int:
         return 2 * self.faulty + 1
 
+    @property
+    def withstands(self) -> int:
+        return self.faulty
+
     def check(self) -> None:
         super().check()
         check_faulty(self.faulty)

@@ -35,6 +35,10 @@ class TrimmedMean(CoordinateRule):
     def fewest(self) -> int:
         return 2 * self.faulty + 1
 
+    @property
+    def withstands(self) -> int:
+        return self.faulty
+
     def check(self) -> None:
         check_faulty(self.faulty)
 

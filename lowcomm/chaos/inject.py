@@ -21,12 +21,12 @@ from lowcomm.chaos import record
 from lowcomm.chaos.plan import AWAY, Fault
 from lowcomm.chaos.record import Recorder
 from lowcomm.chaos.trouble import Trouble
+from lowcomm.state.norms import MIN_ROUNDS
 from lowcomm.store import fold, keys, snapshot
 from lowcomm.store.applied import Applied
 from lowcomm.store.directory import DirectoryObjects
 from lowcomm.store.follower import Follower
 from lowcomm.store.island import StoreIsland
-from lowcomm.store.judge import MIN_ROUNDS
 from lowcomm.store.objects import Answer, Objects
 from lowcomm.store.own_work import OwnWork
 from lowcomm.store.remote import RemoteObjects

@@ -58,7 +58,7 @@ def call_roll(
     dropped = {**{k: why for k, why in (without or {}).items() if k in wanted}, **dropped}
     if history is not None:
         usable = [k for k in wanted if all_tokens[k] > 0 and k not in dropped]
-        dropped |= _far(history, table, usable, aggregator.fewest)
+        dropped |= _far(history, table, usable, aggregator)
     weights = weigh(all_tokens, dropped, aggregator, round, quorum, expected)
     return Cohort(
         weights=weights,
@@ -73,10 +73,13 @@ def call_roll(
     )
 
 
-def _far(history: NormHistory, table: Sequence[Sequence[float]], usable: Sequence[int], fewest: int) -> dict[int, str]:
-    """Islands with a norm far above the usual, unless the others are too few for the rule, which is there for them."""
+def _far(
+    history: NormHistory, table: Sequence[Sequence[float]], usable: Sequence[int], rule: Aggregator
+) -> dict[int, str]:
+    """Islands with a norm far above the usual; none where the others are too few for a rule that withstands them."""
     found = history.too_large([row[3] for row in table], [row[2] for row in table], usable)
-    return found if len(usable) - len(found) >= fewest else {}
+    needed = len(usable) - len(found) < rule.fewest and len(found) <= rule.withstands
+    return {} if needed else found
 
 
 def _causes(transport: Transport, gone: Collection[int]) -> dict[int, str]:

@@ -107,8 +107,8 @@ def _find(wanted: str, hint: Any, name: str) -> type:
     cls = choices.get(wanted) or {_plain(n): c for n, c in choices.items()}.get(_plain(wanted))
     if cls is not None:
         return cls
-    legal = f"one of {', '.join(choices)}" if choices else "a plain value"
-    plain = "write a finite number, True, False, None, or text in quotes"
+    legal = f"one of {', '.join(choices)}" if choices else "a finite number, True, False, None or text in quotes"
+    plain = "give one that the field takes"
     fix = _belongs(wanted, hint) or _nearest(wanted, choices) or ("use one of these" if choices else plain)
     raise ConfigError(f"{name} = {wanted!r} is not allowed: {legal}. Fix: {fix}")
 

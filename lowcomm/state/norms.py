@@ -6,7 +6,7 @@ nobody, nor is an island dropped that has always done more steps than the others
 All islands hear all norms in the roll call and keep the same ones, by fragment, so they decide alike. Costs no byte.
 In the first MIN_ROUNDS rounds little is known: an island is left out only where two others or more contribute, and its
 norm for each token, too, is above `bound` times theirs in the median; one that does 100 times their steps stays in.
-Where the rule of aggregation would have too few contributions left, nobody is: it looks after such islands itself.
+Where a rule of aggregation that withstands so many would have too few contributions left, nobody is left out.
 Islands that are alone are not judged, nor is one of two so early: there is nothing to compare with.
 """
 

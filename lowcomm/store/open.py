@@ -55,7 +55,7 @@ def _unlooked(url: str, *, make: bool) -> Objects:
         path = Path(unquote(urlsplit(url).path)) if url.startswith("file://") else Path(url).expanduser()
         require(bool(url.strip()), FIELD, url, ADDRESSES, "name a directory or a bucket")
         meant = SLIP.match(url) and not url.startswith("file://")
-        require(not meant, FIELD, url, ADDRESSES, "write two slashes after the colon, or ./ before a directory")
+        require(not meant, FIELD, url, ADDRESSES, "write one of these, with ./ before a directory of such a name")
         require(not path.is_file(), FIELD, url, "a directory, not a file", "name a directory")
         return DirectoryObjects.make(path) if make else DirectoryObjects(path)
     scheme, bucket, prefix = parse(url)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lowcomm.aggregate import Aggregate, Aggregator, Context, Krum, Mean, Median
+from lowcomm.aggregate import NNM, Aggregate, Aggregator, Context, FedCPA, Krum, Mean, Median, TrimmedMean, Trust
 from lowcomm.aggregate.table import LANES, gram_table
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, TopK
 from lowcomm.config import RunConfig, SyncConfig
@@ -30,7 +30,8 @@ from lowcomm.state.cohort import Cohort
 from lowcomm.state.fragment import Fragment
 from lowcomm.sync import LocalSGD
 from lowcomm.transport import Simulated
-from lowcomm.types import ConfigError, Contribution, Delta, Round, SyncError
+from lowcomm.types import ConfigError, Contribution, Delta, Round, SyncError, UnusableError
+from tests.methods import name
 from tests.support import toy
 from tests.support.exchanging import carry
 
@@ -232,6 +233,39 @@ def test_a_round_leaves_the_faulty_island_out_and_says_so(codec: Codec) -> None:
     told = [n for n in notes if "Krum" in n]
     assert [n.split(":")[0] for n in told] == ["round 0", "round 1"]
     assert all("2" in n.split("left out ")[1] for n in told)
+    assert all(float(t.abs().max()) < 10 for t in sync.weights().values())
+
+
+@pytest.mark.parametrize(
+    ("islands", "rule", "blown_up"),
+    [
+        (3, TrimmedMean(faulty=1), 1),
+        (3, NNM(faulty=1) | TrimmedMean(faulty=1), 1),
+        (4, FedCPA(), 1),  # the gate leaves it three
+        (3, FedCPA(), None),
+        (3, Trust(), None),
+        (3, Krum(faulty=0, best=3), None),
+    ],
+    ids=name,
+)
+def test_the_norm_gate_gives_way_only_to_rules_that_withstand_a_blow_up(
+    islands: int, rule: Aggregator, blown_up: int | None
+) -> None:
+    """None: too few are left, and nothing is committed; a mean of all would be a million times too large."""
+    sync = islands_of(islands, Fp32(), rule)
+
+    def steps() -> None:
+        for step in range(toy.EVERY):
+            if step == toy.EVERY - 1:
+                with torch.no_grad():
+                    sync.replicas[1].params["last.weight"].mul_(1e6)
+            toy.train_step(sync, step)
+
+    if blown_up is None:
+        with pytest.raises(UnusableError, match=r"round 0 has 2 contributions, and \w+ needs 3; island 1: the norm"):
+            steps()
+    else:
+        steps()
     assert all(float(t.abs().max()) < 10 for t in sync.weights().values())
 
 

@@ -91,6 +91,14 @@ def result(rule: Aggregator, rows: Tensor) -> Tensor:
     return flat(combined(rule, rows).delta)
 
 
+@pytest.mark.parametrize("rule", [r for r in (*AGGREGATORS, *FOR_ONE) if r.withstands > 0], ids=name)
+def test_rules_withstand_as_many_of_any_size_as_they_say(rule: Aggregator) -> None:
+    rows = rows_of(rule.fewest, seed=1)
+    usual = float(rows.norm(dim=1).max())
+    rows[-rule.withstands :] *= 1e6
+    assert float(result(rule, rows).norm()) < 2 * usual
+
+
 def nearest(rows: Tensor, faulty: int) -> Tensor:
     squares = (rows[:, None] - rows[None]).square().sum(dim=-1)
     return torch.stack([rows[s.argsort(stable=True)[: len(rows) - faulty]].mean(dim=0) for s in squares])

@@ -163,8 +163,8 @@ def test_a_creation_goes_on_when_its_server_was_killed_in_it(tmp_path: Path) -> 
     ("url", "said"),
     [
         ("ftp://host/run", "use one of these schemes"),
-        ("s3:/bucket/run", "write two slashes after the colon"),
-        ("S3:bucket/run", "write two slashes after the colon"),
+        ("s3:/bucket/run", "write one of these, with ./ before"),
+        ("file:/bucket/run", "write one of these, with ./ before"),
         ("s3://", "name the bucket"),
         ("s3:///run", "name the bucket"),
         ("s3://B/run", "name the bucket"),
