@@ -3,10 +3,11 @@
     python -m benchmarks.rule_cost [--preset 30m] [--islands 8] [--repeats 5]
 
 The plain sync (mean, fp32, gloo over loopback, one process per island) is timed in processes of their own; then each
-rule combines as many Deltas of that size in this process, by one thread. `choice_s`: inner products and coefficients,
-for rules in Gram space; `combine_s`: all that the rule computes. Payloads that a rule must gather are not in it: they
-are (n - 1) per island each way where a sum sends about two. To be run on a calm machine. Writes
-benchmarks/results/rule_cost.json.
+rule combines as many Deltas of that size in this process, by one thread. `choice_s`: the table of inner products
+(timed once for all rules; K + 1 rows for those that remember) and the rule's coefficients, for rules in Gram space;
+`combine_s`: all that the rule computes, timed once. Payloads that a rule must gather are not in it: they are (n - 1)
+per island each way where a sum sends about two. To be run on a calm machine: a minute and a half.
+Writes benchmarks/results/rule_cost.json.
 """
 
 from __future__ import annotations
@@ -88,18 +89,31 @@ def median_s(work: Callable[[], object], repeats: int) -> float:
     return statistics.median(seconds[1:])
 
 
+def table_s(given: list[Contribution], start: Delta, repeats: int) -> dict[bool, float]:
+    """Median seconds of the table of inner products, by whether the rule remembers its last Delta."""
+    rows = [c.delta for c in given]
+    return {
+        False: median_s(lambda: table_of(rows, start), repeats),
+        True: median_s(lambda: table_of([*rows, rows[0]], start), repeats),
+    }
+
+
 def row_of(
-    rule: Aggregator, given: list[Contribution], start: Delta, plain_s: float, repeats: int
+    rule: Aggregator, given: list[Contribution], start: Delta, plain_s: float, tables: dict[bool, float]
 ) -> dict[str, object]:
     """What one rule costs."""
     context = Context(start=start, round=Round(index=0, step=0, fragments=(0,), seed=0))
-    combine_s = median_s(lambda: rule.combine(given, context), repeats)
+    began = time.perf_counter()
+    rule.combine(given, context)
+    combine_s = time.perf_counter() - began
     row: dict[str, object] = {"rule": repr(rule), "combine_s": combine_s, "plain_sync_s": plain_s}
     if isinstance(rule, GramRule):
-        weights, deltas = [c.weight for c in given], [c.delta for c in given]
-        rows = [*deltas, deltas[0]] if rule.remembers else deltas
-        choice_s = median_s(lambda: rule.coefficients(table_of(rows, start), weights), repeats)
-        row |= {"choice_s": choice_s, "choice_of_sync": choice_s / plain_s}
+        weights = [c.weight for c in given]
+        count = len(given) + rule.remembers
+        gram = torch.eye(count, dtype=torch.float64) + 0.01
+        judged_s = median_s(lambda: rule.coefficients(gram, weights), 5)
+        choice_s = tables[rule.remembers] + judged_s
+        row |= {"coefficients_s": judged_s, "choice_s": choice_s, "choice_of_sync": choice_s / plain_s}
     return row
 
 
@@ -133,11 +147,14 @@ def main() -> None:
         )
         for k in range(options.islands)
     ]
-    rows = [row_of(rule, given, start, plain_s, options.repeats) for rule in RULES]
     size = sum(t.numel() for t in start.values())
-    for row in rows:
-        row |= {"islands": options.islands, "parameters": size}
-        print(row, flush=True)
+    tables = table_s(given, start, options.repeats)
+    print(f"plain sync {plain_s:.2f} s, table {tables[False]:.3f} s", flush=True)
+    rows: list[dict[str, object]] = []
+    for rule in RULES:
+        row = row_of(rule, given, start, plain_s, tables)
+        rows.append(row | {"islands": options.islands, "parameters": size})
+        print(rows[-1], flush=True)
     told = f"--preset {options.preset} --islands {options.islands} --repeats {options.repeats}"
     print(write_result("rule_cost", f"python -m benchmarks.rule_cost {told}", rows))
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from lowcomm_kernels.sort_rows import sort_rows
 from torch import Tensor
 
 from lowcomm.aggregate.base import Aggregate, Context
@@ -39,7 +40,8 @@ class CoordinateRule(RobustRule):
             rows, out = [c.delta[name].reshape(-1) for c in contributions], whole.view(-1)
             for start in range(0, out.numel(), BLOCK):
                 block = torch.stack([r[start : start + BLOCK] for r in rows])
-                out[start : start + BLOCK] = self.reduce(block.sort(dim=0).values)
+                sort_rows(block)
+                out[start : start + BLOCK] = self.reduce(block)
         return Aggregate(delta=delta)
 
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lowcomm_kernels.inner_products import LANES
 from torch import Tensor, nn
 
 from lowcomm.aggregate import NNM, Aggregate, Aggregator, Context, FedCPA, Krum, Mean, Median, TrimmedMean, Trust
-from lowcomm.aggregate.table import LANES, gram_table
+from lowcomm.aggregate.table import gram_table
 from lowcomm.codec import Codec, ErrorFeedback, Fp32, Int4, TopK
 from lowcomm.config import RunConfig, SyncConfig
 from lowcomm.config_check import check

@@ -20,10 +20,12 @@ from lowcomm_kernels.bits import widen
 from lowcomm_kernels.dequantise import dequantise, dequantise_accumulate
 from lowcomm_kernels.errors import NonFiniteError
 from lowcomm_kernels.fp8 import decode_bf16, decode_fp8, encode_bf16, encode_fp8
+from lowcomm_kernels.inner_products import LANES, add_products, fold_lanes, no_lanes
 from lowcomm_kernels.philox import philox4x32, random16
 from lowcomm_kernels.quantise import Quantised, delta_quantise, empty_quantised, quantise
 from lowcomm_kernels.reduce_quantised import reduce_quantised, reduce_to_float
 from lowcomm_kernels.sign import Signs, delta_sign, sign_accumulate, sign_pack, sign_unpack
+from lowcomm_kernels.sort_rows import sort_rows
 from lowcomm_kernels.vote import vote, vote_apply
 
 KINDS = ("normal", "wide", "zero", "subnormal", "huge", "one")
@@ -117,6 +119,47 @@ def test_reduce(numel: int, block: int, bits: int, out_bits: int, peers: int) ->
         same(again, quantise(acc, bits=out_bits, block=block, path="reference"))
         same(left, acc - dequantise(again, numel, bits=out_bits, block=block, path="reference"))
     same(again, reduce_quantised(*rows, bits=bits, out_bits=out_bits, block=block, path="numba"))
+
+
+@given(st.integers(1, 5), st.integers(0, 2), st.integers(0, 300), st.sampled_from(KINDS[:-2]))
+@settings(max_examples=20, deadline=None)
+def test_inner_products_have_the_same_bits_by_either_path_and_any_number_of_threads(
+    count: int, whole: int, rest: int, kind: str
+) -> None:
+    rows = torch.stack([data(whole * LANES + rest, kind, seed) for seed in range(count)])
+    tables: list[torch.Tensor] = []
+    before = torch.get_num_threads()
+    for path, threads in (("reference", 1), ("numba", 1), ("numba", 2)):
+        lanes = no_lanes(count, rows.device)
+        torch.set_num_threads(threads)
+        try:
+            for part in rows.split(LANES, dim=1):
+                add_products(part.contiguous(), lanes, path=path)
+        finally:
+            torch.set_num_threads(before)
+        tables.append(fold_lanes(lanes))
+    assert torch.equal(tables[0], tables[1]) and torch.equal(tables[1], tables[2])
+    assert torch.equal(tables[0], tables[0].T)
+    wide = rows.double()
+    scale = wide.norm(dim=1)
+    # fp64 sums of some thousand terms, relative to what Cauchy-Schwarz allows
+    assert bool(((tables[0] - wide @ wide.T).abs() <= 1e-12 * scale[:, None] * scale[None] + 1e-300).all())
+
+
+@given(st.integers(1, 33), st.integers(0, 1200), st.sampled_from(KINDS), st.sampled_from((1, 2)))
+@settings(max_examples=40, deadline=None)
+def test_sorted_rows_have_the_same_bits_by_either_path(count: int, size: int, kind: str, threads: int) -> None:
+    given_rows = torch.stack([data(size, kind, seed) for seed in range(count)])
+    before = torch.get_num_threads()
+    expected, found = given_rows.clone(), given_rows.clone()
+    sort_rows(expected, path="reference")
+    torch.set_num_threads(threads)
+    try:
+        sort_rows(found, path="numba")
+    finally:
+        torch.set_num_threads(before)
+    same(expected, found)
+    assert torch.equal(expected, given_rows.sort(dim=0).values)  # -0 and 0 are equal here
 
 
 @given(SIZES, BLOCKS, st.sampled_from(KINDS))
@@ -306,6 +349,10 @@ def test_bad_arguments_are_refused() -> None:
         (lambda: sign_unpack(Signs(word[0], torch.zeros(1, dtype=torch.int16)), 40), "words.numel"),
         (lambda: vote(word, tie_peer=2), "tie_peer=2"),
         (lambda: vote(word.expand(256, 2, 4)[:, 0]), "expected elements of a row|expected 1 to 255"),
+        (lambda: sort_rows(x[None].double()), "rows: expected"),
+        (lambda: sort_rows(torch.zeros(2, 8)[:, :4]), "rows: expected dense"),
+        (lambda: add_products(x[None].double(), no_lanes(1, x.device)), "rows: expected"),
+        (lambda: add_products(x[None], no_lanes(2, x.device)), "lanes: expected"),
         (lambda: reduce_to_float(word, word.to(torch.int16), torch.ones(3), 4, bits=8), "codes.shape"),
     ]
     for call, text in calls:
@@ -329,6 +376,7 @@ def test_importing_an_op_imports_neither_numba_nor_triton() -> None:
     code = (
         "import sys, lowcomm_kernels.quantise, lowcomm_kernels.dequantise, lowcomm_kernels.reduce_quantised\n"
         "import lowcomm_kernels.sign, lowcomm_kernels.vote, lowcomm_kernels.fp8\n"
+        "import lowcomm_kernels.inner_products, lowcomm_kernels.sort_rows\n"
         "print([m for m in ('numba', 'triton') if m in sys.modules])"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(dispatch.__file__).parents[1])}
