@@ -6,7 +6,7 @@ import argparse
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,8 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     if command not in commands:
         return _fail(f"there is no command {command!r}. Fix: use one of {', '.join(commands)}", 2)
+    return _guarded(lambda: commands[command](arguments[1:]))
+
+
+def _guarded(call: Callable[[], int]) -> int:
+    """What the call returns, or the exit code of its error, which is told in one line."""
     try:
-        return commands[command](arguments[1:])
+        return call()
     except ConfigError as error:
         return _fail(str(error), 2)
     except LowcommError as error:
@@ -98,10 +103,8 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
 
     follow_supervisor()
     refuse_early(find(arguments[0])[0], arguments[1:])
-    import torch
-
-    from lowcomm.model import Full, Scratch
-    from lowcomm.run.assembly import World, build_models, preflight
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads: none is needed, and with them nothing forks
+    from lowcomm.membership import World
 
     overrides = [*extra, *arguments[1:]]
     default = load(arguments[0])
@@ -109,25 +112,19 @@ def _train(arguments: Sequence[str], extra: Sequence[str]) -> int:
     if config.store is not None:
         from lowcomm.storerun.commands.start import start
 
-        return start(config)
+        return start(config, _guarded)
     world = World.from_environment()
     if world.under_torchrun or config.transport == "simulated":
         return _train_here(config)
-    checked, data = preflight(config, world)
-    assert checked.islands is not None and checked.island.size is not None
-    if checked.islands * checked.island.size == 1:
-        return _train_here(config)
-    model = checked.model
-    plain = isinstance(model.origin, Scratch) and isinstance(model.tuning, Full)
-    if model.directory is not None or not plain:
-        build_models(checked, data, 1, torch.device("cpu"))  # a model that does not fit is seen before a process starts
-    from lowcomm.run.launch import launch
+    from lowcomm.run.launch import train_apart
 
-    world_flags = ["--islands", str(checked.islands), "--island.size", str(checked.island.size)]
-    return launch(checked, ["train", arguments[0], *overrides, *world_flags])
+    return train_apart(config, world, ["train", arguments[0], *overrides], _train_here, _guarded)
 
 
 def _train_here(config: RunConfig) -> int:
+    from lowcomm.run.preload import preload
+
+    preload()
     from lowcomm.report.console import show_run
     from lowcomm.trainer import train
 

@@ -2,29 +2,91 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
 
 from lowcomm.config import RunConfig
-from lowcomm.run.ranks import Ended, run_ranks
+from lowcomm.membership import World
+from lowcomm.model import Full, Scratch
+from lowcomm.run.forked import Body, ask, may_fork
+from lowcomm.run.ranks import Ended, follow_supervisor, run_ranks
 from lowcomm.run.run_dir import available_cores, has_checkpoint, write_json
 
 
-def launch(config: RunConfig, arguments: Sequence[str]) -> int:
+class Sizes(NamedTuple):
+    """Of a run, once its configuration is checked."""
+
+    islands: int
+    size: int
+    """Ranks of an island."""
+
+
+def sizes_of(config: RunConfig, world: World) -> Sizes:
+    """Check all that can be before a process starts. Raises ConfigError."""
+    from lowcomm.run.assembly import build_models, preflight
+
+    checked, data = preflight(config, world)
+    assert checked.islands is not None and checked.island.size is not None
+    sizes = Sizes(checked.islands, checked.island.size)
+    model = checked.model
+    plain = isinstance(model.origin, Scratch) and isinstance(model.tuning, Full)
+    if sizes != (1, 1) and (model.directory is not None or not plain):
+        build_models(checked, data, 1, torch.device("cpu"))
+    return sizes
+
+
+def train_apart(
+    config: RunConfig,
+    world: World,
+    arguments: Sequence[str],
+    train: Callable[[RunConfig], int],
+    guarded: Callable[[Body], int],
+) -> int:
+    """Check the configuration, then train in a process per rank, or in this one where one is enough.
+
+    arguments: of `lowcomm`, for ranks that are started anew; train: what they do; guarded: tells an error in one line,
+    and returns its exit code. Returns the run's.
+    """
+    forks = may_fork()
+    if forks:
+        code, found = ask(lambda: sizes_of(config, world), guarded)
+        if code != 0:
+            return code
+        sizes = Sizes(*found)
+    else:
+        sizes = sizes_of(config, world)
+    if sizes == (1, 1):
+        return train(config)
+    island = dataclasses.replace(config.island, size=sizes.size)
+    checked = dataclasses.replace(config, islands=sizes.islands, island=island)
+
+    def rank() -> int:
+        follow_supervisor()
+        return guarded(lambda: train(checked))
+
+    flags = ["--islands", str(sizes.islands), "--island.size", str(sizes.size)]
+    return launch(checked, [*arguments, *flags], rank if forks else None)
+
+
+def launch(config: RunConfig, arguments: Sequence[str], body: Body | None = None) -> int:
     """Run `lowcomm ARGUMENTS` in one process per rank; returns the run's exit code.
 
     Everything stays on 127.0.0.1, and nothing listens for a rendezvous. Signals are passed on to the islands, which
-    save and leave.
+    save and leave. body: what `lowcomm ARGUMENTS` does, where this process may be copied instead of started anew.
     """
     assert config.islands is not None and config.island.size is not None
     processes = config.islands * config.island.size
     threads = config.threads or max(1, available_cores() // processes)
-    # inherited by the islands, before their torch is imported
+    # inherited by the islands
     settings = {"OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
     settings["NCCL_RAS_ENABLE"] = "0"  # its service for queries listens, and asks nobody for a password
-    ended = run_ranks(processes, arguments, settings)
+    ended = run_ranks(processes, arguments, settings, None, body)
     _tell(config, ended)
     return ended.code
 

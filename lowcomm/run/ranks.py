@@ -1,4 +1,4 @@
-"""Ranks of one machine: starts a process for each, passes signals on, and leaves none behind.
+"""Ranks of one machine: starts or forks a process for each, passes signals on, and leaves none behind.
 
 No rendezvous listens: the ranks find each other through a FileStore in a directory that only this user can enter; of
 several machines (lowcomm/run/node.py) the directory has the address and the secret of theirs. One rank that fails ends
@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lowcomm.run.forked import Body, Forked
 from lowcomm.run.left_behind import left_behind, lost_of
 from lowcomm.run.signals import caught
 
@@ -66,19 +67,24 @@ class Start:
     store: Path
 
 
+Process = subprocess.Popen[bytes] | Forked
 Prepare = Callable[[Path, Sequence[int]], Start | None]
 """Finds the other machines, given a private directory and the signals that have come; None: one came first."""
 
 
 def run_ranks(
-    count: int, arguments: Sequence[str], settings: Mapping[str, str], prepare: Prepare | None = None
+    count: int,
+    arguments: Sequence[str],
+    settings: Mapping[str, str],
+    prepare: Prepare | None = None,
+    body: Body | None = None,
 ) -> Ended:
     """Run `lowcomm ARGUMENTS` in `count` processes to their end. settings: environment variables for them.
 
-    prepare: where this is one of several machines; what it raises is passed on.
+    prepare: where this is one of several machines; what it raises is passed on. body: what `lowcomm ARGUMENTS` does,
+    done by copies of this process; None: by processes that are started anew.
     """
-    command = [sys.executable, "-u", "-m", "lowcomm.cli", *arguments]
-    processes: list[subprocess.Popen[bytes]] = []
+    processes: list[Process] = []
     with tempfile.TemporaryDirectory(prefix="lowcomm-") as directory, caught() as signals:  # mode 0700
         try:
             alone = Start(first_rank=0, ranks=count, store=Path(directory) / "store")
@@ -86,15 +92,22 @@ def run_ranks(
             for rank in range(count):
                 if signals or start is None:
                     break
-                env = {**os.environ, **settings, **_rank_variables(rank, count, start)}
-                # a session of its own: Ctrl-C reaches the ranks from here only, once
-                processes.append(subprocess.Popen(command, env=env, start_new_session=True))
+                variables = {**settings, **_rank_variables(rank, count, start)}
+                processes.append(
+                    _start(arguments, variables) if body is None else Forked(body, variables, f"rank {rank}")
+                )
             return _watch(processes, signals, Path(directory), 0 if start is None else start.first_rank)
         finally:
             for process in processes:
                 if process.poll() is None:
                     process.kill()
                     process.wait()
+
+
+def _start(arguments: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-u", "-m", "lowcomm.cli", *arguments]
+    # a session of its own: Ctrl-C reaches the ranks from here only, once
+    return subprocess.Popen(command, env={**os.environ, **variables}, start_new_session=True)
 
 
 def follow_supervisor() -> None:
@@ -113,9 +126,7 @@ def _rank_variables(rank: int, count: int, start: Start) -> dict[str, str]:
     return {**here, STORE: str(start.store), SUPERVISOR: str(os.getpid()), "TORCH_GLOO_LAZY_INIT": "0"}
 
 
-def _watch(
-    processes: Sequence[subprocess.Popen[bytes]], signals: Sequence[int], directory: Path, first_rank: int = 0
-) -> Ended:
+def _watch(processes: Sequence[Process], signals: Sequence[int], directory: Path, first_rank: int = 0) -> Ended:
     failed: dict[int, int] = {}
     lost: dict[int, int] = {}
     came: int | None = None
@@ -145,7 +156,7 @@ def _watch(
         time.sleep(POLL_S)
 
 
-def _send(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+def _send(processes: Sequence[Process], number: int) -> None:
     for process in processes:
         if process.poll() is None:
             process.send_signal(number)

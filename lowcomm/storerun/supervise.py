@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from lowcomm.report.console import show_runs
-from lowcomm.run.ranks import SUPERVISOR
+from lowcomm.run.forked import Forked
+from lowcomm.run.ranks import SUPERVISOR, Process
 from lowcomm.run.signals import caught
 from lowcomm.types import ConfigError
 
@@ -32,13 +33,16 @@ class Island:
     threads: int
 
 
-def supervise(islands: Sequence[Island]) -> int:
-    """Run them to their ends; signals are passed on. 0: one of them saw the run's end."""
-    processes: list[subprocess.Popen[bytes]] = []
+def supervise(islands: Sequence[Island], body: Callable[[Island], int] | None = None) -> int:
+    """Run them to their ends; signals are passed on. 0: one of them saw the run's end.
+
+    body: what an island does, done by copies of this process; None: by processes that are started anew.
+    """
+    processes: list[Process] = []
     with caught() as signals:
         try:
             for island in islands:
-                processes.append(_start(island))
+                processes.append(_start(island, body))
             codes = _watch(islands, processes, signals)
         finally:
             for process in processes:
@@ -52,15 +56,15 @@ def supervise(islands: Sequence[Island]) -> int:
     return 3 if set(codes) <= {3} else 1
 
 
-def _start(island: Island) -> subprocess.Popen[bytes]:
+def _start(island: Island, body: Callable[[Island], int] | None) -> Process:
+    variables = {"OMP_NUM_THREADS": str(island.threads), SUPERVISOR: str(os.getpid())}
+    if body is not None:
+        return Forked(lambda: body(island), variables, island.name)
     command = [sys.executable, "-u", "-m", "lowcomm.cli", *island.arguments]
-    env = {**os.environ, "OMP_NUM_THREADS": str(island.threads), SUPERVISOR: str(os.getpid())}
-    return subprocess.Popen(command, env=env, start_new_session=True)
+    return subprocess.Popen(command, env={**os.environ, **variables}, start_new_session=True)
 
 
-def _watch(
-    islands: Sequence[Island], processes: Sequence[subprocess.Popen[bytes]], signals: Sequence[int]
-) -> list[int]:
+def _watch(islands: Sequence[Island], processes: Sequence[Process], signals: Sequence[int]) -> list[int]:
     passed, told = 0, set[int]()
     while True:
         codes = [process.poll() for process in processes]

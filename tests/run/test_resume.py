@@ -383,11 +383,11 @@ def island_pids(launcher_pid: int) -> dict[int, int]:
     for path in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            variables = dict(x.split("=", 1) for x in (path / "environ").read_text().split("\0") if "=" in x)
+            name = (path / "comm").read_text().strip()
         except (OSError, UnicodeDecodeError):
             continue
-        if parent == launcher_pid and "LOCAL_RANK" in variables:
-            found[int(variables["LOCAL_RANK"])] = int(path.name)
+        if parent == launcher_pid and name.startswith("rank "):
+            found[int(name.removeprefix("rank "))] = int(path.name)
     return found
 
 
