@@ -13,6 +13,7 @@ from lowcomm.arrival import (
     Anarchic,
     AnarchicSilos,
     ArrivalRule,
+    BackupWorkers,
     Decoupled,
     FedBuff,
     Timed,
@@ -93,6 +94,11 @@ def anarchic_silos() -> RunConfig:
 def a_edit() -> RunConfig:
     """A-EDiT (arXiv 2412.07210): norms out of the ordinary are left out, the others weigh by a softmax."""
     return _mode("a-edit", AEdit(size=2), Nesterov(lr=0.5, momentum=0.3))
+
+
+def backup_workers() -> RunConfig:
+    """Dynamic backup workers (arXiv 2004.14696): each version waits for as many islands as gain most per second."""
+    return _mode("backup-workers", BackupWorkers(), Nesterov(lr=0.7, momentum=0.6))
 
 
 def even() -> RunConfig:

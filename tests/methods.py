@@ -49,6 +49,7 @@ from lowcomm.arrival import (
     Anarchic,
     AnarchicSilos,
     ArrivalRule,
+    BackupWorkers,
     Decoupled,
     FedBuff,
     Timed,
@@ -307,6 +308,7 @@ ARRIVALS: tuple[ArrivalRule, ...] = (
     Anarchic(size=2, nominal_steps=4),
     AnarchicSilos(nominal_steps=4),
     AEdit(size=2, warm_up=2),
+    BackupWorkers(least=0.3),
 )
 
 EXCHANGES: tuple[ExchangeChoice, ...] = (

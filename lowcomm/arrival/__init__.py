@@ -2,6 +2,7 @@
 
 from lowcomm.arrival.anarchic import Anarchic
 from lowcomm.arrival.anarchic_silos import AnarchicSilos
+from lowcomm.arrival.backup_workers import BackupWorkers
 from lowcomm.arrival.base import ArrivalRule, Moment, Pace, Turn, Waiting
 from lowcomm.arrival.decoupled import Decoupled
 from lowcomm.arrival.edit import AEdit
@@ -11,6 +12,6 @@ from lowcomm.arrival.timed import Timed
 from lowcomm.arrival.token_batch import TokenBatch
 
 __all__ = [
-    "AEdit", "Anarchic", "AnarchicSilos", "ArrivalRule", "Decoupled", "FedBuff", "Moment", "Pace", "Timed",
-    "TokenBatch", "Turn", "TurnStale", "Waiting",
+    "AEdit", "Anarchic", "AnarchicSilos", "ArrivalRule", "BackupWorkers", "Decoupled", "FedBuff", "Moment", "Pace",
+    "Timed", "TokenBatch", "Turn", "TurnStale", "Waiting",
 ]  # fmt: skip

@@ -80,6 +80,10 @@ class Moment:
     """Mean norm of the contributions of the last version."""
     waited_s: float = 0.0
     """Since the last version."""
+    mean_square: float = 0.0
+    """||D||^2 of the last version, where the rule needs it; 0: there is none yet."""
+    mean_of: int = 0
+    """How many contributions D was the mean of."""
 
     def pace(self, author: str) -> Pace:
         """Of an island."""
@@ -116,6 +120,9 @@ class ArrivalRule(ABC):
     """Whether `due` looks at times: then somebody must say in the log that the version is full."""
     keeps_latest: ClassVar[bool] = False
     """Whether a version counts the latest contribution of every island, also of those that have sent no new one."""
+
+    needs_square: ClassVar[bool] = False
+    """Whether it looks at the norm of the last version's Delta."""
 
     @property
     def sets_steps(self) -> bool:

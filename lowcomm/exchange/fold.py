@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lowcomm_kernels.inner_products import add_products, fold_lanes, no_lanes
 from torch import Tensor
 
 from lowcomm.arrival import ArrivalRule, Moment, Waiting
@@ -201,7 +202,10 @@ class Fold:
         """The outer step along the buffer, whose last entry is at `position`. Momentum alone moves nothing."""
         total = self.room.total
         if self.sum is not None and total > 0:
-            self.anchor.step(self.sum.mul_(self.rules.rule.scale(self.room.used, total)))
+            delta = self.sum.mul_(self.rules.rule.scale(self.room.used, total))
+            if self.rules.rule.needs_square:
+                self.room.mean_square, self.room.mean_of = _square(delta), self.count
+            self.anchor.step(delta)
         self.sum = None  # `latest`, where there is any, makes it again
         self.room.leave(position)
 
@@ -236,3 +240,10 @@ class Fold:
         flat = torch.zeros(fragment.size, device=fragment.device)
         flat[: fragment.numel].copy_(saved)
         return flat
+
+
+def _square(flat: Tensor) -> float:
+    """The squared norm, with the same bits on every machine: all islands must choose alike."""
+    lanes = no_lanes(1, flat.device)
+    add_products(flat[None], lanes)
+    return float(fold_lanes(lanes))

@@ -28,6 +28,8 @@ class Room:
         self.paces: dict[str, Pace] = {}
         self.norms: dict[str, list[float]] = {}
         self.usual_norm = 0.0
+        self.mean_square, self.mean_of = 0.0, 0
+        """||D||^2 of the last version, where the rule needs it, and how many contributions it had."""
         self.stepped_at: int | None = None
         """Position of the entry that made the last version; None: there is none yet."""
 
@@ -67,7 +69,7 @@ class Room:
         members = frozenset(str(k) for k in range(self.islands) if k not in done)
         return Moment(
             here=tuple(here), members=members, paces=dict(self.paces), norms=self.norms, usual_norm=self.usual_norm,
-            waited_s=waited_s(self.stepped_at),
+            waited_s=waited_s(self.stepped_at), mean_square=self.mean_square, mean_of=self.mean_of,
         )  # fmt: skip
 
     def part(self) -> dict[str, Any]:
@@ -78,6 +80,7 @@ class Room:
             "norms": self.norms,
             "usual_norm": self.usual_norm,
             "stepped_at": self.stepped_at,
+            "mean": [self.mean_square, self.mean_of],
         }
 
     def load(self, values: Mapping[str, Any]) -> None:
@@ -86,3 +89,4 @@ class Room:
         self.paces = {k: Pace(*pace) for k, pace in values["paces"].items()}
         self.norms = {k: list(norms) for k, norms in values["norms"].items()}
         self.usual_norm, self.stepped_at = values["usual_norm"], values["stepped_at"]
+        self.mean_square, self.mean_of = values.get("mean", [0.0, 0])

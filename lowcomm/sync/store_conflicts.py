@@ -59,6 +59,9 @@ def of_store(spec: SyncSpec) -> Iterator[Conflict]:
         if spec.exchange.rule.keeps_latest:
             name, why = type(spec.exchange.rule).__name__, "no snapshot holds the latest Delta of every member"
             yield Conflict("sync.exchange.rule", name, OTHER, why, "use Anarchic")
+        if spec.exchange.rule.needs_square:
+            name, why = type(spec.exchange.rule).__name__, "a committer that has just joined knows no earlier Delta"
+            yield Conflict("sync.exchange.rule", name, OTHER, why, "use Decoupled")
         yield from of_rule(spec, spec.exchange.rule, OTHER)
     yield from _lora(spec)
 

@@ -16,6 +16,7 @@ from lowcomm.arrival import (
     Anarchic,
     AnarchicSilos,
     ArrivalRule,
+    BackupWorkers,
     Decoupled,
     FedBuff,
     Timed,
@@ -81,6 +82,7 @@ def after(islands: int, rule: ArrivalRule, ticks: int = 14, **fields: Any) -> to
         (FedBuff(size=3, weights="unbiased"), "uniform"),
         (Anarchic(size=3, nominal_steps=H), "uniform"),
         (AnarchicSilos(size=3, nominal_steps=H), "uniform"),
+        (BackupWorkers(), "uniform"),
         (TokenBatch(tokens=3 * 5 * H), "tokens"),  # 4, 5 and 6 tokens per step
     ],
     ids=name,
@@ -173,6 +175,17 @@ def test_a_timed_version_takes_what_has_come_by_then() -> None:
     ]
 
 
+def test_backup_workers_wait_for_those_who_are_worth_it() -> None:
+    """The first version is of all; then the slow island's work enters when it comes, and all islands choose alike."""
+    speeds = (1.0, 1.0, 0.25)
+    sizes = _versions(3, BackupWorkers(least=0.3, curvature=0.0), 30, speeds=speeds)
+    # no time is known at first: all three, of whom two have contributed four times; the last ones are of the end
+    assert sizes[:4] == [9, 2, 2, 2]
+    assert _versions(3, BackupWorkers(least=1.0, curvature=0.0), 30, speeds=speeds) == [9, 9]
+    noisy = _versions(3, BackupWorkers(least=0.3, curvature=2.0), 30, speeds=speeds)
+    assert noisy == [9, 9], "with nothing to gain by a step, all are waited for"
+
+
 def test_seconds_of_a_simulation_are_those_of_its_ticks() -> None:
     rule = Timed(every_s=6.0)
     slow = dataclasses.replace(rule, every_s=3.0)
@@ -248,6 +261,7 @@ def test_a_log_that_can_not_be_written_changes_nothing(monkeypatch: pytest.Monke
         (Timed(every_s=5.0), 7),
         (Timed(every_s=5.0), 19),
         (AnarchicSilos(), 13),
+        (BackupWorkers(least=0.3), 17),
         (AEdit(size=2, warm_up=2), 19),
         (TokenBatch(tokens=40), 21),
     ],

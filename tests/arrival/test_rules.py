@@ -14,6 +14,7 @@ from lowcomm.arrival import (
     Anarchic,
     AnarchicSilos,
     ArrivalRule,
+    BackupWorkers,
     Decoupled,
     FedBuff,
     Moment,
@@ -94,6 +95,30 @@ def test_a_token_batch_ends_by_tokens_and_shares_steps_by_rate() -> None:
     assert rule.steps(5, "a", at(paces={"a": Pace(1.0, 1.0, 1.0)})) == 5, "not all rates are known"
 
 
+def test_backup_workers_are_as_many_as_gain_most_per_second() -> None:
+    def wanted(rule: BackupWorkers, norm: float, mean_square: float, paces: dict[str, Pace] | None = None) -> int:
+        norms = {k: [9.0, norm] for k in "abcd"}
+        moment = dataclasses.replace(at(paces=paces), norms=norms, mean_square=mean_square, mean_of=4)
+        n = rule.wanted(moment)
+        here = tuple(one(k) for k in "abcd")
+        assert rule.due(dataclasses.replace(moment, here=here[:n]))
+        assert not rule.due(dataclasses.replace(moment, here=(*here[: n - 1], *here[: n - 1])))
+        return n
+
+    rule = BackupWorkers(least=0.25)
+    assert wanted(rule, 1.0, 1.0) == 2, "all agree: rounds of 10, 10, 20, 40 s, the second costs nothing"
+    assert wanted(dataclasses.replace(rule, least=0.6), 1.0, 1.0) == 3
+    assert wanted(dataclasses.replace(rule, least=1.0), 1.0, 1.0) == 4
+    assert wanted(rule, 10.0, 1.0) == 4, "noise outweighs what is left to learn"
+    # V = 1, S = 0.75: (0.375 - 0.5/n) / T(n) is 0.0125, 0.0104 and 0.00625 for n = 2, 3, 4
+    assert wanted(rule, 2**0.5, 1.0) == 2
+    # V = 1.4, S = 0.65: (0.325 - 0.7/n) / T(n) is below 0, 0.0046 and 0.00375
+    assert wanted(rule, 2.4**0.5, 1.0) == 3
+    assert wanted(rule, 1.0, 1.0, dict.fromkeys("abcd", Pace(10.0))) == 4, "equal speeds"
+    assert wanted(rule, 1.0, 0.0) == 4 and wanted(rule, 1.0, 1.0, {"a": Pace(10.0)}) == 4, "not known yet"
+    assert factors(rule, one("a"), one("b", staleness=3)) == [0.5, 0.5]
+
+
 def test_even_islands_take_steps_by_their_speed() -> None:
     rule = FedBuff(even=True)
     assert [rule.steps(32, k, at()) for k in "abcd"] == [32, 32, 16, 8]
@@ -170,6 +195,9 @@ def test_rules_are_checked_and_their_weights_are_sane(rule: ArrivalRule) -> None
         (Anarchic(size=5000), "size"),
         (Anarchic(nominal_steps=0), "nominal_steps"),
         (AnarchicSilos(size=0), "size"),
+        (BackupWorkers(least=0.0), "least"),
+        (BackupWorkers(curvature=2.5), "curvature"),
+        (BackupWorkers(curvature=math.nan), "curvature"),
         (AnarchicSilos(nominal_steps=0), "nominal_steps"),
         (AEdit(size=0), "size"),
         (AEdit(z_most=0.0), "z_most"),
