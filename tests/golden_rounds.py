@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -316,8 +317,9 @@ class Recipe:
         return {"weights": summary["weights_sha256"][:16], "rounds": summary["rounds"], "tokens": summary["tokens"]}
 
 
+@cache
 def recipes() -> dict[str, Recipe]:
-    """Packaged recipes; of those that only differ in sizes and rates, the first."""
+    """Packaged recipes, which takes a second; of those that only differ in sizes and rates, the first."""
     seen: dict[tuple[Any, ...], tuple[str, Recipe]] = {}
     for found in packaged():
         config = _cut(load(found.name))
@@ -433,6 +435,7 @@ def cases() -> dict[str, Loop | Recipe | Left]:
     return {**loops(), **recipes(), **left_behind()}
 
 
+@cache
 def for_long_runs() -> set[str]:
     """Cases that only `make test-long` runs: of each file of recipes all but the first, as their methods are loops."""
     first: dict[str, str] = {}

@@ -62,7 +62,7 @@ def test_the_command_asks_for_the_ranks_that_train(
     that `run_ranks` starts processes is seen in run/test_resume.py and transport/test_listeners.py."""
     asked: list[tuple[int, list[str], dict[str, str]]] = []
 
-    def run_ranks(count: int, arguments: Sequence[str], settings: Mapping[str, str]) -> Ended:
+    def run_ranks(count: int, arguments: Sequence[str], settings: Mapping[str, str], *_: object) -> Ended:
         asked.append((count, list(arguments), dict(settings)))
         codes = runs.run_islands(arguments, count, tmp_path / "log", dict(settings))
         return Ended(failed={}, codes=dict(enumerate(codes)), signal=None)
