@@ -16,6 +16,7 @@ from lowcomm.arrival import (
     BackupWorkers,
     Decoupled,
     FedBuff,
+    FedCompass,
     Timed,
     TokenBatch,
     TurnStale,
@@ -99,6 +100,11 @@ def a_edit() -> RunConfig:
 def backup_workers() -> RunConfig:
     """Dynamic backup workers (arXiv 2004.14696): each version waits for as many islands as gain most per second."""
     return _mode("backup-workers", BackupWorkers(), Nesterov(lr=0.7, momentum=0.6))
+
+
+def compass() -> RunConfig:
+    """FedCompass (arXiv 2309.14675): steps by speed, so that groups of islands arrive together and make versions."""
+    return _mode("compass", FedCompass(least_steps=4, most_steps=32), Nesterov(lr=0.7, momentum=0.6))
 
 
 def even() -> RunConfig:

@@ -52,6 +52,7 @@ from lowcomm.arrival import (
     BackupWorkers,
     Decoupled,
     FedBuff,
+    FedCompass,
     Timed,
     TokenBatch,
     TurnStale,
@@ -309,6 +310,7 @@ ARRIVALS: tuple[ArrivalRule, ...] = (
     AnarchicSilos(nominal_steps=4),
     AEdit(size=2, warm_up=2),
     BackupWorkers(least=0.3),
+    FedCompass(least_steps=2, most_steps=8),
 )
 
 EXCHANGES: tuple[ExchangeChoice, ...] = (

@@ -4,6 +4,7 @@ from lowcomm.arrival.anarchic import Anarchic
 from lowcomm.arrival.anarchic_silos import AnarchicSilos
 from lowcomm.arrival.backup_workers import BackupWorkers
 from lowcomm.arrival.base import ArrivalRule, Moment, Pace, Turn, Waiting
+from lowcomm.arrival.compass import FedCompass
 from lowcomm.arrival.decoupled import Decoupled
 from lowcomm.arrival.edit import AEdit
 from lowcomm.arrival.fedbuff import FedBuff
@@ -12,6 +13,6 @@ from lowcomm.arrival.timed import Timed
 from lowcomm.arrival.token_batch import TokenBatch
 
 __all__ = [
-    "AEdit", "Anarchic", "AnarchicSilos", "ArrivalRule", "BackupWorkers", "Decoupled", "FedBuff", "Moment", "Pace",
-    "Timed", "TokenBatch", "Turn", "TurnStale", "Waiting",
+    "AEdit", "Anarchic", "AnarchicSilos", "ArrivalRule", "BackupWorkers", "Decoupled", "FedBuff", "FedCompass",
+    "Moment", "Pace", "Timed", "TokenBatch", "Turn", "TurnStale", "Waiting",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -84,6 +84,8 @@ class Moment:
     """||D||^2 of the last version, where the rule needs it; 0: there is none yet."""
     mean_of: int = 0
     """How many contributions D was the mean of."""
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    """What the rule's `remember` returned for the latest contribution."""
 
     def pace(self, author: str) -> Pace:
         """Of an island."""
@@ -121,6 +123,8 @@ class ArrivalRule(ABC):
     keeps_latest: ClassVar[bool] = False
     """Whether a version counts the latest contribution of every island, also of those that have sent no new one."""
 
+    remembers: ClassVar[bool] = False
+    """Whether it has a memory of its own (`remember`)."""
     needs_square: ClassVar[bool] = False
     """Whether it looks at the norm of the last version's Delta."""
 
@@ -146,6 +150,14 @@ class ArrivalRule(ABC):
         known = [p.step_s for p in now.paces.values() if p.step_s > 0]
         mine = now.pace(author).step_s
         return every if not self.even or mine <= 0 else max(1, round(every * min(known) / mine))
+
+    def remember(self, memory: Mapping[str, Any], one: Waiting, took_s: float, now: Moment) -> dict[str, Any]:
+        """The rule's memory, as JSON, after a contribution, before it is asked whether a version is due.
+
+        memory: what the last call returned, empty at first, not to be changed; took_s: seconds since the author's last
+        contribution, by its own clock.
+        """
+        return {}
 
     def check(self, name: str, islands: int | None) -> None:
         """Raise ConfigError for a number out of range. name: of the field that it is in; islands: None: any number."""

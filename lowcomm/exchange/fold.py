@@ -182,6 +182,8 @@ class Fold:
             for total, value in zip(fragment.views(self.sum).values(), values, strict=True):
                 total.add_(value.mul(weight))
         self.room.add(position, entry.sequence, one, weight)
+        if rule.remembers:
+            self.room.memory = rule.remember(self.room.memory, one, entry.took_s, self.moment())
         if not rule.by_clock and rule.due(self.moment()):
             self._step(position)
         return weight

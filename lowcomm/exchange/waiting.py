@@ -30,6 +30,8 @@ class Room:
         self.usual_norm = 0.0
         self.mean_square, self.mean_of = 0.0, 0
         """||D||^2 of the last version, where the rule needs it, and how many contributions it had."""
+        self.memory: dict[str, Any] = {}
+        """The rule's own."""
         self.stepped_at: int | None = None
         """Position of the entry that made the last version; None: there is none yet."""
 
@@ -70,6 +72,7 @@ class Room:
         return Moment(
             here=tuple(here), members=members, paces=dict(self.paces), norms=self.norms, usual_norm=self.usual_norm,
             waited_s=waited_s(self.stepped_at), mean_square=self.mean_square, mean_of=self.mean_of,
+            memory=self.memory,
         )  # fmt: skip
 
     def part(self) -> dict[str, Any]:
@@ -80,6 +83,7 @@ class Room:
             "norms": self.norms,
             "usual_norm": self.usual_norm,
             "stepped_at": self.stepped_at,
+            "memory": self.memory,
             "mean": [self.mean_square, self.mean_of],
         }
 
@@ -90,3 +94,4 @@ class Room:
         self.norms = {k: list(norms) for k, norms in values["norms"].items()}
         self.usual_norm, self.stepped_at = values["usual_norm"], values["stepped_at"]
         self.mean_square, self.mean_of = values.get("mean", [0.0, 0])
+        self.memory = dict(values.get("memory", {}))

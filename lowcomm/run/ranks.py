@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lowcomm.run.forked import Body, Forked
+from lowcomm.run.forked import Body, Forked, may_fork
 from lowcomm.run.left_behind import left_behind, lost_of
+from lowcomm.run.preload import preload
 from lowcomm.run.signals import caught
 
 POLL_S = 0.05
@@ -164,7 +166,17 @@ def _send(processes: Sequence[Process], number: int) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """COUNT ARGUMENTS, from launch/node.sh, which has looked at them; returns the exit code."""
-    return run_ranks(int(arguments[0]), arguments[1:], {}).code
+    count, words = int(arguments[0]), list(arguments[1:])
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads: none is needed, and with them nothing forks
+
+    def rank() -> int:
+        sys.argv = ["lowcomm", *words]
+        runpy.run_module("lowcomm.cli", run_name="__main__")
+        return 0
+
+    if may_fork():
+        preload()
+    return run_ranks(count, words, {}, None, rank if may_fork() else None).code
 
 
 if __name__ == "__main__":

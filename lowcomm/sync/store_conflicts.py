@@ -53,9 +53,12 @@ def of_store(spec: SyncSpec) -> Iterator[Conflict]:
         fix = "use Sign(vote=False), or exchange='gather'"
         yield Conflict("sync.codec", type(bare).__name__, OTHER, why, fix)
     if spec.exchange.rule is not None:
+        why = "members train whole blocks of text"
         if spec.exchange.rule.even:
-            why = "members train whole blocks of text"
             yield Conflict("sync.exchange.rule.even", True, OTHER, why, "leave it out")
+        if spec.exchange.rule.remembers:
+            name = type(spec.exchange.rule).__name__
+            yield Conflict("sync.exchange.rule", name, OTHER, why, "use TokenBatch")
         if spec.exchange.rule.keeps_latest:
             name, why = type(spec.exchange.rule).__name__, "no snapshot holds the latest Delta of every member"
             yield Conflict("sync.exchange.rule", name, OTHER, why, "use Anarchic")

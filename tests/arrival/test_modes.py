@@ -19,6 +19,7 @@ from lowcomm.arrival import (
     BackupWorkers,
     Decoupled,
     FedBuff,
+    FedCompass,
     Timed,
     TokenBatch,
     TurnStale,
@@ -83,6 +84,7 @@ def after(islands: int, rule: ArrivalRule, ticks: int = 14, **fields: Any) -> to
         (Anarchic(size=3, nominal_steps=H), "uniform"),
         (AnarchicSilos(size=3, nominal_steps=H), "uniform"),
         (BackupWorkers(), "uniform"),
+        (FedCompass(least_steps=H, most_steps=H), "uniform"),
         (TokenBatch(tokens=3 * 5 * H), "tokens"),  # 4, 5 and 6 tokens per step
     ],
     ids=name,
@@ -204,6 +206,19 @@ def test_a_token_batch_lets_all_contribute_at_once() -> None:
     assert means[0] / means[1] == pytest.approx(2, abs=0.5) and means[1] / means[2] == pytest.approx(2, abs=0.7)
 
 
+def test_compass_lets_islands_of_unequal_speed_arrive_together() -> None:
+    """At 1, 1/2 and 1/4 of the speed: after the first round of all, 16, 8 and 4 steps, and a version of all three."""
+    sync = build(3, Buffered(rule=FedCompass(least_steps=2, most_steps=16), speeds=(1.0, 0.5, 0.25)))
+    train(sync, range(112), finish=False)
+    mine = buffered_worker.follower(sync)
+    found = [Entry.unpack(e) for e in mine.log.read(0)]
+    late = [[e.steps for e in found if e.island == k][-3:] for k in range(3)]
+    assert late[0][0] > late[1][0] > late[2][0]
+    assert all(max(steps) - min(steps) <= 2 for steps in late)
+    given = mine.folds[0].room.memory["steps"]
+    assert all(abs(given[str(k)] - late[k][-1]) <= 2 for k in range(3)), "what they are given is what they take"
+
+
 def test_across_silos_the_latest_of_every_island_counts() -> None:
     """With SGD of rate 1 and a version per contribution: w - sum of the latest Delta of each, over K."""
     sync = build(3, Buffered(rule=AnarchicSilos(size=1, nominal_steps=H), speeds=UNEQUAL), outer=SGD(lr=1.0))
@@ -262,6 +277,7 @@ def test_a_log_that_can_not_be_written_changes_nothing(monkeypatch: pytest.Monke
         (Timed(every_s=5.0), 19),
         (AnarchicSilos(), 13),
         (BackupWorkers(least=0.3), 17),
+        (FedCompass(least_steps=2, most_steps=8), 17),
         (AEdit(size=2, warm_up=2), 19),
         (TokenBatch(tokens=40), 21),
     ],

@@ -17,6 +17,7 @@ from lowcomm.arrival import (
     BackupWorkers,
     Decoupled,
     FedBuff,
+    FedCompass,
     Moment,
     Pace,
     Timed,
@@ -196,6 +197,10 @@ def test_rules_are_checked_and_their_weights_are_sane(rule: ArrivalRule) -> None
         (Anarchic(nominal_steps=0), "nominal_steps"),
         (AnarchicSilos(size=0), "size"),
         (BackupWorkers(least=0.0), "least"),
+        (FedCompass(least_steps=0), "least_steps"),
+        (FedCompass(most_steps=19), "most_steps"),
+        (FedCompass(late=0.9), "late"),
+        (FedCompass(staleness="none"), "staleness"),  # pyright: ignore[reportArgumentType]
         (BackupWorkers(curvature=2.5), "curvature"),
         (BackupWorkers(curvature=math.nan), "curvature"),
         (AnarchicSilos(nominal_steps=0), "nominal_steps"),

@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from lowcomm.arrival import AnarchicSilos, ArrivalRule, BackupWorkers, Decoupled, FedBuff, Timed, TokenBatch, TurnStale
+from lowcomm.arrival import (
+    AnarchicSilos,
+    ArrivalRule,
+    BackupWorkers,
+    Decoupled,
+    FedBuff,
+    FedCompass,
+    Timed,
+    TokenBatch,
+    TurnStale,
+)
 from lowcomm.codec import ErrorFeedback, Int4
 from lowcomm.config import RunConfig, SyncConfig
 from lowcomm.config_file import to_dict
@@ -170,6 +180,7 @@ def test_what_does_not_go_together_is_refused() -> None:
     refused(r"exchange\.rule\.every_s = 0", Store(rule=Timed(every_s=0.0)))
     refused(r"sync\.outer = .*it has none", Store(rule=FedBuff(turn=TurnStale())), outer=SGD())
     refused(r"exchange\.rule = AnarchicSilos", Store(rule=AnarchicSilos()))
+    refused(r"exchange\.rule = FedCompass.*TokenBatch", Store(rule=FedCompass()))
     refused(r"exchange\.rule = BackupWorkers.*Decoupled", Store(rule=BackupWorkers()))
     refused(r"exchange\.rule\.even = True", Store(rule=FedBuff(even=True)))
     assert not Store(rule=Timed()).waits_for_all and Store().waits_for_all
