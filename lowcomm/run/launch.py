@@ -71,7 +71,7 @@ def train_apart(
         return guarded(lambda: train(checked))
 
     flags = ["--islands", str(sizes.islands), "--island.size", str(sizes.size)]
-    return launch(checked, [*arguments, *flags], rank if forks else None)
+    return launch(checked, [*arguments, *flags], rank if forks and may_fork() else None)
 
 
 def launch(config: RunConfig, arguments: Sequence[str], body: Body | None = None) -> int:

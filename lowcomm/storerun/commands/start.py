@@ -53,7 +53,9 @@ def start(config: RunConfig, guarded: Callable[[Body], int]) -> int:
         follow_supervisor()
         return guarded(lambda: join(member.arguments[1:]))
 
-    return show_left_behind([m.directory for m in members], supervise(members, island if forks else None))
+    return show_left_behind(
+        [m.directory for m in members], supervise(members, island if forks and may_fork() else None)
+    )
 
 
 def _create(config: RunConfig, url: str, islands: int, world: World) -> tuple[()]:
