@@ -6,7 +6,6 @@ from lowcomm.config import RunConfig
 from lowcomm.data.proxy import check_proxy
 from lowcomm.exchange.buffered import Buffered
 from lowcomm.exchange.gossip import Gossip
-from lowcomm.exchange.store import Store
 from lowcomm.model import Full
 from lowcomm.sync.compatibility import check_islands, check_spec, check_tuning
 from lowcomm.sync.turns import check_turns
@@ -86,9 +85,6 @@ def _check_own_data(config: RunConfig) -> None:
     ok = not config.eval.clients or own or config.data.sharding == "by_folder" or config.data.partition is not None
     legal = "False, unless data.sharding is by_folder or data.partition is set"
     require(ok, "eval.clients", True, legal, "pass --data.sharding by_folder")
-    alone = isinstance(config.sync.exchange, Store)  # each member accounts for its own text
-    ok = not own or alone or config.sync.privacy is None or config.sync.privacy.level == "client"
-    require(ok, "data.sharding", "own", "another with ExampleGaussian, whose epsilon needs all sizes", "use iid")
     choice = config.sync.exchange
     ok = not config.eval.directions or (choice is not None and choice.anchors == "own")
     legal = "False, as all islands have the same weights"

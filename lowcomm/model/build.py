@@ -60,7 +60,7 @@ class ModelConfig:
         fix = "leave it out: a directory's own config.json says it"
         legal = "None where the model comes from a directory"
         require(self.tied_embeddings is None or not named, "model.tied_embeddings", self.tied_embeddings, legal, fix)
-        fix = "leave out model.directory and model.width"
+        fix = "leave out model.directory and model.width, or pass --model.origin 'Scratch()' to train the directory's"
         require(alone, "model.origin", self.origin, "Scratch() with a directory or a width", fix)
         self.tuning.check()
 

@@ -32,7 +32,7 @@ from lowcomm.report.progress import Progress
 from lowcomm.run.held_out import check_influence, measures
 from lowcomm.run.host_checks import check_host
 from lowcomm.run.poisoned import check_planted, poisoned
-from lowcomm.run.privacy_spent import Ledger, ledger_of, secure, training_shards
+from lowcomm.run.privacy_spent import Ledger, ledger_of, of_all_sites, secure, training_shards
 from lowcomm.run.proxy_loss import proxy_batches
 from lowcomm.run.run_dir import available_cores, check_directory, has_checkpoint, is_locked, lock
 from lowcomm.run.signals import StopFlag
@@ -248,7 +248,7 @@ def assemble(config: RunConfig, data: Data, world: World, relayed: Transport | N
         metrics=Metrics(config.directory, config.tensorboard),
         progress=Progress(name=config.name, steps=config.steps, enabled=world.writes or site),
         stop=StopFlag(),
-        ledger=ledger_of(config, data, config.islands),
+        ledger=of_all_sites(ledger_of(config, data, config.islands), config.data.sharding == "own", transport),
         lock=handle,
         shelf=shelf,
         writes_from_start=world.writes or (site and not is_locked(config.directory)),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
+
+import torch
 
 from lowcomm.codec import Codec, Rqm
 from lowcomm.data import Data, Shard
@@ -17,12 +19,15 @@ from lowcomm.privacy import Mechanism, Released, RqmAccountant, add_noise, clip_
 from lowcomm.privacy.noise import generator_of
 from lowcomm.sampling import Sampling
 from lowcomm.state.state import SyncState
+from lowcomm.transport.base import Transport
 from lowcomm.types import ConfigError, require
 
 if TYPE_CHECKING:
     from lowcomm.config import RunConfig
 
-__all__ = ["DELTA", "EXAMPLES", "Ledger", "Spent", "ledger_of", "privacy_spent", "secure", "training_shards"]
+__all__ = [
+    "DELTA", "EXAMPLES", "Ledger", "Spent", "ledger_of", "of_all_sites", "privacy_spent", "secure", "training_shards",
+]  # fmt: skip
 
 DELTA = 1e-5
 """Delta at which epsilon is reported for codecs."""
@@ -174,6 +179,18 @@ def ledger_of(config: RunConfig, data: Data, islands: int) -> Ledger | None:
             f"noise_multiplier {mechanism.noise_multiplier}. Fix: raise either of them"
         )
     return ledger
+
+
+def of_all_sites(ledger: Ledger | None, own: bool, transport: Transport) -> Ledger | None:
+    """With the sizes of all islands, which tell each other how many sequences they have where text is their own.
+
+    So all report the epsilon of the island that is protected least, and stop together where a budget is spent.
+    """
+    if ledger is None or not own or not ledger.windows:
+        return ledger
+    rows = [torch.tensor([ledger.windows[k]], dtype=torch.int64).view(torch.uint8) for k in transport.local]
+    sizes = transport.gather(rows).view(torch.int64).flatten().tolist()
+    return replace(ledger, windows=tuple(int(size) for size in sizes))
 
 
 def training_shards(data: Data, state: SyncState) -> list[Shard]:

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from lowcomm.data import DataConfig, TextFiles, TrainedBPE, build_data
+from lowcomm.data.windows import WindowShard
+from lowcomm.privacy import epsilon
+from lowcomm.run.privacy_spent import participations
 from lowcomm.run.run_dir import is_locked, lock
 from lowcomm.types import ConfigError
 from tests.support.runs import ROOT, free_port, summary, write_corpus
@@ -65,9 +68,18 @@ def start_site(site: int, directory: Path, port: int, flags: list[str]) -> subpr
     )
 
 
+def sequences_of(site: Path) -> int:
+    """Training sequences of a site, as only it knows them."""
+    source = TextFiles(glob=str(site / "*.txt"))
+    config = DataConfig(source=source, seq_len=32, batch_size=2, validation_sequences=8, sharding="own")
+    shard = build_data(config, 2, 0).shard(0)
+    assert isinstance(shard, WindowShard)
+    return shard.windows_per_epoch
+
+
 @pytest.mark.slow
 def test_two_sites_train_one_model_without_each_others_text(tmp_path: Path) -> None:
-    """Each site's people find all that their run left, and read what it was worth to them."""
+    """Each site's people find all that their run left, and read what it was worth to them, and what it gave away."""
     for site in ("0", "1"):
         (tmp_path / site).mkdir()
         write_corpus(tmp_path / site)
@@ -75,6 +87,7 @@ def test_two_sites_train_one_model_without_each_others_text(tmp_path: Path) -> N
         path.unlink()
     (tmp_path / "recipe.py").write_text(RECIPE.format(base=str(tmp_path)), encoding="utf-8")
     flags = ["--run-dir", "run", "--checkpoint.export", "--eval.baselines"]
+    flags += ["--sync.privacy", "ExampleGaussian(clip=0.5, noise_multiplier=4.0)"]
     port = free_port()
     sites = [start_site(k, tmp_path / str(k), port, flags) for k in range(2)]
     said = [site.communicate(timeout=120)[0] for site in sites]
@@ -89,6 +102,10 @@ def test_two_sites_train_one_model_without_each_others_text(tmp_path: Path) -> N
         assert (run / "export" / "model.safetensors").is_file()
         assert (run / "report.html").is_file()
     assert len({summary(run)["weights_sha256"] for run in runs}) == 1
+    spent = [summary(run)["privacy"]["epsilon_total"] for run in runs]
+    windows = [sequences_of(tmp_path / str(k)) for k in range(2)]
+    assert windows[1] < windows[0]
+    assert spent == [epsilon(participations(windows[1], 2, 8, 4.0), 1e-5)] * 2, "that of the site protected least"
     for words in said:
         assert "held-out loss in nats per token" in words and "\nsite 1 " in words
         assert "report: run/report.html" in words
