@@ -26,7 +26,8 @@ _MARKS = (
 def read_bytes(path: Path) -> bytes:
     """The content of a file: unpacked (gzip, bzip2, xz, zstd), without a byte order mark, UTF-16 and UTF-32 as UTF-8.
 
-    Whether the rest is UTF-8 is not looked at. Raises ConfigError for a file that cannot be read or unpacked.
+    Whether the rest is UTF-8 is not looked at. Raises ConfigError for a file that cannot be read or unpacked, or that
+    holds a NUL byte: UTF-16 without its mark is valid UTF-8 where it is ASCII, and would train on every second byte.
     """
     try:
         raw = path.read_bytes()
@@ -39,7 +40,11 @@ def read_bytes(path: Path) -> bytes:
         except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
             fix = f"download or compress it again ({one_line(error)})"
             raise bad("source.glob", str(path), "compressed files that are whole", fix) from error
-    return _without_mark(path, raw)
+    text = _without_mark(path, raw)
+    if b"\0" in text:
+        fix = f"byte {text.index(0)} is NUL: a binary file, or UTF-16 without its mark (iconv -f UTF-16LE -t UTF-8)"
+        raise bad("source.glob", str(path), "text files", f"{fix}: convert it or narrow the glob")
+    return text
 
 
 def _unpacker(path: Path, raw: bytes) -> Callable[[bytes], bytes] | None:

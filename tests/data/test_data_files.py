@@ -149,6 +149,16 @@ def test_byte_order_marks(tmp_path: Path, marked: bytes) -> None:
     assert texts(TextFiles(glob=f"{tmp_path}/a.jsonl"), tmp_path) == [LINES]
 
 
+@pytest.mark.parametrize("body", ["plain words\n".encode("utf-16-le"), b"words\0words", b"\0"])
+def test_nul_bytes_are_no_text(tmp_path: Path, body: bytes) -> None:
+    """All three are valid UTF-8."""
+    write(tmp_path / "a.txt", body)
+    for source in (TextFiles, JsonLines, Csv):
+        with pytest.raises(ConfigError, match=rf"a\.txt.*byte {body.index(0)} is NUL.*convert it") as info:
+            source(glob=f"{tmp_path}/a.txt").read(tmp_path)
+        assert "\n" not in str(info.value)
+
+
 def test_an_array_is_read_like_lines(tmp_path: Path) -> None:
     write(tmp_path / "a.json", "\n" + json.dumps(ROWS, indent=2))
     write(tmp_path / "b.json", json.dumps(ROWS))
