@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ from lowcomm.model import LoRA, ModelConfig
 from lowcomm.outer import SGD, HeLoCo, Nesterov
 from lowcomm.privacy import ExampleGaussian
 from lowcomm.schedule import Streaming
+from lowcomm.store import keys
+from lowcomm.store.commit import Commit
 from lowcomm.store.contribution import Header
 from lowcomm.storerun.hands import Stepped
 from lowcomm.storerun.joining import open_run
-from lowcomm.storerun.verify import verify
+from lowcomm.storerun.plan import rules_of
+from lowcomm.storerun.verify import Doubts, _load, _manifests, verify
 from lowcomm.trainer import train
 from tests.support.members import Lives, leave_without_a_word, make_member, make_run, store_config
 from tests.support.runs import metrics, small, summary, write_corpus
@@ -58,9 +62,36 @@ def test_a_calm_run_is_the_run_of_fixed_islands(tmp_path: Path, corpus: Path) ->
     assert verify(open_run(str(tmp_path / "store")), lines.append) == 0, lines
     versions = [m for m in metrics(tmp_path / "a") if m["event"] == "version"]
     assert [v["members"] for v in versions[-3:]] == [2, 2, 2] and versions[-1]["tokens_done"] == 2 * 12 * 64
+    _verify_what_is_odd(tmp_path / "store")
     (tmp_path / "store" / "commits" / f"{2:012d}").unlink()  # a hole in a history is not its end
     assert verify(open_run(str(tmp_path / "store")), lines.append) == 1
     assert lines[-1] == "version 3: commit 2 is missing, and commit 3 is there"
+
+
+def _verify_what_is_odd(store: Path) -> None:
+    """A snapshot that was finished when its other files were gone; commits of a machine that folds to other bits."""
+    opened, lines = open_run(str(store)), list[str]()
+    first = store / opened.run.snapshot.key
+    torn = store / "snapshots" / f"{1:012d}-{'0' * 32}"
+    torn.mkdir()
+    for manifest in (first, *(store / "snapshots").glob("*/manifest.json")):
+        if manifest.parent != torn:
+            shutil.copy(manifest, torn)
+            assert verify(opened, lines.append) == 0, lines
+    first.with_name("state.json").rename(store / "kept")
+    assert verify(opened, lines.append) == 1, "the first one is counted on"
+    (store / "kept").rename(first.with_name("state.json"))
+    shutil.rmtree(torn)
+    shots = _manifests(opened, lines.append)
+    state = _load(opened, shots[0][0], rules_of(opened.config, opened.run), lines.append)
+    raw = opened.objects.get(keys.commit(0))
+    assert state is not None and raw is not None
+    odd = dataclasses.replace(Commit.read(raw), state="0" * len(state.digest)).write()
+    doubts, said = Doubts(lines.append), f"version 0: commit 0 has the digest {'0' * 16}, the fold {state.digest[:16]}"
+    assert doubts.refuted(state, odd) is None and doubts.open == [said]
+    assert doubts.refuted(state, raw) is None and not doubts.open
+    assert lines[-1] == f"{said}: later commits are made for the bits of the fold"
+    assert [doubts.refuted(state, odd) for _ in range(3)] == [None, None, said]
 
 
 @pytest.mark.parametrize(
