@@ -54,6 +54,8 @@ MODES: dict[str, Mode] = {
     "Decoupled DiLoCo": Mode(rule="Decoupled()"),
     "delayed Nesterov, Z = 1": Mode(rule="FedBuff(size=1)", outer="DelayedNesterov", more=", every=4"),
     "HeLoCo, Z = 2": Mode(rule="FedBuff(size=2, turn=TurnStale())", outer="HeLoCo"),
+    "dynamic backup workers": Mode(rule="BackupWorkers()"),
+    "FedCompass, 4 to 16 steps": Mode(rule=f"FedCompass(least_steps={EVERY // 4}, most_steps={EVERY})"),
     "FedBuff, Z = 2": Mode(rule="FedBuff(size=2)"),
     "unbiased weights, Z = 2": Mode(rule="FedBuff(size=2, weights='unbiased', staleness='constant')"),
 }
