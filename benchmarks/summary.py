@@ -35,7 +35,8 @@ def summary_table(codecs: dict[str, Any], time_to_loss: dict[str, Any]) -> str:
         )
     first = codecs["rows"][0]
     lines.append(
-        f"\n{first['parameters']:,} parameters, {first['islands']} islands, {first['tokens']:,} tokens, means: "
+        f"\n{first['parameters']:,} parameters, {first['islands']} islands, {first['tokens']:,} tokens, means, "
+        "each against DDP with the same seeds: "
         f"`{codecs['command']}`.\n{_slow_link(time_to_loss['rows'])}: `{time_to_loss['command']}`.\n"
         f"{codecs['hardware']['cpu']}, {codecs['created'][:10]}."
     )

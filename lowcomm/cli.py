@@ -22,7 +22,7 @@ lowcomm {__version__}: train language models when the links between the machines
 
   lowcomm train RECIPE.py:FUNCTION [--islands N] [--steps N] [--sync.every H] ...   train; --help lists every field
   lowcomm simulate RECIPE.py:FUNCTION ...      the same run with all islands in one process (same bits)
-  lowcomm federation keys | register | check | client | run ...   the same run across organisations, over Flower
+  lowcomm federation keys | node | register | check | client | run ...   the same run across organisations, over Flower
   lowcomm train RECIPE.py:FUNCTION --store URL a run that islands join and leave; a directory, s3://, gs://, az://
   lowcomm join URL                             become a member of it, from anywhere, at any time
   lowcomm status | log | verify | stop URL     who is in it, its commits, the proof of its history, its end
