@@ -29,7 +29,7 @@ _counted: WeakSet[Optimizer] = WeakSet()
 
 
 def claim(inner: Optimizer) -> None:
-    """Raise ConfigError for an optimizer whose steps another sync counts: both would merge, and apply the mean twice."""
+    """Raise ConfigError for an optimizer whose steps another sync counts: both would merge, the mean counts twice."""
     if inner in _counted:
         raise ConfigError(
             f"inner = {type(inner).__name__} is not allowed: its steps are counted by a sync that was made before, and "
