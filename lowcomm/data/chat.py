@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, cast
 
+from lowcomm.data.beside import BESIDE
 from lowcomm.data.errors import bad
 from lowcomm.data.source import Document, Message
 from lowcomm.types import ConfigError
@@ -23,7 +24,15 @@ TOOLS = "tools"
 
 @dataclass(frozen=True, kw_only=True)
 class ChatFormat(ABC):
-    """Concrete classes are frozen dataclasses. Losses count the assistant's turns only."""
+    """Concrete classes are frozen dataclasses. Losses count the assistant's turns only.
+
+    A row's `system` text is its first turn, whichever the format; a filled `history` or `functions`, or a `weight`
+    other than 1, is refused.
+    """
+
+    ignore: tuple[str, ...] = ()
+    """Keys of messages (an id, a time) that mean nothing to the model and are left out, and so of the columns system,
+    history, functions and weight; others must be rendered."""
 
     @abstractmethod
     def columns(self) -> tuple[str, ...]:
@@ -31,7 +40,7 @@ class ChatFormat(ABC):
 
     def optional_columns(self) -> tuple[str, ...]:
         """Columns that are read where a row has them."""
-        return ()
+        return tuple(name for name in BESIDE if name not in (*self.ignore, *self.columns()))
 
     @abstractmethod
     def messages(self, row: Mapping[str, object], place: str) -> tuple[Message, ...]:
@@ -55,11 +64,9 @@ class Turns(ChatFormat):
     """Key of a message's role; "from" in ShareGPT's files."""
     content: str = "content"
     """Key of a message's text; "value" in ShareGPT's files."""
-    ignore: tuple[str, ...] = ()
-    """Keys of messages that mean nothing to the model (an id, a time) and are left out; others must be rendered."""
 
     def optional_columns(self) -> tuple[str, ...]:
-        return (TOOLS,)
+        return (TOOLS, *super().optional_columns())
 
     def turns(self, value: object, column: str, place: str) -> tuple[Message, ...]:
         """Messages of a list; raises ConfigError."""
@@ -141,7 +148,7 @@ class Instructions(ChatFormat):
         return (self.prompt, self.answer, *named)
 
     def optional_columns(self) -> tuple[str, ...]:
-        return ("input",) if self.input == "input" else ()
+        return (*(("input",) if self.input == "input" else ()), *super().optional_columns())
 
     def messages(self, row: Mapping[str, object], place: str) -> tuple[Message, ...]:
         ask = filled(row[self.prompt], place, self.prompt)

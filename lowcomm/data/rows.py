@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
+from lowcomm.data.beside import with_beside
 from lowcomm.data.chat import TOOLS, ChatFormat, chat_document, tools_of
 from lowcomm.data.errors import bad
 from lowcomm.data.files import Matched
@@ -46,8 +47,9 @@ class RowSource(Source):
                 raise missing_column(column, place, row.keys())
         label = "" if self.label_column is None else _label(row[self.label_column], place, self.label_column)
         if self.chat is not None:
-            messages = self.chat.messages(row, place)
-            tools = tools_of(row, place) if TOOLS in self.chat.optional_columns() else ()
+            read = self.chat.optional_columns()
+            messages = with_beside(self.chat.messages(row, place), row, place, read)
+            tools = tools_of(row, place) if TOOLS in read else ()
             return chat_document(file, place, messages, label, tools=tools)
         return row_document(file, place, row[self.column], label)
 

@@ -122,6 +122,7 @@ def check_still_covered(replicas: Sequence[Replica]) -> None:
         if now != then:
             changed = sorted(set(now.items()) ^ set(then.items()))[0][0]
             raise CoverageError(
-                f"parameter {changed} was frozen, unfrozen or replaced since the sync was set up: build a new LocalSGD"
+                f"parameter {changed} was frozen, unfrozen or replaced since the sync was set up: build a new LocalSGD "
+                "with a new inner optimizer"
             )
         replica.part.check_inner(known[id(replica.model)], replica.inner)

@@ -10,6 +10,7 @@ from lowcomm.island.part import Part
 from lowcomm.island.scalars import ScalarOptimizer
 from lowcomm.state.fragment import Fragment
 from lowcomm.state.write_watch import WriteWatch
+from lowcomm.types import SyncError
 
 FILLER = "nothing here: fragment "
 """Beginning of the name of an element that stands for a fragment's missing part."""
@@ -54,6 +55,15 @@ class Replica:
     def _check_written(self) -> None:
         if self._watch is not None:
             self._watch.check(self.steps)
+
+    def check_counted(self) -> None:
+        """Raises SyncError where the weights were trained, and by no step of this optimizer: nothing was merged."""
+        if self._watch is not None and not self.steps and (name := self._watch.written()):
+            raise SyncError(
+                f"{name} was written since the sync was made, but the inner optimizer that it was given "
+                f"({type(self.inner).__name__}) has made no step: the islands trained apart and nothing was merged. "
+                "Fix: give the sync the optimizer that the loop steps"
+            )
 
     def tensors(self, fragment: Fragment) -> list[Tensor]:
         """This island's tensors of a fragment, in its order."""

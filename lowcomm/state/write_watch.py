@@ -30,10 +30,14 @@ class WriteWatch:
         """What is there now was written by training or by a sync."""
         self._versions = [p._version for p in self._params.values()]
 
+    def written(self) -> str | None:
+        """The first parameter that was written since `mark`; None: there is none."""
+        now = [p._version for p in self._params.values()]
+        return next((n for n, a, b in zip(self._params, self._versions, now, strict=True) if a != b), None)
+
     def check(self, steps: int) -> None:
         """Before an inner step, `steps` being done: warn of what was written since `mark`."""
-        now = [p._version for p in self._params.values()]
-        changed = next((n for n, a, b in zip(self._params, self._versions, now, strict=True) if a != b), None)
+        changed = self.written()
         if self._told or (changed is None and not (self._resumed and steps == 0)):
             return
         self._told = True

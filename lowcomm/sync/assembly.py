@@ -17,6 +17,7 @@ from lowcomm.state.replica import Replica
 from lowcomm.state.spec import SyncSpec
 from lowcomm.state.state import SyncState
 from lowcomm.sync.handshake import prepare
+from lowcomm.sync.wrapped import claim
 from lowcomm.transport import Transport
 
 
@@ -47,6 +48,7 @@ def assemble(
     state.rule_states = [{} for _ in fragments]
     state.norms = [NormHistory(bound=spec.judged_norms) for _ in fragments]
     for index, replica in enumerate(replicas):
+        claim(replica.inner)
         replica.inner.register_step_pre_hook(lambda *_: before_step())
         replica.inner.register_step_post_hook(lambda *_, i=index: after_step(i))
     rest_untrained(spec.aggregator, replicas, lambda: state.round)

@@ -20,6 +20,8 @@ def finish_all(state: SyncState, commit: Callable[[], None], rest: Callable[[int
 
     commit: commits all that is in flight. rest: lets a local island sit an inner step out.
     """
+    for replica in state.replicas:
+        replica.check_counted()
     close_averaging(state)
     _arrive(state, commit)
     if not state.exchange.hears_all:

@@ -1,13 +1,16 @@
-"""Refuses what does not go into a loop of one's own: models that another library averages or has cut, two passes."""
+"""Refuses what does not go into a loop of one's own: models that another library averages or has cut, two passes, two
+syncs on one optimizer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakSet
 
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim import Optimizer
 
 from lowcomm.exchange.gossip import Gossip
 from lowcomm.island.part import Part
@@ -19,6 +22,21 @@ ENGINES = {
     "FullyShardedDataParallel": "torch.distributed.fsdp.fully_shard over one island's ranks, and island=FSDPPart(mesh)",
 }
 """Wrappers by the name of their class, whose modules are not imported here."""
+
+
+_counted: WeakSet[Optimizer] = WeakSet()
+"""Inner optimizers whose steps a sync counts."""
+
+
+def claim(inner: Optimizer) -> None:
+    """Raise ConfigError for an optimizer whose steps another sync counts: both would merge, the mean counts twice."""
+    if inner in _counted:
+        raise ConfigError(
+            f"inner = {type(inner).__name__} is not allowed: its steps are counted by a sync that was made before, and "
+            "each of the two would apply the outer step. Fix: make a new optimizer for the new sync (load_state_dict "
+            "keeps the moments), or use the first sync"
+        )
+    _counted.add(inner)
 
 
 def check_unwrapped(models: Sequence[nn.Module], island: Part | None) -> None:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lowcomm.data import Bytes, DataConfig, JsonLines, Messages, Parquet, PromptCompletion, build_data
+from lowcomm.data import (
+    Bytes,
+    ChatFormat,
+    DataConfig,
+    Instructions,
+    JsonLines,
+    Messages,
+    Parquet,
+    PromptCompletion,
+    build_data,
+)
 from lowcomm.data.bytes_tokenizer import BytesTokenizer
 from lowcomm.data.chat import TOOLS, chat_document, tools_of
 from lowcomm.data.chat_date import fixed
@@ -289,6 +300,54 @@ def test_only_the_completion_is_learnt(tmp_path: Path) -> None:
         format_.messages({"prompt": "q", "completion": [{"role": "user", "content": "a"}]}, "line 1")
     with pytest.raises(ConfigError, match="'completion' holds nothing"):
         format_.messages({"prompt": "q", "completion": ""}, "line 1")
+
+
+SYSTEM_PROMPT = "Answer in verse."
+TURNS = [{"role": r, "content": c} for r, c in TWO]
+FORMATS = (
+    (Messages(), {"messages": TURNS}, len(TURNS)),
+    (PromptCompletion(), {"prompt": "q", "completion": "a"}, 2),
+    (Instructions(), {"instruction": "q", "output": "a"}, 2),
+)
+
+
+@pytest.mark.parametrize(("format_", "row", "turns"), FORMATS, ids=lambda f: type(f).__name__)
+def test_what_stands_beside_a_conversation_is_read_or_refused(
+    format_: ChatFormat, row: dict[str, Any], turns: int, tmp_path: Path
+) -> None:
+    def read(chat: ChatFormat = format_, /, **beside: Any) -> list[tuple[str, str]]:
+        (tmp_path / "a.jsonl").write_text(json.dumps({**row, **beside}), encoding="utf-8")
+        (document,) = JsonLines(glob=str(tmp_path / "a.jsonl"), chat=chat).read(tmp_path).documents
+        return [(m.role, m.content) for m in document.messages]
+
+    plain = read()
+    assert len(plain) == turns
+    assert read(system=SYSTEM_PROMPT) == [("system", SYSTEM_PROMPT), *plain]
+    assert read(system="", history=[], functions=None, weight=1) == plain == read(weight="1", note="any")
+    wrong: tuple[tuple[str, Any], ...] = (
+        ("history", [["x", "y"]]),
+        ("functions", [{"name": "f"}]),
+        ("weight", 0),
+        ("system", 5),
+    )
+    for column, value in wrong:
+        with pytest.raises(ConfigError, match=rf"column '{column}' of .* line 1 holds .*chat\.ignore {column}"):
+            read(**dict[str, Any]({column: value}))
+        ignoring = dataclasses.replace(format_, ignore=(column,))
+        assert read(ignoring, **dict[str, Any]({column: value})) == plain
+
+
+def test_two_prompts_of_the_system_must_be_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for column, fits in ((SYSTEM_PROMPT, True), ("Answer in prose.", False)):
+        row = {"messages": [{"role": "system", "content": SYSTEM_PROMPT}, *TURNS], "system": column}
+        path.write_text(json.dumps(row), encoding="utf-8")
+        source = JsonLines(glob=str(path), chat=Messages())
+        if fits:
+            assert len(source.read(tmp_path).documents[0].messages) == 1 + len(TURNS)
+        else:
+            with pytest.raises(ConfigError, match="keep one of the two"):
+                source.read(tmp_path)
 
 
 def test_parquet_fills_no_keys(tmp_path: Path) -> None:

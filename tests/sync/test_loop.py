@@ -34,7 +34,7 @@ from lowcomm.sync.arguments import SyncArguments
 from lowcomm.topology import Exponential
 from lowcomm.trainer import train
 from lowcomm.transport import Simulated
-from lowcomm.types import CheckpointError, ConfigError
+from lowcomm.types import CheckpointError, ConfigError, SyncError
 from tests.methods import SCHEDULES, name
 from tests.support import runs, toy
 from tests.support.threads import Hub, Threaded, run_threads
@@ -286,6 +286,7 @@ def test_processes_without_a_group_are_refused(variable: str, monkeypatch: pytes
         lc.DiLoCo(model, inner, every=4, momentum=0.6)
     assert lc.DiLoCo(model, inner, every=4, momentum=0.6, transport=lc.transport.Simulated(1)).stats.rounds == 0
     monkeypatch.setenv(variable, "1")
+    model, inner = _one_island()
     assert LocalSGD(model, inner, every=4).transport.islands == 1
 
 
@@ -456,3 +457,32 @@ def test_a_part_and_a_setting_that_it_replaces_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=r"not allowed with (momentum|k|delay|rank), .*Fix: give one of the two"):
             build()
+
+
+def test_a_second_sync_on_an_optimizer_is_refused() -> None:
+    """Both would merge after the same step, and the outer step would be applied twice."""
+    model, inner = _one_island()
+    first = lc.FedAvg(model, inner, every=2)
+    with pytest.raises(ConfigError, match=r"inner = .* its steps are counted.*Fix: make a new optimizer"):
+        lc.FedAvg(model, inner, every=2)
+    again = toy.adamw(model)
+    again.load_state_dict(inner.state_dict())
+    second = lc.FedAvg(model, again, every=2)
+    for step in range(2):
+        _step(model, again, step)
+    assert (first.step, second.round) == (0, 1)
+
+
+@pytest.mark.parametrize("islands", [1, 2])
+def test_a_loop_that_steps_another_optimizer_is_told_at_its_end(islands: int) -> None:
+    models = [toy.Net() for _ in range(islands)]
+    sync = lc.FedAvg(models, [toy.sgd(m) for m in models], every=2)
+    for model in models:
+        _step(model, toy.sgd(model), 0)
+    with pytest.raises(SyncError, match=r"has made no step: .* nothing was merged\. Fix: give the sync"):
+        sync.finish()
+
+
+def test_an_island_without_a_batch_may_end() -> None:
+    models = [toy.Net() for _ in range(2)]
+    lc.FedAvg(models, [toy.sgd(m) for m in models], every=2).finish()
