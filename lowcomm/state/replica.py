@@ -58,7 +58,9 @@ class Replica:
 
     def check_counted(self) -> None:
         """Raises SyncError where the weights were trained, and by no step of this optimizer: nothing was merged."""
-        if self._watch is not None and not self.steps and (name := self._watch.written()):
+        if self._watch is None or self.steps or self.tokens:
+            return
+        if name := self._watch.written():
             raise SyncError(
                 f"{name} was written since the sync was made, but the inner optimizer that it was given "
                 f"({type(self.inner).__name__}) has made no step: the islands trained apart and nothing was merged. "
